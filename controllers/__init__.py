@@ -1,0 +1,1 @@
+"""The contract of a policy, the policies (one file each) and the decision service."""

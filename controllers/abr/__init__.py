@@ -1,0 +1,1 @@
+"""Adaptive-bitrate policies: one file each, named like the policy. Discovery reads this folder."""

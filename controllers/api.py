@@ -1,0 +1,137 @@
+"""The contract: what a policy is told (Observation), what it answers (Action), and what a Policy is.
+
+The same policy object runs in the simulator, behind the headless player and behind the browser. Units stand in names; all is SI.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from testbed.units import bits_from_bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A video: the one truth of its chunk sizes. `sizes_bytes[chunk][level]`; levels are ordered by bitrate, lowest first."""
+
+    name: str
+    chunk_s: float
+    bitrates_bps: tuple[int, ...]
+    sizes_bytes: tuple[tuple[int, ...], ...]
+
+    @property
+    def levels(self) -> int:
+        """Number of levels in the ladder."""
+        return len(self.bitrates_bps)
+
+    def level_at_fraction(self, fraction: float) -> int:
+        """The level at `fraction` of the ladder (0 lowest, 1 highest), rounded down."""
+        return int((self.levels - 1) * min(max(fraction, 0.0), 1.0))
+
+    def highest_level_below(self, rate_bps: float) -> int:
+        """The highest level whose nominal bitrate is at most `rate_bps`; level 0 when none is."""
+        return max((i for i, bitrate in enumerate(self.bitrates_bps) if bitrate <= rate_bps), default=0)
+
+
+@dataclass(frozen=True)
+class AbrSession:
+    """What stays the same during one playback. `chunks` are played (at most `len(video.sizes_bytes)`); chunk 0 has `first_level`, undecided."""
+
+    session_id: str
+    video: Manifest
+    chunks: int
+    buffer_cap_s: float = 60.0
+    rtt_s: float = 0.08
+    first_level: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One downloaded chunk, as the player saw it.
+
+    `download_s` runs from sending the request to the last byte (it holds the round trip); `rebuffer_s` is the stall meanwhile (for
+    chunk 0 the start-up delay); `buffer_s` is the media held right after the chunk was added, `waited_s` the pause that the buffer cap
+    imposed after that, before the next request.
+    """
+
+    index: int
+    level: int
+    size_bytes: int
+    download_s: float
+    rebuffer_s: float
+    buffer_s: float
+    waited_s: float = 0.0
+
+    @property
+    def throughput_bps(self) -> float:
+        """Size over download time, the round trip included (as in Pensieve)."""
+        return bits_from_bytes(self.size_bytes) / self.download_s
+
+
+@dataclass(frozen=True)
+class AbrObservation:
+    """What is known when the level of the next chunk is due.
+
+    | field | meaning | range, unit |
+    | --- | --- | --- |
+    | session | the playback's constants, video included | |
+    | history | every chunk downloaded so far, oldest first | 1 .. chunks-1 |
+    | buffer_s | media in the buffer now | 0 .. about 64 s |
+    """
+
+    session: AbrSession
+    history: tuple[Chunk, ...]
+    buffer_s: float
+
+    @property
+    def video(self) -> Manifest:
+        """The manifest of the video being played."""
+        return self.session.video
+
+    @property
+    def chunk_index(self) -> int:
+        """Index of the chunk whose level is asked for."""
+        return len(self.history)
+
+    @property
+    def chunks_left(self) -> int:
+        """Chunks still to be fetched, this one included."""
+        return self.session.chunks - self.chunk_index
+
+    @property
+    def last_level(self) -> int:
+        """Level of the chunk downloaded last."""
+        return self.history[-1].level
+
+    @property
+    def next_sizes_bytes(self) -> tuple[int, ...]:
+        """Size of the next chunk at each level."""
+        return self.video.sizes_bytes[self.chunk_index]
+
+
+class AbrPolicy(ABC):
+    """An adaptive-bitrate algorithm. One file in `controllers/abr/` named like the policy, or any file given to `--policies`.
+
+    `__init__` takes the policy's options as keyword arguments with defaults (`--policies fixed+level=3`); `reset` starts a session; all randomness comes from `self.rng`.
+    """
+
+    label: ClassVar[str] = ""
+    """Name in tables and figures."""
+    colour: ClassVar[str] = "#777777"
+    """Colour in every figure."""
+    citation: ClassVar[str] = ""
+    """Paper, section or equation."""
+
+    session: AbrSession
+    rng: np.random.Generator
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        """Forget everything and start `session`. Overriding methods call this one."""
+        self.session = session
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def decide(self, observation: AbrObservation) -> int:
+        """The level (0 lowest) of chunk `observation.chunk_index`."""

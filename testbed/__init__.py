@@ -1,0 +1,1 @@
+"""The engine: links, network, trials, simulator twins, records and reports."""

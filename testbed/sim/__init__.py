@@ -1,0 +1,1 @@
+"""Twins of the workloads on a virtual clock."""

@@ -1,0 +1,57 @@
+"""Conversions between SI and the units that files, papers and people use. Nowhere else may 8, 1000 or 1500 stand."""
+
+BITS_PER_BYTE = 8
+OPPORTUNITY_BYTES = 1500
+"""Bytes that one Mahimahi delivery opportunity may carry (mm-link, `link_queue.cc`)."""
+MTU_BYTES = 1500
+"""Largest IP packet on an emulated path."""
+
+
+def bps_from_mbps(mbps: float) -> float:
+    """Bit/s from Mbit/s."""
+    return mbps * 1e6
+
+
+def mbps_from_bps(bps: float) -> float:
+    """Mbit/s from bit/s."""
+    return bps / 1e6
+
+
+def bps_from_kbps(kbps: float) -> float:
+    """Bit/s from kbit/s."""
+    return kbps * 1e3
+
+
+def kbps_from_bps(bps: float) -> float:
+    """Kbit/s from bit/s."""
+    return bps / 1e3
+
+
+def bytes_per_s_from_bps(bps: float) -> float:
+    """Byte/s from bit/s."""
+    return bps / BITS_PER_BYTE
+
+
+def bits_from_bytes(size_bytes: float) -> float:
+    """Bits from bytes."""
+    return size_bytes * BITS_PER_BYTE
+
+
+def s_from_ms(ms: float) -> float:
+    """Seconds from milliseconds."""
+    return ms / 1e3
+
+
+def ms_from_s(seconds: float) -> float:
+    """Milliseconds from seconds."""
+    return seconds * 1e3
+
+
+def s_from_ns(ns: float) -> float:
+    """Seconds from nanoseconds."""
+    return ns / 1e9
+
+
+def ns_from_s(seconds: float) -> int:
+    """Whole nanoseconds from seconds."""
+    return round(seconds * 1e9)

@@ -1,0 +1,1 @@
+"""Bandwidth traces: reading, writing, finding, splitting and modelling them."""

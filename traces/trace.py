@@ -1,0 +1,99 @@
+"""`Trace`: how much a link can carry over time, repeated without end. Two kinds, both byte-accurate."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from testbed.errors import UserError
+from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_bps
+
+
+@dataclass(frozen=True)
+class RateTrace:
+    """Piecewise-constant capacity: segment i carries `rates_bps[i]` on (`edges_s[i]`, `edges_s[i+1]`]; then it wraps.
+
+    `edges_s` has one entry more than `rates_bps`, starts at 0 and increases strictly. A segment may be 0 bit/s (an outage), not all of them.
+    """
+
+    name: str
+    edges_s: tuple[float, ...]
+    rates_bps: tuple[float, ...]
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.edges_s) != len(self.rates_bps) + 1 or not self.rates_bps:
+            raise UserError(f"trace {self.name}: {len(self.rates_bps)} rates need {len(self.rates_bps) + 1} edges and at least one rate, got {len(self.edges_s)} edges")
+        if self.edges_s[0] != 0:
+            raise UserError(f"trace {self.name}: starts at {self.edges_s[0]} s, wanted 0 s")
+        for i, (a, b) in enumerate(zip(self.edges_s, self.edges_s[1:], strict=False)):
+            if not b > a:
+                raise UserError(f"trace {self.name}: sample {i + 1} is at {b} s, wanted later than {a} s")
+        for i, rate in enumerate(self.rates_bps):
+            if not (rate >= 0 and np.isfinite(rate)):
+                raise UserError(f"trace {self.name}: sample {i + 1} has a rate of {rate} bit/s, wanted a finite number of at least 0")
+        if not any(self.rates_bps):
+            raise UserError(f"trace {self.name}: every rate is 0 bit/s, wanted at least one above 0")
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds until the trace wraps."""
+        return self.edges_s[-1]
+
+    @cached_property
+    def capacity_bytes(self) -> float:
+        """Bytes carried in one period."""
+        widths_s = np.diff(self.edges_s)  # (n,)
+        return float(widths_s @ bytes_per_s_from_bps(np.asarray(self.rates_bps)))
+
+    @property
+    def mean_rate_bps(self) -> float:
+        """Time-weighted mean capacity."""
+        return bits_from_bytes(self.capacity_bytes) / self.duration_s
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content, whatever the file's format or name."""
+        return hashlib.sha256(repr(("rate", self.edges_s, self.rates_bps)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class OpportunityTrace:
+    """Packet-delivery opportunities as in Mahimahi: at each of `times_s` up to 1500 bytes may leave; the last time is the period."""
+
+    name: str
+    times_s: tuple[float, ...]
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.times_s:
+            raise UserError(f"trace {self.name}: no delivery opportunity, wanted at least one")
+        for i, (a, b) in enumerate(zip((0.0, *self.times_s), self.times_s, strict=False)):
+            if not b >= a:
+                raise UserError(f"trace {self.name}: opportunity {i + 1} is at {b} s, wanted not before {a} s")
+        if not (self.times_s[-1] > 0 and np.isfinite(self.times_s[-1])):
+            raise UserError(f"trace {self.name}: ends at {self.times_s[-1]} s, wanted a finite time above 0 s")
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds until the trace wraps."""
+        return self.times_s[-1]
+
+    @property
+    def capacity_bytes(self) -> float:
+        """Bytes carried in one period."""
+        return len(self.times_s) * OPPORTUNITY_BYTES
+
+    @property
+    def mean_rate_bps(self) -> float:
+        """Mean capacity over one period."""
+        return bits_from_bytes(self.capacity_bytes) / self.duration_s
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content, whatever the file's format or name."""
+        return hashlib.sha256(repr(("opportunities", self.times_s)).encode()).hexdigest()
+
+
+Trace = RateTrace | OpportunityTrace
