@@ -1,0 +1,119 @@
+"""Runs trials in the simulator twin, in a process of its own: `python -m testbed.sim.worker` reads jobs from stdin and writes rows to stdout.
+
+The process that builds the network is root and must not load a user's policy or torch; this one runs as the user and may.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
+from controllers.loader import load, parse_reference
+from testbed.clock import now_s
+from testbed.metrics import qoe_lin
+from testbed.records import ChunkRow, DecisionRow, Row, StallRow
+from testbed.sim.abr import run_session
+from traces.trace import OpportunityTrace, RateTrace, Trace
+
+
+class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial to simulate. Exactly one of the traces is given."""
+
+    trial_id: str
+    policy: str
+    session: AbrSession
+    seed: int
+    offset_s: float
+    rate_trace: RateTrace | None = None
+    opportunity_trace: OpportunityTrace | None = None
+
+    @property
+    def trace(self) -> Trace:
+        """The trace, whichever kind it is."""
+        trace = self.rate_trace or self.opportunity_trace
+        if trace is None:
+            raise ValueError(f"simulation job {self.trial_id} has no trace")
+        return trace
+
+
+class _Timed(AbrPolicy):
+    """A policy whose decisions are timed."""
+
+    def __init__(self, policy: AbrPolicy) -> None:
+        self.policy = policy
+        self.decisions: list[tuple[int, float]] = []  # (level, seconds)
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        self.policy.reset(session, seed)
+
+    def decide(self, observation: AbrObservation) -> int:
+        started_s = now_s()
+        level = self.policy.decide(observation)
+        self.decisions.append((level, now_s() - started_s))
+        return level
+
+
+def simulate(job: SimulationJob) -> Iterator[Row]:
+    """The rows of one simulated trial, as a player would have written them."""
+    policy = _Timed(load(parse_reference(job.policy))())
+    chunks = run_session(job.trace, job.session, policy, job.seed, job.offset_s)
+    rows = chunk_rows(job.trial_id, job.session.video, chunks)
+    yield from rows
+    for row in rows[1:]:
+        if row.rebuffer_s > 0:
+            yield StallRow(trial_id=job.trial_id, start_s=row.end_s - row.rebuffer_s, end_s=row.end_s)
+    for row, (level, seconds) in zip(rows[1:], policy.decisions, strict=True):
+        yield DecisionRow(
+            trial_id=job.trial_id,
+            chunk_index=row.index,
+            at_s=row.request_s,
+            level=level,
+            latency_s=seconds,
+            policy_s=seconds,
+            source="policy",
+            reason="",
+        )
+
+
+def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[ChunkRow]:
+    """Chunks as rows; times count from the first request, as in an emulated trial."""
+    rows: list[ChunkRow] = []
+    request_s = 0.0
+    previous_bps = video.bitrates_bps[chunks[0].level]
+    for chunk in chunks:
+        bitrate_bps = video.bitrates_bps[chunk.level]
+        end_s = request_s + chunk.download_s
+        rows.append(
+            ChunkRow(
+                trial_id=trial_id,
+                index=chunk.index,
+                level=chunk.level,
+                bitrate_bps=bitrate_bps,
+                size_bytes=chunk.size_bytes,
+                request_s=request_s,
+                first_byte_s=request_s,
+                end_s=end_s,
+                download_s=chunk.download_s,
+                rebuffer_s=chunk.rebuffer_s,
+                buffer_s=chunk.buffer_s,
+                waited_s=chunk.waited_s,
+                qoe=qoe_lin(bitrate_bps, chunk.rebuffer_s, previous_bps),
+            )
+        )
+        request_s = end_s + chunk.waited_s
+        previous_bps = bitrate_bps
+    return rows
+
+
+def main() -> None:
+    """Read a JSON list of jobs, write a JSON line for each row."""
+    out = sys.stdout.buffer
+    for job in msgspec.json.decode(sys.stdin.buffer.read(), type=list[SimulationJob]):
+        for row in simulate(job):
+            out.write(msgspec.json.encode(row) + b"\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The specification of an experiment: one frozen dataclass whose field docstrings are the `--help`, and its TOML form."""
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tyro
+
+from testbed.errors import UserError, suggestion
+
+
+def _comma_integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of integers such as 1,2,3") from None
+
+
+_CommaIntegers = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="1,2,...",
+        instance_from_str=lambda args: _comma_integers(args[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A paired grid of trials: every policy meets the same traces, offsets and seeds."""
+
+    task: Literal["abr"] = "abr"
+    """The workload: abr, adaptive bitrate streaming."""
+    trace: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or any file or folder in a known format. Repeatable. Default: fcc."""
+    policies: str = "netllm,robust_mpc,bola,bba"
+    """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
+    player: Literal["headless"] = "headless"
+    """The player: headless behaves like dash.js 5."""
+    trials: int | Literal["all"] = 1
+    """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
+    seeds: _CommaIntegers = (1,)
+    """Seeds of the policies; each gives one trial per policy and trace."""
+    parallel: int | None = None
+    """Lanes side by side, each with its own emulated path. Default: one for each policy, at most 8."""
+    chunks: int = 48
+    """Chunks to play, 2 to 48."""
+    video: str | None = None
+    """The video whose chunk sizes are served: video1, video2 or synthetic. Default: video1, or synthetic where it can't be had."""
+    offset_s: float = 0.0
+    """Where in the trace a trial starts, seconds."""
+    rtt_ms: float = 80.0
+    """Round-trip time of the path, milliseconds."""
+    queue: int = 100_000
+    """Droptail queue of the bottleneck, bytes."""
+    cc: str = "cubic"
+    """TCP congestion control of all hosts."""
+    link: Literal["userspace", "kernel"] = "userspace"
+    """Back end of the links: the user-space relay, or HTB and netem."""
+    deadline_ms: float = 1000.0
+    """A decision later than this is taken by the player's local rule, and recorded as a fallback."""
+    llm: str | None = None
+    """Backbone of the policy `netllm`: a Hugging Face causal language model (name or folder). Default: the embedded one of its adapter."""
+    simulate: bool = False
+    """Run the same experiment on the virtual clock: no root, no network, the same records."""
+    out: str = "results"
+    """Folder in which the run's own result folder is made."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("chunks", self.chunks, 2 <= self.chunks <= 48, "2 to 48"),
+            ("trials", self.trials, self.trials == "all" or int(self.trials) >= 1, "a number of at least 1, or all"),
+            ("parallel", self.parallel, self.parallel is None or 1 <= self.parallel <= 32, "1 to 32"),
+            ("rtt_ms", self.rtt_ms, math.isfinite(self.rtt_ms) and 0 <= self.rtt_ms <= 10_000, "0 to 10000"),
+            ("queue", self.queue, 3_000 <= self.queue <= 100_000_000, "3000 to 100000000 bytes"),
+            ("deadline_ms", self.deadline_ms, math.isfinite(self.deadline_ms) and self.deadline_ms > 0, "more than 0"),
+            ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
+            ("seeds", self.seeds, bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0, "different numbers of at least 0"),
+            ("policies", self.policies, bool(self.policy_references), "at least one policy"),
+        )
+        for name, seen, ok, wanted in checks:
+            if not ok:
+                raise UserError(f"--{name.replace('_', '-')} is {seen}, wanted {wanted}")
+        if len(set(self.policy_references)) < len(self.policy_references):
+            raise UserError(f"--policies is {self.policies}, wanted each policy once")
+
+    @property
+    def policy_references(self) -> tuple[str, ...]:
+        """The policies, one reference each."""
+        return tuple(part.strip() for part in self.policies.split(",") if part.strip())
+
+    @property
+    def trace_references(self) -> tuple[str, ...]:
+        """The traces asked for; `fcc` when none is."""
+        return self.trace or ("fcc",)
+
+    def to_toml(self) -> str:
+        """The experiment as TOML that `from_toml` reads back to an equal one."""
+        lines = ["# An experiment of the testbed; run it again: testbed/run.py --spec THIS_FILE"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                lines.append(f"{field.name} = {_toml_value(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return msgspec.json.encode(value).decode()
+
+
+def from_toml(path: Path) -> Experiment:
+    """Read an experiment. A missing file, bad TOML, an unknown key or a value of the wrong type is a `UserError` naming file and key."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--spec {path}: {error.strerror}, wanted a readable experiment.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}, wanted TOML") from None
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}, {suggestion(key, sorted(known))}")
+    try:
+        return msgspec.convert(values, Experiment)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}") from None
