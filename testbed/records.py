@@ -1,5 +1,7 @@
 """The rows a run leaves behind. One struct per table; names carry units; `None` means not measured."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -42,6 +44,18 @@ class StallRow(msgspec.Struct, frozen=True, kw_only=True, tag="stall", tag_field
     trial_id: str
     start_s: float
     end_s: float
+
+
+class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
+    """How a playback ended: the player's last line. `startup_s + played_s + rebuffer_s` is `wall_s`."""
+
+    trial_id: str
+    end_reason: str
+    """`complete`, or what ended it early."""
+    startup_s: float
+    played_s: float
+    rebuffer_s: float
+    wall_s: float
 
 
 class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="event"):
@@ -90,6 +104,71 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     uncounted_losses: int | None
     simulated_qoe: float | None
     """The same policy, trace and offset in the simulator twin (emulation only)."""
+    fidelity: str | None = None
+    """The link's verdict, `pass` or `fail`; None when no link was emulated."""
 
 
-Row = ChunkRow | DecisionRow | StallRow | LinkRow | TrialRow
+Row = ChunkRow | DecisionRow | StallRow | EndRow | LinkRow | TrialRow
+
+
+class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="event"):
+    """The first line of `events.jsonl`: what was run, on what, by what; enough to run it again and to label every figure."""
+
+    task: str
+    """`abr`, `cjs` or `vp`."""
+    mode: str
+    """`emulation` or `simulation`."""
+    metric: str
+    """`qoe_lin`, `avg_jct_s` or `mae_deg`."""
+    unit: str
+    """Of the metric, for example `per chunk`."""
+    started_utc: str
+    """ISO 8601."""
+    command: str
+    """The command line that started it."""
+    commit: str
+    """Git commit of this checkout; empty when unknown."""
+    spec: dict[str, Any]
+    """The whole experiment as built-in types."""
+    experiment_toml: str
+    """The same as a file that runs it again."""
+    policies: dict[str, dict[str, str]]
+    """Name to `label`, `colour` and `citation`, in the order asked for."""
+    trace: dict[str, Any]
+    """`name`, `split`, `source` (store, path, model), `traces` (how many), `sha256` of the set."""
+    versions: dict[str, str] = {}
+    """Of python and the packages that matter."""
+    host: dict[str, Any] = {}
+    """Kernel, cores, memory, link back end, scheduling class: what the numbers depend on."""
+    notes: list[str] = []
+    """Sentences that the report must show."""
+
+
+class TraceRow(msgspec.Struct, frozen=True, kw_only=True, tag="trace", tag_field="event"):
+    """A trace's capacity for the figures: `rates_bps[i]` on `edges_s[i]` to `edges_s[i+1]`, from the trace's own start; then it wraps."""
+
+    trace: str
+    sha256: str
+    edges_s: list[float]
+    rates_bps: list[float]
+
+
+class LatenessRow(msgspec.Struct, frozen=True, kw_only=True, tag="lateness", tag_field="event"):
+    """How late packets left one direction of a trial's link: `counts[i]` packets were at most `upper_ms[i]` late (and more than the bin before)."""
+
+    trial_id: str
+    direction: str
+    upper_ms: list[float]
+    counts: list[int]
+
+
+class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
+    """The last line of a run that was not killed."""
+
+    ended_utc: str
+    reason: str
+    """`complete`, or what ended it early, for example `interrupted`."""
+
+
+Event = RunHeader | TraceRow | Row | LatenessRow | EndRow
+"""One line of `events.jsonl`."""

@@ -11,8 +11,9 @@ import msgspec
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
 from controllers.loader import load, parse_reference
 from testbed.clock import now_s
+from testbed.errors import UserError
 from testbed.metrics import qoe_lin
-from testbed.records import ChunkRow, DecisionRow, Row, StallRow
+from testbed.records import ChunkRow, DecisionRow, EndRow, Row, StallRow
 from testbed.sim.abr import run_session
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
@@ -74,6 +75,27 @@ def simulate(job: SimulationJob) -> Iterator[Row]:
             source="policy",
             reason="",
         )
+    wall_s = rows[-1].end_s
+    rebuffer_s = sum(row.rebuffer_s for row in rows[1:])
+    yield EndRow(
+        trial_id=job.trial_id,
+        end_reason="complete",
+        startup_s=rows[0].rebuffer_s,
+        played_s=wall_s - rows[0].rebuffer_s - rebuffer_s,
+        rebuffer_s=rebuffer_s,
+        wall_s=wall_s,
+    )
+
+
+def _guarded(job: SimulationJob) -> Iterator[Row]:
+    """A policy that raises ends its own trial, not the experiment."""
+    try:
+        yield from simulate(job)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's policy may raise
+        reason = f"policy raised {type(error).__name__}: {error}"
+        yield EndRow(trial_id=job.trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0)
 
 
 def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[ChunkRow]:
@@ -106,14 +128,23 @@ def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[
     return rows
 
 
-def main() -> None:
-    """Read a JSON list of jobs, write a JSON line for each row."""
+def main() -> int:
+    """Read a JSON list of jobs, write a JSON line for each row. A policy that can't be loaded: one sentence, exit code 2."""
+    try:
+        _work()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _work() -> None:
     out = sys.stdout.buffer
     for job in msgspec.json.decode(sys.stdin.buffer.read(), type=list[SimulationJob]):
-        for row in simulate(job):
+        for row in _guarded(job):
             out.write(msgspec.json.encode(row) + b"\n")
         out.flush()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
