@@ -46,7 +46,7 @@ class StallRow(msgspec.Struct, frozen=True, kw_only=True, tag="stall", tag_field
     end_s: float
 
 
-class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
+class PlaybackEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="playback_end", tag_field="event"):
     """How a playback ended: the player's last line. `startup_s + played_s + rebuffer_s` is `wall_s`."""
 
     trial_id: str
@@ -108,7 +108,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """The link's verdict, `pass` or `fail`; None when no link was emulated."""
 
 
-Row = ChunkRow | DecisionRow | StallRow | EndRow | LinkRow | TrialRow
+Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="event"):

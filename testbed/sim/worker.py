@@ -13,7 +13,7 @@ from controllers.loader import load, parse_reference
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
-from testbed.records import ChunkRow, DecisionRow, EndRow, Row, StallRow
+from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
 from testbed.sim.abr import run_session
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
@@ -77,7 +77,7 @@ def simulate(job: SimulationJob) -> Iterator[Row]:
         )
     wall_s = rows[-1].end_s
     rebuffer_s = sum(row.rebuffer_s for row in rows[1:])
-    yield EndRow(
+    yield PlaybackEndRow(
         trial_id=job.trial_id,
         end_reason="complete",
         startup_s=rows[0].rebuffer_s,
@@ -95,7 +95,7 @@ def _guarded(job: SimulationJob) -> Iterator[Row]:
         raise
     except Exception as error:  # whatever a user's policy may raise
         reason = f"policy raised {type(error).__name__}: {error}"
-        yield EndRow(trial_id=job.trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0)
+        yield PlaybackEndRow(trial_id=job.trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0)
 
 
 def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[ChunkRow]:
