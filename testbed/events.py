@@ -1,0 +1,142 @@
+"""`events.jsonl`: one JSON line per event, flushed as it happens, from which everything derived is rebuilt. Also the tables made of it."""
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from testbed.errors import UserError
+from testbed.records import ChunkRow, DecisionRow, EndRow, Event, LatenessRow, LinkRow, RunHeader, StallRow, TraceRow, TrialRow
+
+EVENTS_FILE = "events.jsonl"
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "trials": TrialRow,
+    "chunks": ChunkRow,
+    "decisions": DecisionRow,
+    "links": LinkRow,
+    "stalls": StallRow,
+}
+"""Table name (`NAME.parquet`) to its row."""
+_DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
+_BATCH_ROWS = 50_000
+"""Rows held as structs before they become columns: a long run has millions of link rows."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run as read from its events."""
+
+    header: RunHeader
+    trials: tuple[TrialRow, ...]
+    tables: dict[str, pl.DataFrame]
+    """By the names of `TABLES`; typed even when empty."""
+    traces: dict[str, TraceRow] = field(default_factory=dict)
+    """By the trace's sha256."""
+    lateness: tuple[LatenessRow, ...] = ()
+    end: EndRow | None = None
+    """None when the run was killed or is still going on."""
+    truncated: bool = False
+    """The last line was cut off, as a kill in the middle of a write leaves it."""
+
+    @property
+    def unfinished(self) -> int:
+        """Trials that have rows but did not end."""
+        seen = {t for name in ("chunks", "decisions", "stalls", "links") for t in self.tables[name]["trial_id"].unique()}
+        return len(seen - {t.trial_id for t in self.trials})
+
+
+def schema(row: type[msgspec.Struct]) -> dict[str, type[pl.DataType]]:
+    """Column names and types of a row struct (optional fields are nullable columns)."""
+    hints = typing.get_type_hints(row)
+    return {name: _DTYPES[_bare(hints[name])] for name in row.__struct_fields__}
+
+
+def _bare(hint: object) -> type:
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return typing.cast(type, hint)
+
+
+def read_run(folder: Path) -> Run:
+    """Read `events.jsonl` of a result folder. A folder without one, or a line that is no event (but the last), is a `UserError`."""
+    path = folder / EVENTS_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is not a result folder: it has no {EVENTS_FILE}, wanted a folder that a run left")
+    reader = _Reader(path)
+    for event in reader.events():
+        reader.take(event)
+    return reader.run()
+
+
+class _Reader:
+    """Sorts events into tables, batch by batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: RunHeader | None = None
+        self.end: EndRow | None = None
+        self.trials: list[TrialRow] = []
+        self.traces: dict[str, TraceRow] = {}
+        self.lateness: list[LatenessRow] = []
+        self.truncated = False
+        self._names = {row: name for name, row in TABLES.items()}
+        self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in TABLES}
+        self._frames: dict[str, list[pl.DataFrame]] = {name: [] for name in TABLES}
+
+    def events(self) -> Iterator[Event]:
+        """Every event in order; a last line that is cut off ends the run there."""
+        decoder = msgspec.json.Decoder(Event)
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    event = decoder.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    if number > 1 and not line.endswith(b"\n"):
+                        self.truncated = True
+                        return
+                    raise UserError(f"{self.path}, line {number}: {error}, wanted one event of a run as JSON") from None
+                if (number == 1) != isinstance(event, RunHeader):
+                    raise UserError(f"{self.path}, line {number}: {type(event).__name__}, wanted the header on line 1 and nowhere else")
+                yield event
+
+    def take(self, event: Event) -> None:
+        """File one event."""
+        match event:
+            case RunHeader():
+                self.header = event
+            case EndRow():
+                self.end = event
+            case TraceRow():
+                self.traces[event.sha256] = event
+            case LatenessRow():
+                self.lateness.append(event)
+            case _:
+                if isinstance(event, TrialRow):
+                    self.trials.append(event)
+                name = self._names[type(event)]
+                self._rows[name].append(event)
+                if len(self._rows[name]) >= _BATCH_ROWS:
+                    self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        self._frames[name].append(frame(self._rows[name], TABLES[name]))
+        self._rows[name] = []
+
+    def run(self) -> Run:
+        """The run read so far."""
+        if self.header is None:
+            raise UserError(f"{self.path} is empty, wanted a header line")
+        for name in TABLES:
+            self._flush(name)
+        tables = {name: pl.concat(frames) for name, frames in self._frames.items()}
+        return Run(self.header, tuple(self.trials), tables, self.traces, tuple(self.lateness), self.end, self.truncated)
+
+
+def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:
+    """Rows as a typed table, also when there are none."""
+    columns = {name: [getattr(r, name) for r in rows] for name in row.__struct_fields__}
+    return pl.DataFrame(columns, schema=schema(row), strict=False)

@@ -1,0 +1,157 @@
+"""The result folder of a run: written while it runs, finished at its end, rebuilt from `events.jsonl` alone at any time."""
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from testbed.clock import utc_now
+from testbed.errors import UserError
+from testbed.records import EndRow, Event, RunHeader, TraceRow
+from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes
+from traces.trace import RateTrace, Trace
+
+Owner = tuple[int, int]
+"""User and group id that the files shall belong to."""
+_MOST_POINTS = 2000
+"""A trace is stored for the figures with at most this many segments."""
+
+
+def invoking_owner(environment: dict[str, str] | os._Environ[str] = os.environ) -> Owner | None:
+    """Who called `sudo`; None when nobody did (files then belong to the process's own user)."""
+    try:
+        return int(environment["SUDO_UID"]), int(environment["SUDO_GID"])
+    except (KeyError, ValueError):
+        return None
+
+
+class ResultFolder:
+    """`results/<UTC time>-<task>/` while a run goes on. Every appended row is in the file when `append` returns, so kill -9 loses none."""
+
+    def __init__(self, path: Path, owner: Owner | None) -> None:
+        self.path = path
+        self.owner = owner
+        self._lock = threading.Lock()
+        self._encoder = msgspec.json.Encoder()
+        self._file = (path / "events.jsonl").open("xb")
+
+    @classmethod
+    def create(cls, base: Path, header: RunHeader, now: datetime, owner: Owner | None = None) -> "ResultFolder":
+        """Make a new folder below `base`, write the header and `experiment.toml`, and point `base/latest` at it. Never reuses a folder."""
+        owner = owner or invoking_owner()
+        path = _new_folder(base, f"{now:%Y%m%dT%H%M%SZ}-{header.task}", owner)
+        folder = cls(path, owner)
+        folder.append(header)
+        (path / "experiment.toml").write_text(header.experiment_toml, encoding="utf-8")
+        give(path, owner)
+        _point_latest(base, path.name, owner)
+        return folder
+
+    def append(self, event: Event) -> None:
+        """Write one event through to the file. Threads may share a folder."""
+        self._write(self._encoder.encode(event) + b"\n")
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Write several events in one go: link counters come by the thousand."""
+        self._write(b"".join(self._encoder.encode(event) + b"\n" for event in events))
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            self._file.write(data)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the event file without an end line, as after a failure; `rebuild` still works. Closing twice does nothing."""
+        with self._lock:
+            self._file.close()
+
+    def finish(self, reason: str = "complete") -> dict[str, Any]:
+        """Write the end line, the tables, `summary.json` and `report.html`; returns the summary."""
+        self.append(EndRow(ended_utc=utc_now().isoformat(timespec="seconds"), reason=reason))
+        self.close()
+        return rebuild(self.path, self.owner)
+
+
+def rebuild(path: Path, owner: Owner | None = None, figures: str | None = None) -> dict[str, Any]:
+    """Make everything derived in a result folder anew from its `events.jsonl`; returns the summary.
+
+    Works on the folder of a killed run. `figures` (pdf, png or svg) also writes figures for a paper into `figures/`.
+    """
+    from testbed.build import build  # polars, scipy and jinja2 are not loaded before they are needed
+
+    summary = build(path, figures)
+    give(path, owner or invoking_owner())
+    return summary
+
+
+def trace_row(trace: Trace) -> TraceRow:
+    """What the figures need of a trace: its capacity, in equal bins when it has very many segments."""
+    if isinstance(trace, RateTrace) and len(trace.rates_bps) <= _MOST_POINTS:
+        edges_s, rates_bps = list(trace.edges_s), list(trace.rates_bps)
+    else:
+        edges_s, rates_bps = _binned(trace)
+    return TraceRow(trace=trace.name, sha256=trace.sha256, edges_s=edges_s, rates_bps=rates_bps)
+
+
+def _binned(trace: Trace) -> tuple[list[float], list[float]]:
+    """Capacity in equal bins of about a second (more when the trace is long): edges and rates."""
+    bins = min(max(round(trace.duration_s), 1), _MOST_POINTS)
+    edges_s = np.linspace(0.0, trace.duration_s, bins + 1)
+    if isinstance(trace, RateTrace):
+        widths_s = np.diff(trace.edges_s)
+        carried = np.concatenate([[0.0], np.cumsum(widths_s * np.asarray(trace.rates_bps))])  # bits up to each edge
+        bits = np.diff(np.interp(edges_s, trace.edges_s, carried))
+    else:
+        bits = bits_from_bytes(OPPORTUNITY_BYTES) * np.histogram(trace.times_s, edges_s)[0]
+    return edges_s.tolist(), (bits / np.diff(edges_s)).tolist()
+
+
+def give(path: Path, owner: Owner | None) -> None:
+    """Give a result folder and what is in it to `owner`; symlinks are not followed."""
+    if owner is None or os.geteuid() != 0:
+        return
+    os.chown(path, *owner, follow_symlinks=False)
+    for directory, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            os.chown(os.path.join(directory, name), *owner, follow_symlinks=False)
+
+
+def _new_folder(base: Path, name: str, owner: Owner | None) -> Path:
+    """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
+    missing = [folder for folder in (base, *base.parents) if not folder.exists()]
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            _give_one(folder, owner)
+        for number in itertools.count(1):
+            path = base / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise UserError(f"--out {base}: {error.strerror}, wanted a folder in which results can be written") from None
+    raise AssertionError("unreachable")
+
+
+def _give_one(path: Path, owner: Owner | None) -> None:
+    if owner is not None and os.geteuid() == 0:
+        os.chown(path, *owner, follow_symlinks=False)
+
+
+def _point_latest(base: Path, name: str, owner: Owner | None) -> None:
+    """Make `base/latest` a symlink to the folder `name` in one step."""
+    latest = base / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise UserError(f"{latest} is not a symbolic link, wanted nothing or a link to the newest result folder there")
+    temporary = base / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    _give_one(temporary, owner)
+    temporary.replace(latest)
