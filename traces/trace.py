@@ -1,6 +1,7 @@
 """`Trace`: how much a link can carry over time, repeated without end. Two kinds, both byte-accurate."""
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,10 +22,12 @@ class RateTrace:
     edges_s: tuple[float, ...]
     rates_bps: tuple[float, ...]
     source: str = field(default="", compare=False)
+    latency_s: float | None = None
+    """What a SABRE file gives as its one latency; kept, never applied: the round trip of a path is a setting of the run."""
 
     def __post_init__(self) -> None:
         if len(self.edges_s) != len(self.rates_bps) + 1 or not self.rates_bps:
-            raise UserError(f"trace {self.name}: {len(self.rates_bps)} rates need {len(self.rates_bps) + 1} edges and at least one rate, got {len(self.edges_s)} edges")
+            raise UserError(f"trace {self.name}: {len(self.rates_bps)} rates need {len(self.rates_bps) + 1} edges and at least one rate, got {len(self.edges_s)}")
         if self.edges_s[0] != 0:
             raise UserError(f"trace {self.name}: starts at {self.edges_s[0]} s, wanted 0 s")
         for i, (a, b) in enumerate(zip(self.edges_s, self.edges_s[1:], strict=False)):
@@ -41,11 +44,20 @@ class RateTrace:
         """Seconds until the trace wraps."""
         return self.edges_s[-1]
 
-    @cached_property
+    @property
     def capacity_bytes(self) -> float:
         """Bytes carried in one period."""
+        return float(self._bytes_at_edges[-1])
+
+    @cached_property
+    def _bytes_at_edges(self) -> np.ndarray:
         widths_s = np.diff(self.edges_s)  # (n,)
-        return float(widths_s @ bytes_per_s_from_bps(np.asarray(self.rates_bps)))
+        return np.concatenate([[0.0], np.cumsum(widths_s * bytes_per_s_from_bps(np.asarray(self.rates_bps)))])  # (n+1,)
+
+    def bytes_by(self, time_s: float) -> float:
+        """Bytes carried from the trace's beginning to `time_s`, wrapping as often as needed."""
+        periods, rest_s = divmod(time_s, self.duration_s)
+        return periods * float(self._bytes_at_edges[-1]) + float(np.interp(rest_s, self.edges_s, self._bytes_at_edges))
 
     @property
     def mean_rate_bps(self) -> float:
@@ -84,6 +96,11 @@ class OpportunityTrace:
     def capacity_bytes(self) -> float:
         """Bytes carried in one period."""
         return len(self.times_s) * OPPORTUNITY_BYTES
+
+    def bytes_by(self, time_s: float) -> float:
+        """Bytes carried from the trace's beginning to `time_s` included, wrapping as often as needed."""
+        periods, rest_s = divmod(time_s, self.duration_s)
+        return (periods * len(self.times_s) + bisect_right(self.times_s, rest_s)) * OPPORTUNITY_BYTES
 
     @property
     def mean_rate_bps(self) -> float:

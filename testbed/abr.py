@@ -1,0 +1,114 @@
+"""The ABR workload: what one trial's rows add up to, and whether they can be trusted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controllers.api import AbrSession, Manifest
+from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
+from testbed.spec import Experiment
+from testbed.trial import Trial
+from testbed.units import mbps_from_bps, s_from_ms
+
+WALL_TOLERANCE_S = 0.05
+"""How far start-up + playback + rebuffering may be from the wall time before a trial's own account is not believed."""
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """What an emulated trial knows about its path; all None in simulation."""
+
+    lane: int = 0
+    congestion_control: str = ""
+    fidelity: str | None = None
+    reasons: tuple[str, ...] = ()
+    lateness_ms_p99: float | None = None
+    rate_error_pct_100ms: float | None = None
+    uncounted_losses: int | None = None
+    trace_wraps: int = 0
+    controller_restarts: int = 0
+
+
+def session(trial: Trial, video: Manifest, experiment: Experiment) -> AbrSession:
+    """The playback that a trial consists of."""
+    return AbrSession(session_id=trial.trial_id, video=video, chunks=experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms))
+
+
+def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: PathFacts, mode: str) -> TrialRow:
+    """The trial in one row: mean QoE per chunk and its components over chunks 1 .. N-1, and the invariants' verdict."""
+    chunks = [row for row in rows if isinstance(row, ChunkRow)]
+    decisions = [row for row in rows if isinstance(row, DecisionRow)]
+    end = next((row for row in rows if isinstance(row, PlaybackEndRow)), None)
+    problems = [*path.reasons, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
+    rated = chunks[1:]
+    bitrates_bps = [chunk.bitrate_bps for chunk in chunks]
+    switches_bps = [abs(b - a) for a, b in zip(bitrates_bps, bitrates_bps[1:], strict=False)]
+    return TrialRow(
+        trial_id=trial.trial_id,
+        policy=trial.policy,
+        trace=trial.trace.name,
+        trace_sha256=trial.trace.sha256,
+        offset_s=trial.offset_s,
+        seed=trial.seed,
+        mode=mode,
+        lane=path.lane,
+        end_reason=end.end_reason if end else "player_died",
+        valid=not problems,
+        invalid_reason="; ".join(problems),
+        qoe=_mean([chunk.qoe for chunk in rated]),
+        bitrate_mbps=_mean([mbps_from_bps(chunk.bitrate_bps) for chunk in rated]),
+        rebuffer_s=_mean([chunk.rebuffer_s for chunk in rated]),
+        switch_mbps=_mean([mbps_from_bps(switch) for switch in switches_bps]),
+        startup_s=end.startup_s if end else None,
+        chunks=len(chunks),
+        decisions=len(decisions),
+        fallbacks=sum(row.source == "fallback" for row in decisions),
+        controller_restarts=path.controller_restarts,
+        wall_s=end.wall_s if end else None,
+        congestion_control=path.congestion_control,
+        trace_wraps=path.trace_wraps if mode == "emulation" else _wraps(trial, chunks),
+        lateness_ms_p99=path.lateness_ms_p99,
+        rate_error_pct_100ms=path.rate_error_pct_100ms,
+        uncounted_losses=path.uncounted_losses,
+        simulated_qoe=None,
+        fidelity=path.fidelity,
+    )
+
+
+def _broken_invariants(
+    trial: Trial,
+    playback: AbrSession,
+    chunks: Sequence[ChunkRow],
+    decisions: Sequence[DecisionRow],
+    end: PlaybackEndRow | None,
+    mode: str,
+) -> list[str]:
+    """Sentences on what a trial promised and did not keep."""
+    if end is None or end.end_reason != "complete":
+        return [f"ended early: {end.end_reason if end else 'the player died'}"]
+    problems = []
+    if [chunk.index for chunk in chunks] != list(range(playback.chunks)):
+        problems.append(f"{len(chunks)} chunks were played, wanted {playback.chunks} in order")
+    if len(decisions) != playback.chunks - 1:
+        problems.append(f"{len(decisions)} decisions were taken, wanted {playback.chunks - 1}")
+    if any(chunk.size_bytes != playback.video.sizes_bytes[chunk.index][chunk.level] for chunk in chunks):
+        problems.append("a chunk's size differs from the manifest")
+    account_s = end.startup_s + end.played_s + end.rebuffer_s
+    if abs(account_s - end.wall_s) > WALL_TOLERANCE_S:
+        problems.append(f"start-up + playback + rebuffering is {account_s:.3f} s, the wall time {end.wall_s:.3f} s")
+    carried_bytes = sum(chunk.size_bytes for chunk in chunks)
+    if mode == "emulation" and chunks and carried_bytes > most_bytes(trial, chunks[-1].end_s):
+        problems.append(f"{carried_bytes} bytes arrived, more than the trace allows by {chunks[-1].end_s:.1f} s")
+    return problems
+
+
+def most_bytes(trial: Trial, seconds: float) -> float:
+    """Bytes that the trace can carry in the `seconds` from the trial's start: no session can receive more."""
+    return trial.trace.bytes_by(trial.offset_s + seconds) - trial.trace.bytes_by(trial.offset_s)
+
+
+def _wraps(trial: Trial, chunks: Sequence[ChunkRow]) -> int:
+    return int((trial.offset_s + chunks[-1].end_s) // trial.trace.duration_s) if chunks else 0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
