@@ -11,7 +11,7 @@ import msgspec
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
 from testbed.sim.worker import SimulationJob
-from testbed.user import invoking_user
+from testbed.user import invoking_user, popen_as
 
 JOBS_PER_WORKER = 8
 """Below this many jobs a further process costs more (its start, its own copy of a model) than it saves."""
@@ -36,16 +36,13 @@ class _Worker:
     """One worker process with the threads that feed and read it."""
 
     def __init__(self, jobs: Sequence[SimulationJob], on_row: Callable[[Row], None]) -> None:
-        user = invoking_user()
-        self._process = subprocess.Popen(
+        self._process = popen_as(
+            invoking_user(),
             [sys.executable, "-m", "testbed.sim.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            user=user.uid if user else None,
-            group=user.gid if user else None,
-            extra_groups=[] if user else None,
         )
         self._jobs, self._on_row = jobs, on_row
         self._errors = b""

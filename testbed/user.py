@@ -1,19 +1,24 @@
 """Who called: the person behind sudo owns the results and runs the policies."""
 
 import os
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Sequence
+from typing import Any
 
-
-@dataclass(frozen=True)
-class User:
-    """A user and group id."""
-
-    uid: int
-    gid: int
+User = tuple[int, int]
+"""User id and group id."""
 
 
 def invoking_user() -> User | None:
     """The user who typed sudo; None when the process runs as the caller already."""
-    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit() and os.environ.get("SUDO_GID", "").isdigit():
-        return User(int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
-    return None
+    try:
+        return (int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])) if os.geteuid() == 0 else None
+    except (KeyError, ValueError):
+        return None
+
+
+def popen_as(user: User | None, argv: Sequence[str], **keywords: Any) -> subprocess.Popen[bytes]:
+    """Start a process as `user`, without root's groups; as ourselves when `user` is None."""
+    if user:
+        keywords |= {"user": user[0], "group": user[1], "extra_groups": []}
+    return subprocess.Popen(argv, **keywords)
