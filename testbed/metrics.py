@@ -1,0 +1,58 @@
+"""How good a playback was: QoE_lin per chunk, and its mean with its components over a session."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controllers.api import Chunk, Manifest
+from testbed.units import mbps_from_bps
+
+REBUF_PENALTY = 4.3
+"""QoE lost per second of stall: the highest bitrate of the ladder in Mbit/s (Pensieve, SIGCOMM 2017, section 5.1, QoE_lin: mu = 4.3)."""
+
+SWITCH_PENALTY = 1.0
+"""QoE lost per Mbit/s of change between two chunks (Yin et al., SIGCOMM 2015, equation 5 with lambda = 1; same in Pensieve)."""
+
+
+def qoe_lin(bitrate_bps: float, rebuffer_s: float, previous_bps: float) -> float:
+    """QoE of one chunk: Mbit/s - 4.3 per second of stall - |change in Mbit/s| (Pensieve, section 5.1, equation 5; NetLLM, section 5.1).
+
+    Bitrates are the ladder's nominal ones, not the chunk's actual size over its length (as in both papers' code).
+    """
+    # This order of operations is the published code's, so that equal sequences tie to the last bit.
+    return mbps_from_bps(bitrate_bps) - REBUF_PENALTY * rebuffer_s - SWITCH_PENALTY * mbps_from_bps(abs(bitrate_bps - previous_bps))
+
+
+def chunk_qoe(chunks: Sequence[Chunk], video: Manifest) -> tuple[float, ...]:
+    """QoE of every chunk. Chunk 0 has no change of level, and its start-up delay counts as stall: it is reported apart, not averaged."""
+    bitrates_bps = [video.bitrates_bps[chunk.level] for chunk in chunks]
+    previous_bps = [*bitrates_bps[:1], *bitrates_bps[:-1]]
+    return tuple(qoe_lin(b, c.rebuffer_s, p) for b, c, p in zip(bitrates_bps, chunks, previous_bps, strict=True))
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """Means per chunk over chunks 1 .. N-1: `qoe = bitrate_mbps - 4.3 rebuffer_s - switch_mbps`; the start-up delay stands apart."""
+
+    qoe: float
+    bitrate_mbps: float
+    rebuffer_s: float
+    switch_mbps: float
+    startup_s: float
+    chunks: int
+    """Chunks averaged: one fewer than were downloaded."""
+
+
+def summarise(chunks: Sequence[Chunk], video: Manifest) -> SessionSummary:
+    """The session's QoE and components. Raises `ValueError` when there are fewer than two chunks: nothing was decided then."""
+    rated = len(chunks) - 1
+    if rated < 1:
+        raise ValueError(f"{len(chunks)} chunks were downloaded, wanted at least 2")
+    mbps = [mbps_from_bps(video.bitrates_bps[chunk.level]) for chunk in chunks]
+    return SessionSummary(
+        qoe=sum(chunk_qoe(chunks, video)[1:]) / rated,
+        bitrate_mbps=sum(mbps[1:]) / rated,
+        rebuffer_s=sum(chunk.rebuffer_s for chunk in chunks[1:]) / rated,
+        switch_mbps=sum(abs(b - a) for a, b in zip(mbps, mbps[1:], strict=False)) / rated,
+        startup_s=chunks[0].rebuffer_s,
+        chunks=rated,
+    )
