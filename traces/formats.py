@@ -1,0 +1,276 @@
+"""Trace files: Pensieve's cooked text, Mahimahi's opportunities, SABRE's JSON; told apart by what is in the file, not by its name.
+
+| format | a line or entry | holds |
+| --- | --- | --- |
+| `pensieve` | `seconds Mbit/s`, tab or spaces | the rate of row i on (t[i-1], t[i]]; row 0 only says when the trace starts, its rate is never used |
+| `mahimahi` | whole milliseconds, never falling, last above 0 | one opportunity to send 1500 bytes; the last is also the period |
+| `sabre` | `{"duration_ms": .., "bandwidth_kbps": .., "latency_ms": ..}` in a list | that rate for that long |
+
+A cooked file whose first time is not 0 is shifted to start at 0. SABRE's latency may not change within a file, because a path here has
+one round-trip time, which is a setting of the run: one value throughout is kept as `RateTrace.latency_s` (and not applied), a changing one is refused.
+Numbers go through decimals, so that reading what was written gives the same trace to the last bit.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from decimal import Context, Decimal, InvalidOperation, Overflow
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from testbed.errors import UserError
+from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_bps, ms_from_s, s_from_ms
+from traces.trace import OpportunityTrace, RateTrace, Trace
+
+MAX_LINE_CHARS = 200
+"""Longest line of a text format; a real one has about 40."""
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_WHOLE = re.compile(r"\d{1,15}", re.ASCII)
+_EXACT = Context(prec=100, traps=[InvalidOperation, Overflow])
+_SABRE_KEYS = ("duration_ms", "bandwidth_kbps", "latency_ms")
+
+
+def read_trace(path: str | Path) -> Trace:
+    """The trace in `path`, named like the file. Raises `UserError` with file and line when it can't be used."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}), wanted a trace file") from error
+    return parse_trace(decode(content, str(path)), path.name, str(path))
+
+
+def decode(content: bytes, where: str) -> str:
+    """The text in `content`; raises `UserError` for bytes that are no text."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where}:{line}: byte 0x{content[error.start]:02x} is not text, wanted a trace in a text format") from error
+    control = re.search(r"[^\t\n\v\f\r -\U0010ffff]", text)
+    if control:
+        line = text.count("\n", 0, control.start()) + 1
+        raise UserError(f"{where}:{line}: byte 0x{ord(control[0]):02x} is not text, wanted a trace in a text format")
+    return text
+
+
+def parse_trace(text: str, name: str, where: str) -> Trace:
+    """The trace written in `text`; `where` (a path) begins each error."""
+    return _READERS[detect(text, where)](text, name, where)
+
+
+def detect(text: str, where: str = "text") -> str:
+    """`pensieve`, `mahimahi` or `sabre`, from the first line that is not blank."""
+    first, line = next(((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()), (0, ""))
+    if not first:
+        raise UserError(f"{where}: is empty, wanted a trace: two columns (Pensieve), one (Mahimahi) or a JSON list (SABRE)")
+    if line.lstrip()[0] in "[{":
+        return "sabre"
+    columns = len(line.split())
+    if columns not in (1, 2):
+        raise UserError(f"{where}:{first}: has {columns} columns, wanted two (Pensieve: seconds, Mbit/s) or one (Mahimahi: milliseconds)")
+    return "mahimahi" if columns == 1 else "pensieve"
+
+
+def write_trace(trace: Trace, path: str | Path, format: str) -> None:
+    """Write `trace` to `path` as `pensieve`, `mahimahi` or `sabre`; changing its kind is left to `to_rates` and `to_opportunities`."""
+    Path(path).write_text(format_trace(trace, format), encoding="utf-8")
+
+
+def format_trace(trace: Trace, format: str) -> str:
+    """`trace` in `format`, as text."""
+    kind = OpportunityTrace if format == "mahimahi" else RateTrace
+    if format not in _WRITERS:
+        raise UserError(f"trace format {format!r} is unknown, wanted one of {', '.join(_WRITERS)}")
+    if not isinstance(trace, kind):
+        needed = "opportunities: convert it with to_opportunities" if kind is OpportunityTrace else "rates: convert it with to_rates"
+        raise UserError(f"trace {trace.name}: is a {type(trace).__name__}, and format {format} wanted {needed}")
+    return _WRITERS[format](trace)
+
+
+def to_rates(trace: OpportunityTrace, bin_s: float) -> RateTrace:
+    """Mean rates over bins of `bin_s` (the last one may be shorter); each bin carries exactly the bytes of its opportunities.
+
+    An opportunity on the edge between two bins counts for the earlier one, as segments are open on the left.
+    """
+    if not (math.isfinite(bin_s) and bin_s > 0):
+        raise UserError(f"trace {trace.name}: can't be averaged over {bin_s} s, wanted a time above 0 s")
+    count = max(math.ceil(trace.duration_s / bin_s - 1e-9), 1)
+    edges_s = np.append(np.arange(count) * bin_s, trace.duration_s)  # (count + 1,)
+    bins = np.clip(np.searchsorted(edges_s, trace.times_s, side="left") - 1, 0, count - 1)  # (opportunities,)
+    sent_bytes = np.bincount(bins, minlength=count) * OPPORTUNITY_BYTES
+    rates_bps = bits_from_bytes(sent_bytes) / np.diff(edges_s)
+    return RateTrace(trace.name, tuple(edges_s.tolist()), tuple(rates_bps.tolist()), trace.source)
+
+
+def to_opportunities(trace: RateTrace) -> OpportunityTrace:
+    """Opportunities spread so that each comes when the capacity for it has passed; the last ends the period.
+
+    Their bytes differ from the trace's by at most half an opportunity a period. Times are rounded up to the millisecond, as Mahimahi has
+    them, which lengthens the period by less than 1 ms. A trace with less capacity than half an opportunity is refused.
+    """
+    count = round(trace.capacity_bytes / OPPORTUNITY_BYTES)
+    if not count:
+        raise UserError(f"trace {trace.name}: carries {trace.capacity_bytes:.0f} bytes, wanted at least one opportunity of {OPPORTUNITY_BYTES}")
+    widths_s = np.diff(trace.edges_s)
+    passed = np.append(0.0, np.cumsum(widths_s * bytes_per_s_from_bps(np.asarray(trace.rates_bps))))  # (edges,), bytes
+    wanted = passed[-1] * np.arange(1, count + 1) / count
+    # An outage makes `passed` flat: searching from the left finds the segment that filled it.
+    segment = np.clip(np.searchsorted(passed, wanted, side="left") - 1, 0, len(widths_s) - 1)
+    share = (wanted - passed[segment]) / (passed[segment + 1] - passed[segment])
+    times_s = np.asarray(trace.edges_s)[segment] + np.clip(share, 0.0, 1.0) * widths_s[segment]
+    times_s[-1] = trace.duration_s
+    times_ms = np.maximum(np.ceil(ms_from_s(times_s) - 1e-6), 0)
+    times_ms[-1] = max(times_ms[-1], 1)
+    return OpportunityTrace(trace.name, tuple(s_from_ms(times_ms).tolist()), trace.source)
+
+
+def _rows(text: str, columns: int, where: str, example: str) -> list[tuple[int, list[str]]]:
+    """Line number and columns of each line that is not blank."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MAX_LINE_CHARS:
+            raise UserError(f"{where}:{number}: has {len(line)} characters, wanted at most {MAX_LINE_CHARS} ({example})")
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != columns:
+            raise UserError(f"{where}:{number}: has {len(words)} column{'s' * (len(words) > 1)} ({_seen(line)}), wanted {columns} ({example})")
+        rows.append((number, words))
+    return rows
+
+
+def _seen(value: object) -> str:
+    """`value` as an error shows it."""
+    text = repr(value.strip() if isinstance(value, str) else value)
+    return text if len(text) <= 42 else f"{text[:40]}..."
+
+
+def _number(word: str, what: str, wanted: str, where: str) -> Decimal:
+    if not _NUMBER.fullmatch(word):
+        raise UserError(f"{where}: {what} is {_seen(word)}, wanted {wanted}")
+    return Decimal(word)
+
+
+def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
+    rows = _rows(text, 2, where, "seconds and Mbit/s")
+    if len(rows) == 1:
+        raise UserError(f"{where}:{rows[0][0]}: is the only row, wanted at least two, because the first one only says when the trace starts")
+    times_s, rates_bps = [], []
+    for line, (time, rate) in rows:
+        at = f"{where}:{line}"
+        times_s.append(_number(time, "time", "a number of seconds", at))
+        rate_mbps = _number(rate, "rate", "a finite number of at least 0 Mbit/s", at)
+        if rate_mbps < 0:
+            raise UserError(f"{at}: rate is {_seen(rate)}, wanted a finite number of at least 0 Mbit/s")
+        if len(times_s) > 1 and not float(times_s[-1] - times_s[0]) > float(times_s[-2] - times_s[0]):
+            raise UserError(f"{at}: time is {_seen(time)}, wanted later than {times_s[-2]} s of the row before")
+        rates_bps.append(_finite(rate_mbps.scaleb(6), "rate", at))
+    if not any(rates_bps[1:]):
+        raise UserError(f"{where}: every rate after the first row is 0 Mbit/s, wanted at least one above 0 (the first row's is never used)")
+    edges_s = tuple(_finite(_EXACT.subtract(t, times_s[0]), "time", where) for t in times_s)
+    return RateTrace(name, edges_s, tuple(rates_bps[1:]), where)
+
+
+def _finite(number: Decimal, what: str, where: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {what} is {_seen(str(number))}, wanted a finite number")
+    return value
+
+
+def _read_mahimahi(text: str, name: str, where: str) -> OpportunityTrace:
+    example = "whole milliseconds"
+    times_ms: list[int] = []
+    line = 0
+    for line, (word,) in _rows(text, 1, where, example):
+        if not _WHOLE.fullmatch(word):
+            raise UserError(f"{where}:{line}: time is {_seen(word)}, wanted {example} of at least 0")
+        times_ms.append(int(word))
+        if len(times_ms) > 1 and times_ms[-1] < times_ms[-2]:
+            raise UserError(f"{where}:{line}: time is {word} ms, wanted at least the {times_ms[-2]} ms of the line before")
+    if not times_ms[-1]:
+        raise UserError(f"{where}:{line}: the last time is 0 ms, wanted above 0, because it is the period")
+    return OpportunityTrace(name, tuple(s_from_ms(t) for t in times_ms), where)
+
+
+def _read_sabre(text: str, name: str, where: str) -> RateTrace:
+    entries = _sabre_entries(text, where)
+    edges_ms = [Decimal(0)]
+    rates_bps = []
+    for number, (duration_ms, rate_kbps, latency_ms) in enumerate(entries, 1):
+        at = f"{where}: entry {number}"
+        edges_ms.append(_EXACT.add(edges_ms[-1], duration_ms))
+        rates_bps.append(_finite(rate_kbps.scaleb(3), "bandwidth_kbps", at))
+        if latency_ms != entries[0][2]:
+            raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {entries[0][2]} as in the first, because a path has one round-trip time")
+    if not any(rates_bps):
+        raise UserError(f"{where}: every bandwidth_kbps is 0, wanted at least one above 0")
+    edges_s = tuple(_finite(e.scaleb(-3, _EXACT), "duration_ms", where) for e in edges_ms)
+    for number, (a, b) in enumerate(pairwise(edges_s), 1):
+        if not b > a:
+            raise UserError(f"{where}: entry {number}: duration_ms is {entries[number - 1][0]}, wanted above 0")
+    latency_ms = entries[0][2]
+    return RateTrace(name, edges_s, tuple(rates_bps), where, None if latency_ms is None else _finite(latency_ms.scaleb(-3), "latency_ms", where))
+
+
+def _sabre_entries(text: str, where: str) -> list[tuple[Decimal, Decimal, Decimal | None]]:
+    """Duration, rate and latency of each entry, checked one by one."""
+    try:
+        listed = json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=str)
+    except (json.JSONDecodeError, RecursionError) as error:
+        at = f"{where}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else where
+        raise UserError(f"{at}: is not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else 'nested too deep'}), wanted SABRE's list") from error
+    if not isinstance(listed, list) or not listed:
+        seen = "an empty list" if listed == [] else f"a JSON {type(listed).__name__}"
+        raise UserError(f"{where}: is {seen}, wanted a list of {{duration_ms, bandwidth_kbps, latency_ms}} with at least one entry")
+    return [_sabre_entry(entry, f"{where}: entry {number}") for number, entry in enumerate(listed, 1)]
+
+
+def _sabre_entry(entry: object, at: str) -> tuple[Decimal, Decimal, Decimal | None]:
+    if not isinstance(entry, dict) or not {"duration_ms", "bandwidth_kbps"} <= entry.keys() <= set(_SABRE_KEYS):
+        seen = sorted(entry) if isinstance(entry, dict) else entry
+        raise UserError(f"{at}: is {_seen(seen)}, wanted an object of {', '.join(_SABRE_KEYS)}")
+    for key, value in entry.items():
+        if not isinstance(value, Decimal) or value < 0 or value.adjusted() > 300 or (key == "duration_ms" and not value):
+            wanted = "above 0" if key == "duration_ms" else "of at least 0"
+            raise UserError(f"{at}: {key} is {_seen(str(value))}, wanted a finite number {wanted}")
+    return entry["duration_ms"], entry["bandwidth_kbps"], entry.get("latency_ms")
+
+
+def _plain(number: Decimal) -> str:
+    """`number` without an exponent and without trailing zeros after the point."""
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _write_pensieve(trace: RateTrace) -> str:
+    rates = [_plain(Decimal(repr(rate)).scaleb(-6)) for rate in trace.rates_bps]
+    rows = zip(trace.edges_s, (rates[0], *rates), strict=True)
+    return "".join(f"{_plain(Decimal(repr(time)))}\t{rate}\n" for time, rate in rows)
+
+
+def _write_mahimahi(trace: OpportunityTrace) -> str:
+    times_ms = [round(ms_from_s(t)) for t in trace.times_s]
+    for number, (time_ms, time_s) in enumerate(zip(times_ms, trace.times_s, strict=True), 1):
+        if s_from_ms(time_ms) != time_s:
+            raise UserError(f"trace {trace.name}: opportunity {number} is at {time_s} s, and format mahimahi wanted whole milliseconds")
+    return "".join(f"{t}\n" for t in times_ms)
+
+
+def _write_sabre(trace: RateTrace) -> str:
+    edges = [Decimal(repr(e)) for e in trace.edges_s]
+    latency = "" if trace.latency_s is None else f', "latency_ms": {_plain(Decimal(repr(trace.latency_s)).scaleb(3))}'
+    entries = (
+        f'  {{"duration_ms": {_plain(_EXACT.subtract(b, a).scaleb(3, _EXACT))}, "bandwidth_kbps": {_plain(Decimal(repr(rate)).scaleb(-3))}{latency}}}'
+        for (a, b), rate in zip(pairwise(edges), trace.rates_bps, strict=True)
+    )
+    return "[\n" + ",\n".join(entries) + "\n]\n"
+
+
+_READERS: dict[str, Callable[[str, str, str], Trace]] = {"pensieve": _read_pensieve, "mahimahi": _read_mahimahi, "sabre": _read_sabre}
+_WRITERS: dict[str, Callable] = {"pensieve": _write_pensieve, "mahimahi": _write_mahimahi, "sabre": _write_sabre}
