@@ -10,7 +10,7 @@ import msgspec
 import polars as pl
 
 from testbed.errors import UserError
-from testbed.records import ChunkRow, DecisionRow, EndRow, Event, LatenessRow, LinkRow, RunHeader, StallRow, TraceRow, TrialRow
+from testbed.records import ChunkRow, DecisionRow, EndRow, Event, LatenessRow, LinkRow, PlaybackEndRow, RunHeader, SimulatedRow, StallRow, TraceRow, TrialRow
 
 EVENTS_FILE = "events.jsonl"
 TABLES: dict[str, type[msgspec.Struct]] = {
@@ -82,6 +82,7 @@ class _Reader:
         self.trials: list[TrialRow] = []
         self.traces: dict[str, TraceRow] = {}
         self.lateness: list[LatenessRow] = []
+        self.simulated_qoe: dict[str, float] = {}
         self.truncated = False
         self._names = {row: name for name, row in TABLES.items()}
         self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in TABLES}
@@ -114,9 +115,13 @@ class _Reader:
                 self.traces[event.sha256] = event
             case LatenessRow():
                 self.lateness.append(event)
+            case SimulatedRow():
+                self.simulated_qoe[event.trial_id] = event.qoe
+            case TrialRow():
+                self.trials.append(event)
+            case PlaybackEndRow():
+                pass  # the trial's row holds it
             case _:
-                if isinstance(event, TrialRow):
-                    self.trials.append(event)
                 name = self._names[type(event)]
                 self._rows[name].append(event)
                 if len(self._rows[name]) >= _BATCH_ROWS:
@@ -130,10 +135,16 @@ class _Reader:
         """The run read so far."""
         if self.header is None:
             raise UserError(f"{self.path} is empty, wanted a header line")
+        trials = [self._with_twin(trial) for trial in self.trials]
+        self._rows["trials"] = list(trials)
         for name in TABLES:
             self._flush(name)
         tables = {name: pl.concat(frames) for name, frames in self._frames.items()}
-        return Run(self.header, tuple(self.trials), tables, self.traces, tuple(self.lateness), self.end, self.truncated)
+        return Run(self.header, tuple(trials), tables, self.traces, tuple(self.lateness), self.end, self.truncated)
+
+    def _with_twin(self, trial: TrialRow) -> TrialRow:
+        qoe = self.simulated_qoe.get(trial.trial_id)
+        return trial if qoe is None else msgspec.structs.replace(trial, simulated_qoe=qoe)
 
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:

@@ -162,6 +162,14 @@ class LatenessRow(msgspec.Struct, frozen=True, kw_only=True, tag="lateness", tag
     counts: list[int]
 
 
+class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", tag_field="event"):
+    """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed. It becomes `TrialRow.simulated_qoe`."""
+
+    trial_id: str
+    qoe: float
+    """Mean per chunk, as `TrialRow.qoe`."""
+
+
 class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
     """The last line of a run that was not killed."""
 
@@ -170,5 +178,5 @@ class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="ev
     """`complete`, or what ended it early, for example `interrupted`."""
 
 
-Event = RunHeader | TraceRow | Row | LatenessRow | EndRow
+Event = RunHeader | TraceRow | Row | LatenessRow | SimulatedRow | EndRow
 """One line of `events.jsonl`."""

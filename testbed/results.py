@@ -1,7 +1,5 @@
 """The result folder of a run: written while it runs, finished at its end, rebuilt from `events.jsonl` alone at any time."""
 
-import contextlib
-import itertools
 import os
 import threading
 from collections.abc import Iterable
@@ -125,19 +123,29 @@ def give(path: Path, owner: Owner | None) -> None:
 
 def _new_folder(base: Path, name: str, owner: Owner | None) -> Path:
     """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
+    if (base / "latest").exists() and not (base / "latest").is_symlink():
+        raise UserError(f"{base / 'latest'} is not a symbolic link, wanted nothing there or a link to the newest result folder")
     missing = [folder for folder in (base, *base.parents) if not folder.exists()]
     try:
         base.mkdir(parents=True, exist_ok=True)
         for folder in missing:
             _give_one(folder, owner)
-        for number in itertools.count(1):
-            path = base / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return path
+        number, path = 1, base / name
+        while not _made(path):
+            number += 1
+            path = base / f"{name}-{number}"
     except OSError as error:
         raise UserError(f"--out {base}: {error.strerror}, wanted a folder in which results can be written") from None
-    raise AssertionError("unreachable")
+    return path
+
+
+def _made(path: Path) -> bool:
+    """Make the folder; False when something of that name is there."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _give_one(path: Path, owner: Owner | None) -> None:
@@ -147,11 +155,8 @@ def _give_one(path: Path, owner: Owner | None) -> None:
 
 def _point_latest(base: Path, name: str, owner: Owner | None) -> None:
     """Make `base/latest` a symlink to the folder `name` in one step."""
-    latest = base / "latest"
-    if latest.exists() and not latest.is_symlink():
-        raise UserError(f"{latest} is not a symbolic link, wanted nothing or a link to the newest result folder there")
     temporary = base / f".latest-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     _give_one(temporary, owner)
-    temporary.replace(latest)
+    temporary.replace(base / "latest")

@@ -1,0 +1,36 @@
+"""From the events of a run to everything derived: parquet tables, `summary.json`, `report.html`, figures for papers."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from testbed.events import read_run
+from testbed.report import render
+from testbed.summary import summarise
+
+
+def build(folder: Path, figures: str | None = None) -> dict[str, Any]:
+    """Write all derived files of a result folder anew and return the summary."""
+    run = read_run(folder)
+    summary = summarise(run)
+    for name, table in run.tables.items():
+        _replace(folder / f"{name}.parquet", table.write_parquet)
+    summary_json = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    _replace(folder / "summary.json", lambda path: path.write_bytes(summary_json))
+    page = render(run, summary).encode()
+    _replace(folder / "report.html", lambda path: path.write_bytes(page))
+    if figures is not None:
+        from testbed.paper import export  # matplotlib takes a second to load
+
+        export(run, folder / "figures", figures)
+    return summary
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path` and move it there, so that nobody ever reads half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    temporary.replace(path)

@@ -1,0 +1,131 @@
+"""Means with 95 % intervals, paired differences, quantiles: the only statistics of summaries and reports.
+
+The unit of resampling is the trace. Trials of one trace (seeds, offsets) are averaged first, since they share what matters most; so an
+interval says what another draw of traces from the same set would give, not what another seed would.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from testbed.records import TrialRow
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 20240804
+"""Of the bootstrap, so that the same trials always give the same interval. (The day NetLLM was presented.)"""
+LEAST_FOR_INTERVAL = 3
+"""With fewer traces there is no interval: two points can't say how far a third may lie."""
+TIE = 1e-9
+"""Differences up to this, in the metric's unit, are ties: rounding, not behaviour."""
+LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
+"""Metrics that are costs; all others are gains."""
+
+TraceKey = tuple[str, str]
+"""Name and sha256 of a trace: two folders may hold files of the same name."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` traces. None where there is nothing to average, or too little for an interval."""
+
+    mean: float | None
+    ci95: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Policy `a` minus policy `b`, trace by trace, over the traces where both have a valid trial."""
+
+    a: str
+    b: str
+    differences: dict[TraceKey, float]
+    estimate: Estimate
+    wins: int
+    """Traces where `a` is better, whichever direction the metric has."""
+    losses: int
+    ties: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean of `values` and its bias-corrected and accelerated bootstrap interval (Efron 1987), with a fixed seed.
+
+    BCa is undefined when all values are equal; the percentile interval stands in then, and is that one value.
+    """
+    n = len(values)
+    if n == 0:
+        return Estimate(None, None, 0)
+    mean = float(np.mean(values))
+    if n < LEAST_FOR_INTERVAL:
+        return Estimate(mean, None, n)
+    low, high = _bootstrap(values, "BCa")
+    if not (np.isfinite(low) and np.isfinite(high)):
+        low, high = _bootstrap(values, "percentile")
+    return Estimate(mean, (low, high), n)
+
+
+def _bootstrap(values: Sequence[float], method: str) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
+            (np.asarray(values, dtype=float),),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method=method,
+            batch=1000,
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, float]:
+    """The field `value` of the valid trials of ONE policy, averaged over seeds, then offsets: one number a trace."""
+    by_offset = _mean_over_seeds(trials, value)
+    by_trace: dict[TraceKey, list[float]] = defaultdict(list)
+    for (key, _), mean in by_offset.items():
+        by_trace[key].append(mean)
+    return {key: float(np.mean(means)) for key, means in by_trace.items()}
+
+
+def _mean_over_seeds(trials: Iterable[TrialRow], value: str) -> dict[tuple[TraceKey, float], float]:
+    values: dict[tuple[TraceKey, float], list[float]] = defaultdict(list)
+    for trial in trials:
+        number = getattr(trial, value)
+        if trial.valid and number is not None:
+            values[(trial.trace, trial.trace_sha256), trial.offset_s].append(number)
+    return {key: float(np.mean(numbers)) for key, numbers in values.items()}
+
+
+def compare(a: str, b: str, trials: Iterable[TrialRow], metric: str = "qoe_lin", value: str = "qoe") -> Comparison:
+    """Paired differences of two policies: mean over seeds first, then a - b at each trace and offset, then mean over offsets."""
+    trials = tuple(trials)
+    of_a, of_b = (_mean_over_seeds((t for t in trials if t.policy == name), value) for name in (a, b))
+    by_trace: dict[TraceKey, list[float]] = defaultdict(list)
+    for (key, offset_s), mean in of_a.items():
+        if (key, offset_s) in of_b:
+            by_trace[key].append(mean - of_b[key, offset_s])
+    differences = {key: float(np.mean(parts)) for key, parts in by_trace.items()}
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    wins = sum(sign * d > TIE for d in differences.values())
+    losses = sum(sign * d < -TIE for d in differences.values())
+    return Comparison(a, b, differences, estimate(list(differences.values())), wins, losses, len(differences) - wins - losses)
+
+
+def quantile(values: Sequence[float], q: float) -> float | None:
+    """The `q` quantile (0 to 1), linear between order statistics; None of nothing."""
+    return float(np.quantile(values, q)) if len(values) else None
+
+
+def strongest(means: Mapping[str, float | None], metric: str = "qoe_lin") -> str | None:
+    """The name with the best mean; None when none has one."""
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    if not known:
+        return None
+    best = min if metric in LOWER_IS_BETTER else max
+    return best(known, key=lambda name: known[name])

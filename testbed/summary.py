@@ -1,0 +1,182 @@
+"""`summary.json`, version 1: the contract that scripts and other people's tools read. What is unknown is null.
+
+| key | meaning |
+| --- | --- |
+| trace | the set: name, split, `source` (`model` means: modelled, not measured), number of traces, sha256 |
+| policies.NAME.trials | trials that ended, invalid ones among them |
+| policies.NAME.invalid | how many of them are invalid: shown, counted, and in no other number |
+| policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.estimate` |
+| policies.NAME.decision_ms | what the player waited for a decision, fallbacks included |
+| policies.NAME.simulation | mean of the simulator twin on the same trials, the difference, and whether it is within 10 % or 0.1 |
+| comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
+| fidelity | over ALL trials: the worst p99 lateness and rate error, the sum of uncounted losses; fails if one trial failed |
+| unfinished | trials that began but did not end (the run was cut short) |
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from testbed import stats
+from testbed.events import Run
+from testbed.records import TrialRow
+from testbed.units import ms_from_s
+
+VERSION = 1
+COMPONENTS = {"abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s")}
+MODELLED = "modelled, not measured"
+"""What every table and report says of traces that were drawn from a model."""
+AGREEMENT_SHARE = 0.10
+AGREEMENT_LEAST = 0.1
+"""Emulated and simulated QoE agree within 10 %, or 0.1 where that is more."""
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The summary of a run, ready for JSON."""
+    header = run.header
+    names = policy_names(run)
+    policies = {name: _policy(run, name) for name in names}
+    trace = {key: header.trace.get(key) for key in ("name", "split", "source", "traces", "sha256")}
+    return {
+        "version": VERSION,
+        "task": header.task,
+        "metric": header.metric,
+        "unit": header.unit,
+        "mode": header.mode,
+        "trace": trace,
+        "host": {**header.versions, **header.host},
+        "policies": policies,
+        "comparisons": [_comparison(c) for c in comparisons(run)],
+        "fidelity": fidelity(run.trials, header.mode),
+        "unfinished": run.unfinished,
+        "notes": notes(run),
+    }
+
+
+def policy_names(run: Run) -> list[str]:
+    """The policies in the order asked for, then any that only the trials name."""
+    return list(dict.fromkeys([*run.header.policies, *(t.policy for t in run.trials)]))
+
+
+def main_policy(names: Sequence[str]) -> str | None:
+    """The policy that the others are compared with: netllm (with or without options), else the first."""
+    return next((n for n in names if n.split("+")[0] == "netllm"), names[0] if names else None)
+
+
+def comparisons(run: Run) -> list[stats.Comparison]:
+    """The main policy against each other one, the strongest of them first; without those that share no trace with it."""
+    names = policy_names(run)
+    main = main_policy(names)
+    if main is None:
+        return []
+    metric = run.header.metric
+    means = {n: _mean([t for t in run.trials if t.policy == n], "qoe") for n in names if n != main}
+    ordered = []
+    while (best := stats.strongest(means, metric)) is not None:
+        ordered.append(best)
+        del means[best]
+    pairs = (stats.compare(main, other, run.trials, metric) for other in ordered)
+    return [pair for pair in pairs if pair.differences]
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know before the numbers: the header's notes, modelled traces, a run cut short."""
+    found = list(run.header.notes)
+    if modelled(run) and not any(MODELLED in note for note in found):
+        found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
+    if run.end is None:
+        found.append(f"The run was cut short: {run.unfinished} trials began and did not end; the numbers are of those that did.")
+    elif run.end.reason != "complete":
+        found.append(f"The run ended early ({run.end.reason}): the numbers are of the trials that ended.")
+    return found
+
+
+def modelled(run: Run) -> bool:
+    """Whether traces of this run were drawn from a model (of several sets, the sources are joined by +)."""
+    return "model" in str(run.header.trace.get("source")).split("+")
+
+
+def fidelity(trials: Sequence[TrialRow], mode: str) -> dict[str, Any]:
+    """The links' verdict over all trials, invalid ones included."""
+    verdicts = {verdict(trial) for trial in trials} if mode == "emulation" else set()
+    return {
+        "verdict": next((v for v in ("fail", "pass") if v in verdicts), None),
+        "lateness_ms_p99": _worst(trials, "lateness_ms_p99"),
+        "rate_error_pct_100ms": _worst(trials, "rate_error_pct_100ms"),
+        "uncounted_losses": _sum(trials, "uncounted_losses"),
+    }
+
+
+def verdict(trial: TrialRow) -> str | None:
+    """The verdict on a trial's link; one that recorded none counts by its validity, if it was emulated."""
+    if trial.fidelity is not None or trial.mode != "emulation":
+        return trial.fidelity
+    return "pass" if trial.valid else "fail"
+
+
+def agrees(emulated: float, simulated: float) -> bool:
+    """Whether emulation and simulation are within 10 %, or 0.1."""
+    return abs(emulated - simulated) <= max(AGREEMENT_SHARE * abs(simulated), AGREEMENT_LEAST)
+
+
+def _mean(trials: Sequence[TrialRow], field: str) -> float | None:
+    """Mean over traces of the valid ones of `trials`."""
+    values = list(stats.per_trace(trials, field).values())
+    return sum(values) / len(values) if values else None
+
+
+def _worst(trials: Sequence[TrialRow], field: str) -> float | None:
+    return max((abs(v) for t in trials if (v := getattr(t, field)) is not None), default=None)
+
+
+def _sum(trials: Sequence[TrialRow], field: str) -> int | None:
+    values = [v for t in trials if (v := getattr(t, field)) is not None]
+    return sum(values) if values else None
+
+
+def _policy(run: Run, name: str) -> dict[str, Any]:
+    trials = [t for t in run.trials if t.policy == name]
+    valid = [t for t in trials if t.valid]
+    qoe = stats.estimate(list(stats.per_trace(valid).values()))
+    components = COMPONENTS.get(run.header.task, ())
+    return {
+        "trials": len(trials),
+        "invalid": len(trials) - len(valid),
+        "mean": qoe.mean,
+        "ci95": list(qoe.ci95) if qoe.ci95 else None,
+        "components": {c: _mean(valid, c) for c in components},
+        "decision_ms": _decision_ms(run, valid),
+        "decisions": sum(t.decisions for t in valid),
+        "fallbacks": sum(t.fallbacks for t in valid),
+        "simulation": _simulation(valid),
+    }
+
+
+def _decision_ms(run: Run, valid: Sequence[TrialRow]) -> dict[str, float | None]:
+    ids = [t.trial_id for t in valid]
+    waits_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))["latency_s"]]
+    return {"p50": stats.quantile(waits_ms, 0.5), "p99": stats.quantile(waits_ms, 0.99), "max": max(waits_ms, default=None)}
+
+
+def _simulation(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
+    both = [t for t in valid if t.simulated_qoe is not None and t.qoe is not None]
+    if not both:
+        return None
+    emulated, simulated = _mean(both, "qoe"), _mean(both, "simulated_qoe")
+    if emulated is None or simulated is None:
+        return None
+    return {"mean": simulated, "difference": emulated - simulated, "within": agrees(emulated, simulated)}
+
+
+def _comparison(pair: stats.Comparison) -> dict[str, Any]:
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        "mean_difference": pair.estimate.mean,
+        "ci95": list(pair.estimate.ci95) if pair.estimate.ci95 else None,
+        "wins": pair.wins,
+        "losses": pair.losses,
+        "ties": pair.ties,
+        "traces": pair.estimate.n,
+    }
