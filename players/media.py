@@ -42,7 +42,7 @@ def load_manifest(name: str, root: str | Path | None = None) -> Manifest:
         raise UserError(f"video {name!r} is unknown: {suggestion(name, video_names())}")
     folder = find_video(name, root)
     if folder is None:
-        raise UserError(f"video {name} is not on this machine, wanted its chunk sizes: run scripts/fetch_data {name}, or use {SYNTHETIC_VIDEO}")
+        raise UserError(f"video {name} is not on this machine: run scripts/fetch_data {name}, or use {SYNTHETIC_VIDEO}")
     return _read_manifest(name, folder)
 
 
@@ -50,8 +50,8 @@ def default_manifest(root: str | Path | None = None) -> tuple[Manifest, str]:
     """`video1`, or the synthetic video and a sentence that says so (empty for `video1`)."""
     if find_video(DEFAULT_VIDEO, root) is not None:
         return load_manifest(DEFAULT_VIDEO, root), ""
-    note = f"video {DEFAULT_VIDEO} is not on this machine (scripts/fetch_data {DEFAULT_VIDEO} gets it): chunk sizes are those of our synthetic video"
-    return synthetic_manifest(), note
+    note = f"video {DEFAULT_VIDEO} is not on this machine (scripts/fetch_data {DEFAULT_VIDEO} gets it)"
+    return synthetic_manifest(), f"{note}: chunk sizes are those of our synthetic video"
 
 
 def _read_manifest(name: str, folder: Path) -> Manifest:

@@ -2,12 +2,13 @@
 
 | format | a line or entry | holds |
 | --- | --- | --- |
-| `pensieve` | `seconds Mbit/s`, tab or spaces | the rate of row i on (t[i-1], t[i]]; row 0 only says when the trace starts, its rate is never used |
+| `pensieve` | `seconds Mbit/s`, tab or spaces | the rate of row i on (t[i-1], t[i]]; row 0 is only the start, its rate is never used |
 | `mahimahi` | whole milliseconds, never falling, last above 0 | one opportunity to send 1500 bytes; the last is also the period |
 | `sabre` | `{"duration_ms": .., "bandwidth_kbps": .., "latency_ms": ..}` in a list | that rate for that long |
 
-A cooked file whose first time is not 0 is shifted to start at 0. SABRE's latency may not change within a file, because a path here has
-one round-trip time, which is a setting of the run: one value throughout is kept as `RateTrace.latency_s` (and not applied), a changing one is refused.
+A cooked file whose first time is not 0 is shifted to start at 0. SABRE's latency may not change within a file, because a path here has one
+round-trip time, which is a setting of the run: one value throughout is kept as `RateTrace.latency_s` (and not applied), a changing one is
+refused.
 Numbers go through decimals, so that reading what was written gives the same trace to the last bit.
 """
 
@@ -115,7 +116,8 @@ def to_opportunities(trace: RateTrace) -> OpportunityTrace:
     """
     count = round(trace.capacity_bytes / OPPORTUNITY_BYTES)
     if not count:
-        raise UserError(f"trace {trace.name}: carries {trace.capacity_bytes:.0f} bytes, wanted at least one opportunity of {OPPORTUNITY_BYTES}")
+        wanted = f"wanted at least one opportunity of {OPPORTUNITY_BYTES}"
+        raise UserError(f"trace {trace.name}: carries {trace.capacity_bytes:.0f} bytes, {wanted}")
     widths_s = np.diff(trace.edges_s)
     passed = np.append(0.0, np.cumsum(widths_s * bytes_per_s_from_bps(np.asarray(trace.rates_bps))))  # (edges,), bytes
     wanted = passed[-1] * np.arange(1, count + 1) / count
@@ -139,7 +141,7 @@ def _rows(text: str, columns: int, where: str, example: str) -> list[tuple[int, 
         if not words:
             continue
         if len(words) != columns:
-            raise UserError(f"{where}:{number}: has {len(words)} column{'s' * (len(words) > 1)} ({_seen(line)}), wanted {columns} ({example})")
+            raise UserError(f"{where}:{number}: is {_seen(line)} with {len(words)} columns, wanted {columns} ({example})")
         rows.append((number, words))
     return rows
 
@@ -159,7 +161,7 @@ def _number(word: str, what: str, wanted: str, where: str) -> Decimal:
 def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
     rows = _rows(text, 2, where, "seconds and Mbit/s")
     if len(rows) == 1:
-        raise UserError(f"{where}:{rows[0][0]}: is the only row, wanted at least two, because the first one only says when the trace starts")
+        raise UserError(f"{where}:{rows[0][0]}: is the only row, wanted at least two, because the first is only the start")
     times_s, rates_bps = [], []
     for line, (time, rate) in rows:
         at = f"{where}:{line}"
@@ -207,7 +209,8 @@ def _read_sabre(text: str, name: str, where: str) -> RateTrace:
         edges_ms.append(_EXACT.add(edges_ms[-1], duration_ms))
         rates_bps.append(_finite(rate_kbps.scaleb(3), "bandwidth_kbps", at))
         if latency_ms != entries[0][2]:
-            raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {entries[0][2]} as in the first, because a path has one round-trip time")
+            wanted = f"{entries[0][2]} as in the first entry, because a path has one round-trip time"
+            raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {wanted}")
     if not any(rates_bps):
         raise UserError(f"{where}: every bandwidth_kbps is 0, wanted at least one above 0")
     edges_s = tuple(_finite(e.scaleb(-3, _EXACT), "duration_ms", where) for e in edges_ms)
@@ -215,16 +218,18 @@ def _read_sabre(text: str, name: str, where: str) -> RateTrace:
         if not b > a:
             raise UserError(f"{where}: entry {number}: duration_ms is {entries[number - 1][0]}, wanted above 0")
     latency_ms = entries[0][2]
-    return RateTrace(name, edges_s, tuple(rates_bps), where, None if latency_ms is None else _finite(latency_ms.scaleb(-3), "latency_ms", where))
+    latency_s = None if latency_ms is None else _finite(latency_ms.scaleb(-3), "latency_ms", where)
+    return RateTrace(name, edges_s, tuple(rates_bps), where, latency_s)
 
 
 def _sabre_entries(text: str, where: str) -> list[tuple[Decimal, Decimal, Decimal | None]]:
     """Duration, rate and latency of each entry, checked one by one."""
     try:
         listed = json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=str)
-    except (json.JSONDecodeError, RecursionError) as error:
-        at = f"{where}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else where
-        raise UserError(f"{at}: is not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else 'nested too deep'}), wanted SABRE's list") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}:{error.lineno}: is not JSON ({error.msg}), wanted SABRE's list") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: is JSON nested too deep, wanted SABRE's list") from error
     if not isinstance(listed, list) or not listed:
         seen = "an empty list" if listed == [] else f"a JSON {type(listed).__name__}"
         raise UserError(f"{where}: is {seen}, wanted a list of {{duration_ms, bandwidth_kbps, latency_ms}} with at least one entry")
@@ -265,10 +270,10 @@ def _write_mahimahi(trace: OpportunityTrace) -> str:
 def _write_sabre(trace: RateTrace) -> str:
     edges = [Decimal(repr(e)) for e in trace.edges_s]
     latency = "" if trace.latency_s is None else f', "latency_ms": {_plain(Decimal(repr(trace.latency_s)).scaleb(3))}'
-    entries = (
-        f'  {{"duration_ms": {_plain(_EXACT.subtract(b, a).scaleb(3, _EXACT))}, "bandwidth_kbps": {_plain(Decimal(repr(rate)).scaleb(-3))}{latency}}}'
-        for (a, b), rate in zip(pairwise(edges), trace.rates_bps, strict=True)
-    )
+    entries = []
+    for (start, end), rate in zip(pairwise(edges), trace.rates_bps, strict=True):
+        duration_ms = _plain(_EXACT.subtract(end, start).scaleb(3, _EXACT))
+        entries.append(f'  {{"duration_ms": {duration_ms}, "bandwidth_kbps": {_plain(Decimal(repr(rate)).scaleb(-3))}{latency}}}')
     return "[\n" + ",\n".join(entries) + "\n]\n"
 
 

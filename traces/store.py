@@ -96,7 +96,7 @@ def _named_split(name: str, split_name: str) -> tuple[CatalogSet, Split]:
 
 
 def find_split(entry: CatalogSet, split: Split, root: str | Path | None = None) -> Path | None:
-    """The folder that holds `split`, None when no data folder has it. Raises `UserError` when the files there are not the catalogued ones."""
+    """The folder that holds `split`, None when no data folder has it; raises `UserError` when its files are not the catalogued ones."""
     for data in data_roots(root):
         folder = split_folder(data, entry, split)
         files = split_files(folder, split) if folder.is_dir() else []
@@ -113,8 +113,8 @@ def _verify(entry: CatalogSet, split: Split, folder: Path, files: tuple[tuple[Pa
     if seen != split.sha256:
         name = f"{entry.name}/{split.name}" if split.name else entry.name
         raise UserError(
-            f"{name} in {folder} has {len(files)} files with sha256 {seen[:12]}..., wanted the {split.files} files with {split.sha256[:12]}... "
-            f"of traces/catalog.toml: remove that folder and run scripts/fetch_data {entry.name}, or name it as a path"
+            f"{name} in {folder} has {len(files)} files with sha256 {seen[:12]}, wanted {split.files} with {split.sha256[:12]}: "
+            f"remove that folder and run scripts/fetch_data {entry.name}, or name it as a path"
         )
 
 
@@ -157,11 +157,13 @@ def list_sets(root: str | Path | None = None) -> tuple[SetListing, ...]:
 
 
 def _listing(entry: CatalogSet, root: str | Path | None) -> SetListing:
-    folders = [find_split(entry, split, root) for split in entry.splits]
-    present = all(folders)
-    where = str(folders[0].parent if entry.splits[0].name and not entry.splits[0].pattern else folders[0]) if present else f"scripts/fetch_data {entry.name}"
     splits = tuple((split.name, split.files) for split in entry.splits)
-    return SetListing(entry.name, entry.kind, entry.title, entry.format, splits, present, where)
+    try:
+        found = [find_split(entry, split, root) for split in entry.splits]
+    except UserError as error:
+        return SetListing(entry.name, entry.kind, entry.title, entry.format, splits, False, str(error))
+    where = ", ".join(sorted({str(folder) for folder in found})) if all(found) else f"scripts/fetch_data {entry.name}"
+    return SetListing(entry.name, entry.kind, entry.title, entry.format, splits, all(found), where)
 
 
 def find_folder(name: str, root: str | Path | None = None) -> Path | None:

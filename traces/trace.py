@@ -15,7 +15,7 @@ from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_b
 class RateTrace:
     """Piecewise-constant capacity: segment i carries `rates_bps[i]` on (`edges_s[i]`, `edges_s[i+1]`]; then it wraps.
 
-    `edges_s` has one entry more than `rates_bps`, starts at 0 and increases strictly. A segment may be 0 bit/s (an outage), not all of them.
+    `edges_s` has one entry more than `rates_bps`, starts at 0 and increases strictly. A segment may be 0 bit/s (an outage), not all.
     """
 
     name: str
@@ -27,7 +27,8 @@ class RateTrace:
 
     def __post_init__(self) -> None:
         if len(self.edges_s) != len(self.rates_bps) + 1 or not self.rates_bps:
-            raise UserError(f"trace {self.name}: {len(self.rates_bps)} rates need {len(self.rates_bps) + 1} edges and at least one rate, got {len(self.edges_s)}")
+            wanted = f"wanted at least one rate and {len(self.rates_bps) + 1} edges"
+            raise UserError(f"trace {self.name}: has {len(self.rates_bps)} rates and {len(self.edges_s)} edges, {wanted}")
         if self.edges_s[0] != 0:
             raise UserError(f"trace {self.name}: starts at {self.edges_s[0]} s, wanted 0 s")
         for i, (a, b) in enumerate(zip(self.edges_s, self.edges_s[1:], strict=False)):
