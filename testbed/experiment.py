@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 
 from controllers.api import Manifest
+from controllers.describe import PolicyCard
 from testbed.abr import PathFacts, session, trial_row
 from testbed.clock import utc_now
 from testbed.errors import TestbedError, UserError
@@ -36,7 +37,7 @@ class Prepared:
     """An experiment whose every part was found: nothing in it can be the user's mistake any more."""
 
     experiment: Experiment
-    policies: dict[str, dict[str, str]]
+    policies: tuple[PolicyCard, ...]
     traces: tuple[TraceSet, ...]
     video: Manifest
     trials: tuple[Trial, ...]
@@ -60,16 +61,16 @@ def prepare(experiment: Experiment) -> Prepared:
     experiment = dataclasses.replace(experiment, trace=experiment.trace_references, video=video.name)
     notes = [note] if note else []
     notes += [f"traces of {s.name} are modelled, not measured" for s in trace_sets if s.source == "model"]
-    trials = plan(experiment, [trace for trace_set in trace_sets for trace in trace_set.traces])
+    trials = plan(experiment, [card.name for card in policies], [trace for trace_set in trace_sets for trace in trace_set.traces])
     return Prepared(experiment, policies, trace_sets, video, trials, tuple(notes))
 
 
-def describe_policies(experiment: Experiment) -> dict[str, dict[str, str]]:
-    """Label, colour and citation of each policy, read in a process that runs as the user: a policy's file is code."""
+def describe_policies(experiment: Experiment) -> tuple[PolicyCard, ...]:
+    """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code."""
     references = [with_backbone(reference, experiment.llm) for reference in experiment.policy_references]
     process = popen_as(
         invoking_user(),
-        [sys.executable, "-m", "controllers.loader", *references],
+        [sys.executable, "-m", "controllers.describe", *references],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -78,8 +79,7 @@ def describe_policies(experiment: Experiment) -> dict[str, dict[str, str]]:
         raise UserError(errors.decode().strip())
     if process.returncode != 0:
         raise TestbedError(f"reading the policies failed: {errors.decode().strip()[-2000:]}")
-    described = msgspec.json.decode(out, type=list[dict[str, str]])
-    return dict(zip(experiment.policy_references, described, strict=True))
+    return msgspec.json.decode(out, type=tuple[PolicyCard, ...])
 
 
 def with_backbone(reference: str, llm: str | None) -> str:
@@ -98,7 +98,7 @@ def run(experiment: Experiment, console: Console) -> None:
     else:
         from testbed.emulation import emulated
 
-        with emulated(prepared.experiment, prepared.trials, prepared.video, console) as lanes:
+        with emulated(prepared) as lanes:
             _recorded(prepared, console, lambda recorder: lanes.run(recorder))
 
 
@@ -108,10 +108,11 @@ def _run_simulation(prepared: Prepared, console: Console) -> None:
 
 def jobs(prepared: Prepared, trials: Iterable[Trial]) -> list[SimulationJob]:
     """The trials as work for the simulator twin."""
+    references = {card.name: card.reference for card in prepared.policies}
     return [
         SimulationJob(
             trial_id=trial.trial_id,
-            policy=with_backbone(trial.policy, prepared.experiment.llm),
+            policy=references[trial.policy],
             session=session(trial, prepared.video, prepared.experiment),
             seed=trial.seed,
             offset_s=trial.offset_s,
@@ -215,7 +216,7 @@ def _header(prepared: Prepared) -> RunHeader:
         commit=_commit(),
         spec=msgspec.to_builtins(experiment),
         experiment_toml=experiment.to_toml(),
-        policies=prepared.policies,
+        policies={card.name: {"label": card.label, "colour": card.colour, "citation": card.citation} for card in prepared.policies},
         trace={
             "name": "+".join(s.name for s in sets),
             "split": "+".join(s.split for s in sets),
@@ -275,8 +276,8 @@ def list_all(console: Console) -> None:
     console.print(table)
     experiment = Experiment(policies=",".join(discover()))
     table = Table("policy", "label", "source")
-    for name, described in describe_policies(experiment).items():
-        table.add_row(name, described["label"], described["citation"])
+    for card in describe_policies(experiment):
+        table.add_row(card.name, card.label, card.citation)
     console.print(table)
     console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy), or package.module:Class")
 

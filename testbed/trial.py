@@ -10,7 +10,7 @@ from traces.trace import Trace
 
 @dataclass(frozen=True)
 class Trial:
-    """One cell of the grid. `policy` is the reference as the user wrote it; `group` numbers the (trace, seed) pair that policies share."""
+    """One cell of the grid. `policy` is the name it bears in tables; `group` numbers the (trace, seed) pair that policies share."""
 
     trial_id: str
     group: int
@@ -27,13 +27,13 @@ def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace
     return tuple(traces[i * len(traces) // trials] for i in range(trials))
 
 
-def plan(experiment: Experiment, traces: Sequence[Trace]) -> tuple[Trial, ...]:
+def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace]) -> tuple[Trial, ...]:
     """The paired grid, ordered so that trials that are compared run side by side."""
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[Trial] = []
     for group, (trace, seed) in enumerate(cells):
         offset_s = experiment.offset_s % trace.duration_s
-        for policy in experiment.policy_references:
+        for policy in policies:
             trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, offset_s, seed))
     return tuple(trials)
 
