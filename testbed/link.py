@@ -1,0 +1,166 @@
+"""`Link`: one lane's emulated path, trace-driven towards the client and delay-only back; what a trial loads, starts and gets reported.
+
+The path from the server to the client: droptail queue -> service at the trace's pace -> `rtt_s` / 2 of delay. From the client to the
+server: `rtt_s` / 2 of delay. All bytes are IP bytes (an Ethernet frame less its 14-byte header).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from testbed.errors import UserError
+from testbed.records import LatenessRow, LinkRow
+from testbed.units import MTU_BYTES, bytes_per_s_from_bps
+from traces.trace import Trace
+
+BackEnd = Literal["userspace", "kernel"]
+
+WINDOW_S = 0.1
+"""Length of one window of the counters."""
+START_DATAGRAM = b"start"
+"""What the origin writes to `Link.start_path` upon the first media request of a session."""
+MAX_LATENESS_P99_S = 1e-3
+LATE_S = 5e-3
+MAX_LATE_SHARE = 1e-3
+MAX_RATE_ERROR_PCT = 1.0
+
+
+@dataclass(frozen=True)
+class PathSpec:
+    """The path of a lane apart from its trace."""
+
+    rtt_s: float = 0.08
+    """Two-way propagation delay; half of it in each direction."""
+    queue_bytes: int = 100_000
+    """Droptail bound of the bottleneck's queue, the packet in service included. The default is 8 BDP at 1.3 Mbit/s and 80 ms, 1 BDP at 10 Mbit/s."""
+    back_end: BackEnd = "userspace"
+    """`userspace`, the relay process; or `kernel`, HTB and netem."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rtt_s) and self.rtt_s >= 0):
+            raise UserError(f"the path's rtt_s is {self.rtt_s}, wanted a finite number of at least 0")
+        if self.queue_bytes < 2 * MTU_BYTES:
+            raise UserError(f"the path's queue is {self.queue_bytes} bytes, wanted at least {2 * MTU_BYTES} (two packets)")
+        if self.back_end not in ("userspace", "kernel"):
+            raise UserError(f"the path's back end is {self.back_end!r}, wanted userspace or kernel")
+
+    def queue_bdp(self, rate_bps: float) -> float:
+        """The queue's bound in bandwidth-delay products of a link of `rate_bps`; infinite without delay."""
+        bdp_bytes = bytes_per_s_from_bps(rate_bps) * self.rtt_s
+        return self.queue_bytes / bdp_bytes if bdp_bytes else math.inf
+
+
+@dataclass(frozen=True)
+class LinkReport:
+    """What a link did between `load` and `stop`, and whether that is the link that was asked for.
+
+    **Lateness** of a packet is the time between the instant the model wants it delivered and the instant the emulator hands it to the
+    receiving host.
+
+    **Rate error.** The model serves bytes, not packets: a packet's bytes leave evenly between the instant the link turns to it (its
+    arrival, or the end of its predecessor) and the instant its last byte leaves. A packet that is late by d is served over the same
+    interval shifted by d. `rate_error_pct_100ms` is the sum over all 100-ms windows in which something was waiting throughout of
+    |bytes served - bytes due|, in percent of the bytes due in them. So packets that straddle a window's edge are no error, a constant
+    small lateness is none either, and service that is late, bunched or lost is.
+
+    **Uncounted losses**: packets in, less those out, still inside, and dropped for a counted cause, plus all that the interfaces
+    themselves report as dropped. Any of these means that the link lost packets behind the model's back.
+    """
+
+    trial_id: str
+    started_at: float | None
+    """CLOCK_MONOTONIC seconds of the `start` datagram; None: it never came."""
+    windows: tuple[LinkRow, ...]
+    """The trace-driven direction, from `started_at` on."""
+    lateness: tuple[LatenessRow, ...]
+    """Histogram (powers of two) for `down` and `up`."""
+    lateness_p50_s: float
+    lateness_p99_s: float
+    lateness_max_s: float
+    late_share: float
+    """Share of packets later than 5 ms."""
+    packets_in: int
+    packets_out: int
+    packets_inside: int
+    """In the queue or under way when the report was made."""
+    drops: Mapping[str, int]
+    """Packets dropped by cause: `queue` (droptail), `malformed` (no Ethernet frame or too long), `transmit` (the receiving interface refused)."""
+    uncounted_losses: int
+    rate_error_pct_100ms: float
+    trace_wraps: int
+    """How often the trace began anew."""
+    realtime: bool
+    """Whether the emulator ran under SCHED_FIFO with its memory locked."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know and the verdict doesn't judge."""
+    verdict: str = field(init=False)
+    """`pass` or `fail`."""
+    reasons: tuple[str, ...] = field(init=False)
+    """Why it fails; empty when it passes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", tuple(_failures(self)))
+        object.__setattr__(self, "verdict", "fail" if self.reasons else "pass")
+
+
+def _failures(report: LinkReport) -> list[str]:
+    """Each rule of the fidelity verdict that `report` breaks."""
+    checks = (
+        (report.started_at is None, "the trace never started: no media request reached the origin"),
+        (report.lateness_p99_s > MAX_LATENESS_P99_S, f"lateness p99 is {report.lateness_p99_s * 1e3:.2f} ms, wanted at most {MAX_LATENESS_P99_S * 1e3:g}"),
+        (report.late_share > MAX_LATE_SHARE, f"{report.late_share:.3%} of packets were later than {LATE_S * 1e3:g} ms, wanted at most {MAX_LATE_SHARE:.1%}"),
+        (report.uncounted_losses != 0, f"{report.uncounted_losses} packets were lost uncounted, wanted 0"),
+        (
+            report.rate_error_pct_100ms > MAX_RATE_ERROR_PCT,
+            f"the rate over 100 ms is off by {report.rate_error_pct_100ms:.2f} % while backlogged, wanted at most {MAX_RATE_ERROR_PCT:g}",
+        ),
+    )
+    return [reason for broken, reason in checks if broken]
+
+
+class Link(ABC):
+    """The emulated path of one lane. Use: `load`, let the origin start it, `stop`; then `load` again."""
+
+    lane: int
+    server_interface: str
+    client_interface: str
+
+    @property
+    @abstractmethod
+    def start_path(self) -> Path:
+        """AF_UNIX datagram socket: `start` written to it after `load` starts the trace; anything else, or a second `start`, is ignored."""
+
+    @abstractmethod
+    def load(self, trace: Trace, offset_s: float, trial_id: str) -> None:
+        """Arm the link: empty its queue, zero its counters, carry bytes at the trace's mean rate until `start`, then the trace from `offset_s` on."""
+
+    @abstractmethod
+    def stop(self) -> LinkReport:
+        """End the trial: report, drop what still waits, and go on at the trace's mean rate."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one end of a link goes: the network namespace of process `pid`, as interface `interface` with hardware address `mac`."""
+
+    pid: int
+    interface: str
+    mac: str
+
+
+class LinkSet(ABC):
+    """All links of a network, on one back end."""
+
+    facts: Mapping[str, object]
+    """What the back end is and got from this host, for the run's header."""
+
+    @abstractmethod
+    def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec) -> Link:
+        """Make the two interfaces (down, without addresses) and the link between them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Undo everything; callable twice."""
