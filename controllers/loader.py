@@ -1,0 +1,207 @@
+"""Finds policies: those of `controllers/abr/` by reading the folder, a user's by path or `package.module:Class`; turns a reference into a factory.
+
+| reference | names |
+| --- | --- |
+| `bba` | `controllers/abr/bba.py` |
+| `robust_mpc+jumps=adjacent+chunk_index=late` | the same with options, keyword arguments of the policy's `__init__` |
+| `~/mine.py`, `mine.py:Second` | the policy in a user's file (the class must be named when there are several) |
+| `package.module:Class` | an importable class |
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from controllers.api import AbrPolicy
+from controllers.options import typed_options
+from testbed.errors import UserError
+
+ABR_FOLDER = Path(__file__).parent / "abr"
+"""Each file in it is a policy, named like the file."""
+
+ABR_PACKAGE = "controllers.abr"
+
+
+@dataclass(frozen=True)
+class PolicyReference:
+    """What `--policies` names: where the policy is (`target`) and its options as text, in the order given."""
+
+    text: str
+    target: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def canonical(self) -> str:
+        """The reference written from its parts: `load` understands it."""
+        return "+".join([self.target, *(f"{name}={value}" for name, value in self.options)])
+
+
+@dataclass(frozen=True)
+class PolicyFactory:
+    """Makes one policy, as often as wanted; calling it is all that may be slow. `name` stands in tables and must be unique in a run."""
+
+    name: str
+    label: str
+    colour: str
+    citation: str
+    reference: PolicyReference
+    """Holds an absolute path for a user's file, so that another process can load `reference.canonical` from anywhere."""
+    policy_class: type[AbrPolicy]
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self) -> AbrPolicy:
+        """A fresh policy; one serves one session at a time."""
+        return self.policy_class(**dict(self.arguments))
+
+
+def discover(folder: Path = ABR_FOLDER) -> dict[str, Path]:
+    """Name to file of every policy in `folder`, sorted; nothing is imported."""
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+
+
+def parse_reference(text: str) -> PolicyReference:
+    """Split `target+option=value+...`; raises `UserError` when an option has no value, no name or comes twice."""
+    target, *parts = text.strip().split("+")
+    while parts and "=" not in parts[0] and _is_path(target + "+" + parts[0]):
+        target += "+" + parts.pop(0)  # a '+' in a path
+    options: dict[str, str] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"policy {text!r}: option {part!r} is incomplete, wanted name=value")
+        if name in options:
+            raise UserError(f"policy {text!r}: option {name!r} comes twice, wanted once")
+        options[name] = value
+    if not target:
+        raise UserError(f"policy {text!r} is empty, wanted a name ({', '.join(discover())}), a file or package.module:Class")
+    return PolicyReference(text.strip(), target, tuple(options.items()))
+
+
+def load(reference: str | PolicyReference) -> PolicyFactory:
+    """The factory behind a reference. The file is imported, the policy not yet made. Raises `UserError` for whatever is wrong with it."""
+    if isinstance(reference, str):
+        reference = parse_reference(reference)
+    target = reference.target
+    if _is_path(target):
+        file, _, wanted = target.partition(".py:")
+        path = Path(file + ".py" if wanted else file).expanduser().absolute()
+        found, stem = _class_in(_import_file(path), str(path), wanted), path.stem
+        reference = PolicyReference(reference.text, f"{path}:{wanted}" if wanted else str(path), reference.options)
+    elif ":" in target:
+        module, _, wanted = target.partition(":")
+        found, stem = _class_in(_import_module(module), module, wanted), wanted
+    else:
+        found, stem = _class_in(_import_named(target), target, ""), target
+    name = PolicyReference("", stem, reference.options).canonical
+    return PolicyFactory(
+        name=name,
+        label=name if reference.options or not found.label else found.label,
+        colour=found.colour,
+        citation=found.citation,
+        reference=reference,
+        policy_class=found,
+        arguments=typed_options(found, reference.options, f"policy {reference.text!r}"),
+    )
+
+
+def load_all(references: Sequence[str]) -> tuple[PolicyFactory, ...]:
+    """A factory for each reference; raises `UserError` when two would bear the same name in tables."""
+    factories = tuple(load(reference) for reference in references)
+    for i, factory in enumerate(factories):
+        if any(factory.name == other.name for other in factories[:i]):
+            raise UserError(f"policy {factory.name!r} is given twice, wanted each name once")
+    return factories
+
+
+def _is_path(target: str) -> bool:
+    return target.endswith(".py") or ".py:" in target or "/" in target
+
+
+def _import_named(name: str) -> ModuleType:
+    known = discover()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"wanted one of {', '.join(known)}, a file (mine.py) or package.module:Class"
+        raise UserError(f"policy {name!r} is unknown, {hint}")
+    return importlib.import_module(f"{ABR_PACKAGE}.{name}")
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"policy module {name!r} can't be imported ({error.msg}), wanted an importable package.module:Class") from error
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(_told(error, name)) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a user's file as a module. It is registered by its path, so that two files of one name don't meet."""
+    if not path.is_file():
+        raise UserError(f"policy file {path} does not exist, wanted a Python file with an AbrPolicy")
+    name = f"user_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"policy file {path} is no Python file, wanted one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        del sys.modules[name]
+        raise UserError(_told(error, str(path))) from error
+    return module
+
+
+def _told(error: Exception, where: str) -> str:
+    """One sentence on why a user's file can't be imported, with the line in that file when there is one."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or where}:{error.lineno}: syntax error ({error.msg}), wanted a Python file with an AbrPolicy"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
+    place = f"{where}:{lines[-1]}" if lines else where
+    return f"{place}: importing it raised {type(error).__name__}: {error}, wanted a Python file with an AbrPolicy"
+
+
+def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:
+    """The policy of a module: the class named, else the only one defined there (imported ones don't count)."""
+    policies = {name: value for name, value in vars(module).items() if _is_policy(value)}
+    if wanted:
+        if wanted not in policies:
+            raise UserError(f"{where}: has no AbrPolicy {wanted!r}, wanted one of {', '.join(policies) or 'none: it holds no AbrPolicy'}")
+        return policies[wanted]
+    own = [name for name, value in policies.items() if value.__module__ == module.__name__ and not name.startswith("_")]
+    if not own:
+        raise UserError(f"{where}: holds no policy, wanted a class that extends controllers.api.AbrPolicy and defines decide")
+    if len(own) > 1:
+        raise UserError(f"{where}: holds {len(own)} policies ({', '.join(own)}), wanted one, or the name of one: {Path(where).name}:{own[0]}")
+    return policies[own[0]]
+
+
+def _is_policy(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, AbrPolicy) and not inspect.isabstract(value)
+
+
+def main(references: Sequence[str]) -> int:
+    """Print what each reference names, as a JSON list of name, label, colour, citation, reference; a wrong one: one sentence, exit code 2."""
+    try:
+        found = load_all(references)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    rows = [{**{key: getattr(f, key) for key in ("name", "label", "colour", "citation")}, "reference": f.reference.canonical} for f in found]
+    sys.stdout.write(json.dumps(rows) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

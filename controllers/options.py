@@ -1,0 +1,62 @@
+"""Turns the options of a policy reference (`level=3`) into arguments of the types that the policy's `__init__` annotates."""
+
+import difflib
+import inspect
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from testbed.errors import UserError
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+
+
+def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
+    """`options` as keyword arguments of `policy`. Understood: int, float, str, bool, Literal, any of them `| None`; `where` begins each error."""
+    parameters = _parameters(policy)
+    hints = get_type_hints(policy.__init__) if parameters else {}  # type: ignore[misc]
+    for name, _ in options:
+        if name not in parameters:
+            raise UserError(f"{where}: option {name!r} is unknown, {_hint(name, list(parameters))}")
+    given = dict(options)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise UserError(f"{where}: option {name!r} has no default, wanted +{name}=value")
+    return tuple((name, _value(text, hints.get(name, str), f"{where}: option {name!r}")) for name, text in options)
+
+
+def _parameters(policy: type) -> dict[str, inspect.Parameter]:
+    if policy.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    parameters = inspect.signature(policy).parameters
+    return {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _hint(name: str, known: list[str]) -> str:
+    if not known:
+        return "the policy takes none"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? (options: {', '.join(known)})" if close else f"wanted one of {', '.join(known)}"
+
+
+def _value(text: str, hint: Any, where: str) -> Any:
+    if get_origin(hint) is Literal:
+        return _choice(text, get_args(hint), where)
+    kind = next((arg for arg in get_args(hint) if arg in _TYPES), hint)  # `int | None` takes an int
+    if kind is bool:
+        if text.lower() not in _BOOLS:
+            raise UserError(f"{where} is {text!r}, wanted true or false")
+        return _BOOLS[text.lower()]
+    try:
+        value = kind(text) if kind in _TYPES else text
+        if kind is float and not abs(value) < float("inf"):
+            raise ValueError(text)
+    except ValueError as error:
+        raise UserError(f"{where} is {text!r}, wanted {_TYPES[kind]}") from error
+    return value
+
+
+def _choice(text: str, choices: tuple[Any, ...], where: str) -> Any:
+    for choice in choices:
+        if str(choice) == text:
+            return choice
+    raise UserError(f"{where} is {text!r}, wanted one of {', '.join(map(str, choices))}")
