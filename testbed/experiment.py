@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,10 +59,19 @@ def prepare(experiment: Experiment) -> Prepared:
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
     experiment = dataclasses.replace(experiment, trace=experiment.trace_references, video=video.name)
-    notes = [note] if note else []
-    notes += [f"traces of {s.name} are modelled, not measured" for s in trace_sets if s.source == "model"]
     trials = plan(experiment, [card.name for card in policies], [trace for trace_set in trace_sets for trace in trace_set.traces])
+    notes = [text for text in (note, *(trace_set.note for trace_set in trace_sets), _wrap_note(trials, experiment.chunks * video.chunk_s)) if text]
     return Prepared(experiment, policies, trace_sets, video, trials, tuple(notes))
+
+
+def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
+    """A sentence on traces that are shorter than the video; empty when none is."""
+    short = {trial.trace.sha256: trial.trace for trial in trials if trial.trace.duration_s < media_s}
+    if not short:
+        return ""
+    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
 
 
 def describe_policies(experiment: Experiment) -> tuple[PolicyCard, ...]:
@@ -270,9 +279,10 @@ def list_all(console: Console) -> None:
     from traces.store import list_sets
 
     console.print("[bold]tasks[/]: abr")
-    table = Table("trace set", "splits", "format", "where")
+    table = Table("data set", "kind", "splits (files)", "format", "where")
     for item in list_sets():
-        table.add_row(*(str(value) for value in dataclasses.astuple(item)))
+        splits = ", ".join(f"{name or 'all'} ({files})" for name, files in item.splits)
+        table.add_row(item.name, item.kind, splits, item.format, item.where)
     console.print(table)
     experiment = Experiment(policies=",".join(discover()))
     table = Table("policy", "label", "source")

@@ -1,0 +1,57 @@
+"""The specification: its TOML form, and one sentence for each mistake."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.errors import UserError
+from testbed.spec import Experiment, from_toml
+
+
+@given(
+    st.builds(
+        Experiment,
+        trace=st.lists(st.text("abc/_:. \"'\\", min_size=1), max_size=3).map(tuple),
+        policies=st.sampled_from(["bba", "bba,bola", "fixed+level=3,~/mine.py"]),
+        trials=st.one_of(st.integers(1, 100), st.just("all")),
+        seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True).map(tuple),
+        parallel=st.one_of(st.none(), st.integers(1, 32)),
+        chunks=st.integers(2, 48),
+        rtt_ms=st.floats(0, 1000),
+        simulate=st.booleans(),
+    )
+)
+def test_toml_gives_the_same_experiment_back(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> None:
+    path = tmp_path_factory.mktemp("spec") / "experiment.toml"
+    path.write_text(experiment.to_toml())
+    assert from_toml(path) == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("chunkz = 3", "unknown key 'chunkz', did you mean chunks"),
+        ("chunks = 'many'", "chunks"),
+        ("chunks = 1", "--chunks is 1, wanted 2 to 48"),
+        ("seeds = [1, 1]", "--seeds"),
+        ("player = 'vlc'", "player"),
+        ("rtt_ms = nan", "--rtt-ms is nan"),
+        ("= 3", "wanted TOML"),
+        ("policies = ' , '", "at least one policy"),
+        ("policies = 'bba,bba'", "each policy once"),
+    ],
+)
+def test_a_bad_spec_is_one_sentence(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        from_toml(path)
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_spec_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.toml: No such file"):
+        from_toml(tmp_path / "nowhere.toml")
