@@ -1,7 +1,7 @@
 """What main says to its origin and player processes, and what the origin says back; importable without aiohttp.
 
 Both processes read their config as one JSON object from stdin (or as their only argument) and write JSON lines to stdout: the player
-rows of `testbed.records` (the last is an `EndRow`), the origin the two structs below.
+rows of `testbed.records` (the last is a `PlaybackEndRow`), the origin the two structs below.
 """
 
 import msgspec

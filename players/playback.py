@@ -92,7 +92,7 @@ class Playback:
         return (*self._stalls, Stall(self._dry_s(), now)) if lasts else tuple(self._stalls)
 
     def account(self, now: float) -> Account:
-        """Where the time went up to the last event: `now`, the later start of playback that the last append causes, or the video's earlier end."""
+        """Where the time went up to `now`; up to the start of playback that the last append causes, or the end of the video, if it must."""
         stalls = self.stalls(now)
         end_s = max(now, self._runs_from_s) if self.appended else now
         if self.appended == self.chunks:

@@ -30,7 +30,7 @@ class ThroughputEstimate:
         self._weight = 0.0
 
     def add(self, size_bytes: int, transfer_s: float) -> None:
-        """A chunk of `size_bytes` took `transfer_s` from its first byte to its last. Under a nanosecond is no sample (the clock did not move)."""
+        """`size_bytes` took `transfer_s` from the first byte to the last. Under a nanosecond is no sample: the clock did not move."""
         if transfer_s < CLOCK_STEP_S:
             return
         transfer_ms = ms_from_s(transfer_s)

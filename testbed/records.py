@@ -56,6 +56,12 @@ class PlaybackEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="playback_en
     played_s: float
     rebuffer_s: float
     wall_s: float
+    detail: str = ""
+    """One sentence on an early end."""
+    began_at_s: float | None = None
+    """The first media request, seconds on CLOCK_MONOTONIC; None when there was none or the clock was virtual."""
+    throughput_bps: float | None = None
+    """dash.js 5's estimate at the end; None when not measured."""
 
 
 class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="event"):

@@ -28,7 +28,7 @@ def test_two_samples_by_hand() -> None:
     """2 s at 1000 kbit/s, then 4 s at 4000 kbit/s: weights 3 and 6, half-lives 3 and 8.
 
     Fast: after the first a = 2^-1: 500. Then a = 2^-2: 0.75 x 4000 + 0.25 x 500 = 3125; W = 9: 3125 / (1 - 2^-3) = 3571.43.
-    Slow: a = 2^(-3/8) = 0.771105: 228.895. Then a = 2^(-6/8) = 0.594604: 1621.586 + 136.102 = 1757.688; / (1 - 2^(-9/8)) = 0.541498: 3245.97.
+    Slow: a = 2^(-3/8) = 0.771105: 228.895. Then a = 2^(-6/8) = 0.594604: 1621.586 + 136.102 = 1757.688; / 0.541498 = 3245.97.
     The smaller, rounded: 3246 kbit/s.
     """
     estimate = ThroughputEstimate()

@@ -1,0 +1,215 @@
+"""The origin server of one lane: exactly the manifest's bytes, one log line a request, and nothing else. `python -m players.origin`.
+
+| request | answer |
+| --- | --- |
+| `GET /{video}/manifest.json` | the manifest |
+| `GET /{video}/{level}/{chunk}` | chunk `chunk` (from 0) at level `level` (from 0): `sizes_bytes[chunk][level]` bytes |
+| any other path | 404 and a sentence |
+| any other method | 405 and a sentence |
+
+A client names its session in the header `X-Session` or the query `session`. On a session's first media request the origin tells the
+link to `start` its trace, before the first byte leaves. Range requests are not supported: `Accept-Ranges: none`, the whole chunk is sent.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections import OrderedDict
+
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+
+from controllers.api import Manifest
+from controllers.config import read_config
+from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest
+from testbed.clock import now_s
+from testbed.errors import UserError
+
+PATTERN = bytes(range(256)) * 256
+"""What every chunk repeats; one write hands over at most this."""
+HEADERS = {"Cache-Control": "no-store", "Accept-Ranges": "none", "Access-Control-Allow-Origin": "*", "Timing-Allow-Origin": "*"}
+MEDIA_PATH = re.compile(r"/([A-Za-z0-9._-]+)/(0|[1-9][0-9]{0,5})/(0|[1-9][0-9]{0,8})", re.ASCII)
+MANIFEST_PATH = re.compile(r"/([A-Za-z0-9._-]+)/manifest\.json", re.ASCII)
+VIDEO_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+MAX_SESSION_CHARS = 128
+REMEMBERED_SESSIONS = 10_000
+KEEP_ALIVE_S = 3600.0
+
+
+class Origin:
+    """Answers requests for `config.videos`; each answer is logged through `emit`."""
+
+    def __init__(self, config: OriginConfig) -> None:
+        self._videos = {_checked(video).name: video for video in config.videos}
+        self._start_socket = config.start_socket
+        self._started: OrderedDict[str, None] = OrderedDict()  # sessions whose trace runs, oldest first
+        self._datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer and log one request."""
+        at_s = now_s()
+        session = request.headers.get("X-Session") or request.query.get("session", "")
+        started = False
+        try:
+            body = self._body(request, session)
+            started = body.media and self._start(session)
+        except _Refused as refused:
+            response: web.StreamResponse = web.Response(status=refused.status, text=refused.sentence + "\n", headers=refused.headers)
+            sent_bytes, complete = len(refused.sentence) + 1, True
+        else:
+            response, sent_bytes, complete = await _send(request, body)
+        emit(
+            OriginRequest(
+                at_s=at_s,
+                end_s=now_s(),
+                path=request.rel_url.raw_path,
+                status=response.status,
+                bytes_sent=sent_bytes,
+                complete=complete,
+                session=session[:MAX_SESSION_CHARS],
+                started=started,
+            )
+        )
+        return response
+
+    def _body(self, request: web.Request, session: str) -> "_Body":
+        """What to send; `_Refused` when the manifest has no such thing."""
+        if request.method != "GET":
+            raise _Refused(405, f"method {request.method} is not supported, wanted GET", {"Allow": "GET"})
+        if len(session) > MAX_SESSION_CHARS:
+            raise _Refused(400, f"the session id has {len(session)} characters, wanted at most {MAX_SESSION_CHARS}")
+        path = request.rel_url.raw_path
+        if match := MANIFEST_PATH.fullmatch(path):
+            return _Body(msgspec.json.encode(self._video(match[1])))
+        match = MEDIA_PATH.fullmatch(path)
+        if not match:
+            raise _Refused(404, f"no such path {path[:200]!r}, wanted /VIDEO/manifest.json or /VIDEO/LEVEL/CHUNK")
+        video, level, chunk = self._video(match[1]), int(match[2]), int(match[3])
+        if level >= video.levels:
+            raise _Refused(404, f"video {video.name} has no level {level}, wanted 0 to {video.levels - 1}")
+        if chunk >= len(video.sizes_bytes):
+            raise _Refused(404, f"video {video.name} has no chunk {chunk}, wanted 0 to {len(video.sizes_bytes) - 1}")
+        return _Body(None, video.sizes_bytes[chunk][level])
+
+    def _video(self, name: str) -> Manifest:
+        if name not in self._videos:
+            raise _Refused(404, f"no video {name[:100]!r}, wanted one of {', '.join(sorted(self._videos))}")
+        return self._videos[name]
+
+    def _start(self, session: str) -> bool:
+        """Tell the link to start the trace if this is the session's first media request; `_Refused` when the link can't be told."""
+        if not session or session in self._started:
+            return False
+        if self._start_socket is not None:
+            try:
+                self._datagram.sendto(b"start", self._start_socket)
+            except OSError as error:
+                raise _Refused(503, f"the link at {self._start_socket} could not be told to start: {_reason(error)}") from None
+        self._started[session] = None
+        if len(self._started) > REMEMBERED_SESSIONS:
+            self._started.popitem(last=False)
+        return self._start_socket is not None
+
+
+class _Body:
+    """Either given bytes, or `size_bytes` of the pattern."""
+
+    def __init__(self, content: bytes | None, size_bytes: int = 0) -> None:
+        self.media = content is None
+        self.size_bytes = size_bytes if content is None else len(content)
+        self._content = memoryview(PATTERN if content is None else content)
+
+    def piece(self, sent_bytes: int) -> memoryview:
+        """The next bytes after `sent_bytes`."""
+        start = sent_bytes % len(self._content)
+        return self._content[start : start + self.size_bytes - sent_bytes]
+
+
+class _Refused(Exception):
+    """The request asks for what is not there."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, HEADERS | (headers or {})
+
+
+async def _send(request: web.Request, body: _Body) -> tuple[web.StreamResponse, int, bool]:
+    """Stream `body`; returns the response, the bytes handed to the kernel, and whether these are all."""
+    response = web.StreamResponse(headers=CIMultiDict(HEADERS))
+    response.content_length = body.size_bytes
+    response.content_type = "video/iso.segment" if body.media else "application/json"
+    sent_bytes = 0
+    try:
+        await response.prepare(request)
+        while sent_bytes < body.size_bytes:
+            piece = body.piece(sent_bytes)
+            await response.write(piece)
+            sent_bytes += len(piece)
+        await response.write_eof()
+    except ConnectionError:
+        return response, sent_bytes, False
+    return response, sent_bytes, True
+
+
+def _checked(video: Manifest) -> Manifest:
+    """The manifest, if its name can stand in a path and its table is whole."""
+    if not VIDEO_NAME.fullmatch(video.name):
+        raise UserError(f"video name {video.name!r}, wanted letters, digits, '.', '_' and '-' only")
+    for chunk, sizes_bytes in enumerate(video.sizes_bytes):
+        if len(sizes_bytes) != video.levels or min(sizes_bytes, default=0) < 1:
+            raise UserError(f"video {video.name}: chunk {chunk} has sizes {sizes_bytes}, wanted {video.levels} of at least 1 byte")
+    return video
+
+
+def _reason(error: OSError) -> str:
+    """The kernel's words (asyncio puts its own sentence into `strerror`)."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def application(config: OriginConfig) -> web.Application:
+    """The server as an aiohttp application."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", Origin(config).handle)
+    return app
+
+
+def emit(line: OriginLine) -> None:
+    """Write one JSON line to stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def serve(config: OriginConfig) -> None:
+    """Serve until SIGTERM or SIGINT. A port in use is a `UserError`."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(application(config), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, config.host, config.port).start()
+        except OSError as error:
+            raise UserError(f"origin: can't listen on {config.host} port {config.port}: {_reason(error)}") from None
+        emit(OriginReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid()))
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def main() -> int:
+    """Read the config, serve; a config or port that can't be used is one sentence and exit code 2."""
+    try:
+        asyncio.run(serve(read_config(OriginConfig, sys.argv[1:])))
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
