@@ -103,16 +103,13 @@ def run(experiment: Experiment, console: Console) -> None:
     for note in prepared.notes:
         console.print(f"note: {note}")
     if experiment.simulate:
-        _run_simulation(prepared, console)
+        _recorded(prepared, console, lambda recorder: simulate(jobs(prepared, prepared.trials), recorder.row), {})
     else:
         from testbed.emulation import emulated
 
-        with emulated(prepared) as lanes:
-            _recorded(prepared, console, lambda recorder: lanes.run(recorder))
-
-
-def _run_simulation(prepared: Prepared, console: Console) -> None:
-    _recorded(prepared, console, lambda recorder: simulate(jobs(prepared, prepared.trials), recorder.row))
+        references = {card.name: card.reference for card in prepared.policies}
+        with emulated(prepared.experiment, prepared.trials, prepared.video, references) as emulation:
+            _recorded(prepared, console, emulation.run, emulation.facts)
 
 
 def jobs(prepared: Prepared, trials: Iterable[Trial]) -> list[SimulationJob]:
@@ -174,9 +171,9 @@ class Recorder:
         self.ended.append(trial)
 
 
-def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None]) -> None:
+def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any]) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
-    folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared), utc_now())
+    folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared, facts), utc_now())
     for trace in {trial.trace.sha256: trial.trace for trial in prepared.trials}.values():
         folder.append(trace_row(trace))
     reason = "failed"
@@ -210,7 +207,7 @@ def _twins(prepared: Prepared, trials: Iterable[Trial], folder: ResultFolder) ->
         folder.append(SimulatedRow(trial_id=trial_id, qoe=sum(values) / len(values)))
 
 
-def _header(prepared: Prepared) -> RunHeader:
+def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
     from testbed.doctor import host_facts, versions
 
     experiment = prepared.experiment
@@ -234,7 +231,7 @@ def _header(prepared: Prepared) -> RunHeader:
             "sha256": "+".join(s.sha256 for s in sets),
         },
         versions=versions(),
-        host=host_facts(),
+        host=host_facts() | facts,
         notes=list(prepared.notes),
     )
 

@@ -1,6 +1,7 @@
 """Who called: the person behind sudo owns the results and runs the policies."""
 
 import os
+import pwd
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -20,5 +21,14 @@ def invoking_user() -> User | None:
 def popen_as(user: User | None, argv: Sequence[str], **keywords: Any) -> subprocess.Popen[bytes]:
     """Start a process as `user`, without root's groups; as ourselves when `user` is None."""
     if user:
-        keywords |= {"user": user[0], "group": user[1], "extra_groups": []}
+        environment = {**(keywords.pop("env", None) or os.environ), "HOME": home(user)}
+        keywords |= {"user": user[0], "group": user[1], "extra_groups": [], "env": environment}
     return subprocess.Popen(argv, **keywords)
+
+
+def home(user: User) -> str:
+    """The user's home folder; `/` when there is no such user any more."""
+    try:
+        return pwd.getpwuid(user[0]).pw_dir
+    except KeyError:
+        return "/"

@@ -1,0 +1,210 @@
+"""Trials on real sockets in real time: lanes that play one trial after another, and the controller that all of them ask."""
+
+import collections
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from controllers.api import Manifest
+from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest, PlayerConfig
+from testbed import owned
+from testbed.abr import PathFacts
+from testbed.controller import PORT, Controller
+from testbed.errors import TestbedError
+from testbed.link import LinkReport, PathSpec
+from testbed.network import Lane, Network
+from testbed.records import Row
+from testbed.spec import Experiment
+from testbed.trial import Trial, default_lanes
+from testbed.units import ms_from_s, s_from_ms
+from testbed.user import invoking_user
+
+ORIGIN_PORT = 8000
+WATCH_EVERY_S = 0.1
+
+
+class Recorder(Protocol):
+    """Takes what the lanes see; called from several threads."""
+
+    def started(self, trial: Trial, lane: int) -> None:
+        """A trial begins in a lane."""
+
+    def row(self, row: Row) -> None:
+        """A row of a trial that goes on."""
+
+    def extend(self, rows: Sequence[Any]) -> None:
+        """Rows by the thousand."""
+
+    def close(self, trial_id: str, path: PathFacts) -> None:
+        """A trial is over."""
+
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
+
+
+@contextlib.contextmanager
+def emulated(
+    experiment: Experiment, trials: Sequence[Trial], video: Manifest, references: Mapping[str, str]
+) -> Iterator["Emulation"]:
+    """Bring up network, origins and controller for `trials`; undo all of it in any case. `references`: policy name to what loads it."""
+    owned.require_root()
+    path = PathSpec(rtt_s=s_from_ms(experiment.rtt_ms), queue_bytes=experiment.queue, back_end=experiment.link)
+    count = default_lanes(experiment, trials)
+    with contextlib.ExitStack() as stack:
+        run_id = stack.enter_context(owned.run_lock())
+        network = stack.enter_context(Network(count, path, experiment.cc, run_id))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netllm-testbed-")))
+        user = invoking_user()
+        if user:
+            os.chown(folder, *user)
+        controller = Controller(network, list(references.values()), user, folder)
+        stack.callback(controller.stop)
+        controller.launch()
+        players = [LanePlayer(lane, experiment, video, references, controller) for lane in network.lanes]
+        for player in players:
+            stack.callback(player.stop)
+            player.start_origin()
+        controller.wait_ready()
+        yield Emulation(trials, players, controller, dict(network.facts))
+
+
+class Emulation:
+    """A network that is up, with the trials to run on it."""
+
+    def __init__(self, trials: Sequence[Trial], players: Sequence["LanePlayer"], controller: Controller, facts: dict[str, Any]) -> None:
+        self._trials, self._players, self._controller = trials, players, controller
+        self.facts = facts
+
+    def run(self, recorder: Recorder) -> None:
+        """Play all trials; those of one group side by side. Raises what a lane raised."""
+        waiting = collections.deque(self._trials)
+        threads = [threading.Thread(target=player.play_all, args=(waiting, recorder), daemon=True) for player in self._players]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            for player in self._players:
+                if player.error:
+                    raise player.error
+            if note := self._controller.watch():
+                recorder.note(note)
+            for thread in threads:
+                thread.join(WATCH_EVERY_S / len(threads))
+        for player in self._players:
+            if player.error:
+                raise player.error
+
+
+class LanePlayer:
+    """Plays trials in one lane, in a thread of its own."""
+
+    def __init__(self, lane: Lane, experiment: Experiment, video: Manifest, references: Mapping[str, str], controller: Controller) -> None:
+        self._lane, self._experiment, self._video = lane, experiment, video
+        self._references, self._controller = references, controller
+        self._origin: subprocess.Popen[bytes] | None = None
+        self._player: subprocess.Popen[bytes] | None = None
+        self._sent_bytes: collections.Counter[str] = collections.Counter()
+        self._stopped = False
+        self.error: Exception | None = None
+
+    def start_origin(self) -> None:
+        """Start the lane's origin server and wait until it listens."""
+        config = OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=str(self._lane.link.start_path))
+        self._origin = self._lane.popen_server(
+            [sys.executable, "-m", "players.origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._origin.stdin and self._origin.stdout
+        with self._origin.stdin as stdin:
+            stdin.write(msgspec.json.encode(config))
+        line = self._origin.stdout.readline()
+        if not line or not isinstance(msgspec.json.decode(line, type=OriginLine), OriginReady):
+            raise TestbedError(f"the origin of lane {self._lane.index} ended with code {self._origin.wait()} before it listened")
+        threading.Thread(target=self._read_origin, daemon=True).start()
+
+    def _read_origin(self) -> None:
+        assert self._origin and self._origin.stdout
+        decoder = msgspec.json.Decoder(OriginLine)
+        for line in self._origin.stdout:
+            request = decoder.decode(line)
+            if isinstance(request, OriginRequest) and request.complete:
+                self._sent_bytes[request.session] += request.bytes_sent
+
+    def play_all(self, waiting: "collections.deque[Trial]", recorder: Recorder) -> None:
+        """Play trials from `waiting` until none is left."""
+        try:
+            while not self._stopped:
+                try:
+                    trial = waiting.popleft()
+                except IndexError:
+                    return
+                recorder.started(trial, self._lane.index)
+                self._play(trial, recorder)
+        except Exception as error:  # handed to the main thread, which raises it
+            self.error = error
+
+    def _play(self, trial: Trial, recorder: Recorder) -> None:
+        restarts = self._controller.restarts
+        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id)
+        problem = self._playback(trial, recorder)
+        report = self._lane.link.stop()
+        if self._stopped:
+            return
+        recorder.extend([*report.windows, *report.lateness])
+        recorder.close(trial.trial_id, self._facts(report, problem, self._controller.restarts - restarts))
+
+    def _playback(self, trial: Trial, recorder: Recorder) -> str:
+        """Run the player; returns why it failed, or nothing."""
+        with tempfile.TemporaryFile() as errors:
+            self._player = self._lane.popen_client(
+                [sys.executable, "-m", "players.headless"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+            assert self._player.stdin and self._player.stdout
+            with self._player.stdin as stdin:
+                stdin.write(msgspec.json.encode(self._player_config(trial)))
+            decoder = msgspec.json.Decoder(Row)
+            for line in self._player.stdout:
+                recorder.row(decoder.decode(line))
+            code = self._player.wait()
+            errors.seek(0)
+            return f"the player ended with code {code}: {errors.read().decode(errors='replace').strip()[-500:]}" if code else ""
+
+    def _player_config(self, trial: Trial) -> PlayerConfig:
+        return PlayerConfig(
+            trial_id=trial.trial_id,
+            origin_url=f"http://{self._lane.server_ip}:{ORIGIN_PORT}",
+            controller_url=f"http://{self._lane.controller_ip}:{PORT}",
+            policy=self._references[trial.policy],
+            seed=trial.seed,
+            video=self._video.name,
+            chunks=self._experiment.chunks,
+            rtt_s=s_from_ms(self._experiment.rtt_ms),
+            deadline_s=s_from_ms(self._experiment.deadline_ms),
+        )
+
+    def _facts(self, report: LinkReport, problem: str, restarts: int) -> PathFacts:
+        return PathFacts(
+            lane=self._lane.index,
+            congestion_control=self._experiment.cc,
+            fidelity=report.verdict,
+            reasons=(*report.reasons, *([problem] if problem else [])),
+            lateness_ms_p99=ms_from_s(report.lateness_p99_s),
+            rate_error_pct_100ms=report.rate_error_pct_100ms,
+            uncounted_losses=report.uncounted_losses,
+            trace_wraps=report.trace_wraps,
+            controller_restarts=restarts,
+        )
+
+    def stop(self) -> None:
+        """End the lane's processes; callable twice."""
+        self._stopped = True
+        for process in (self._player, self._origin):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
