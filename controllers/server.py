@@ -1,0 +1,150 @@
+"""The decision service: policies behind HTTP, on one address and one Unix socket. `python -m controllers.server`.
+
+Messages and paths: `controllers.protocol`. It loads only the policies of its config, never one that a message names.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from controllers.api import AbrPolicy
+from controllers.config import ControllerConfig, ControllerReady, read_config
+from controllers.loader import load
+from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal, decode_decide, decode_open
+from controllers.sessions import Factory, Sessions
+from testbed.clock import now_s
+from testbed.errors import UserError
+
+KEEP_ALIVE_S = 3600.0
+EXPIRE_EVERY_S = 10.0
+SHUTDOWN_S = 0.5
+"""Requests under way get this long at the end."""
+
+log = logging.getLogger(__name__)
+
+
+def application(sessions: Sessions) -> web.Application:
+    """The service as an aiohttp application."""
+    app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_failures])
+
+    async def open_session(request: web.Request) -> web.Response:
+        message = decode_open(await request.read())
+        await sessions.open(message)
+        return _json(Opened(session_id=message.session.session_id), 201)
+
+    async def decide(request: web.Request) -> web.Response:
+        return _json(await sessions.decide(request.match_info["id"], decode_decide(await request.read())))
+
+    async def close(request: web.Request) -> web.Response:
+        sessions.close(request.match_info["id"])
+        return _json(Closed(session_id=request.match_info["id"]))
+
+    async def health(request: web.Request) -> web.Response:
+        return _json(sessions.health(os.getpid()))
+
+    app.router.add_post("/sessions", open_session)
+    app.router.add_post("/sessions/{id}/decide", decide)
+    app.router.add_delete("/sessions/{id}", close)
+    app.router.add_get("/health", health, allow_head=False)
+    return app
+
+
+@web.middleware
+async def _failures(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    """Every refusal, ours or aiohttp's, is a `Failure`; an exception that nobody foresaw is too, and is logged."""
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return _json(Failure(code=refusal.code, message=refusal.message), STATUS[refusal.code])
+    except web.HTTPException as error:
+        code = "no_such_path" if error.status in (404, 405) else "malformed"
+        return _json(Failure(code=code, message=f"{request.method} {request.rel_url.raw_path[:200]}: {error.reason}"), error.status)
+    except Exception as error:
+        log.exception("%s %s", request.method, request.rel_url.raw_path[:200])
+        return _json(Failure(code="error", message=f"the service raised {type(error).__name__}"), 500)
+
+
+def _json(message: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(message), status=status, content_type="application/json")
+
+
+def _loader(torch_threads: int) -> Callable[[str], Factory]:
+    """`load`, which also keeps torch to its threads if the policy brought it; called in the policy's own thread."""
+
+    def load_policy(reference: str) -> Factory:
+        factory = load(reference)
+
+        def make() -> AbrPolicy:
+            policy = factory()
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(torch_threads)
+            return policy
+
+        return make
+
+    return load_policy
+
+
+async def serve(config: ControllerConfig) -> int:
+    """Load, listen, serve until SIGTERM or SIGINT. Returns how many calls into policies have not returned; raises `UserError`."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    sessions = Sessions(config.max_sessions, config.session_idle_s)
+    runner = web.AppRunner(application(sessions), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        for reference in config.policies:
+            await sessions.preload(reference, _loader(config.torch_threads))
+        await _listen(runner, config)
+        ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
+        sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
+        sys.stdout.buffer.flush()
+        while not await _is_set(stop, EXPIRE_EVERY_S):
+            sessions.expire(now_s())
+    finally:
+        await runner.cleanup()
+        sessions.shutdown()
+    return sessions.computing
+
+
+async def _listen(runner: web.AppRunner, config: ControllerConfig) -> None:
+    where = f"{config.host} port {config.port}"
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+        if config.unix_socket is not None:
+            where = config.unix_socket
+            await web.UnixSite(runner, config.unix_socket).start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        raise UserError(f"decision service: can't listen on {where}: {reason}") from None
+
+
+async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Read the config, serve; a config, policy or address that can't be used is one sentence and exit code 2."""
+    try:
+        busy = asyncio.run(serve(read_config(ControllerConfig, sys.argv[1:])))
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if busy:
+        os._exit(0)  # a policy that never returns holds its thread, and Python would wait for it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

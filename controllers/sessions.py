@@ -1,0 +1,176 @@
+"""The decision service without its sockets: a policy object per session, computing in its policy's own thread.
+
+Sessions share nothing but the code of their policy, so they can't mix. Each policy (whatever its options) has one thread: a slow
+one delays only its own sessions, and state that a policy keeps in its module (a model in memory) is never entered twice at once.
+"""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import TypeVar
+
+from controllers.api import AbrObservation, AbrPolicy, AbrSession
+from controllers.health import Health, PolicyCounters
+from controllers.protocol import VERSION, Answer, Decide, Open, Refusal, observation
+from testbed.clock import now_s
+
+Factory = Callable[[], AbrPolicy]
+T = TypeVar("T")
+
+
+@dataclass
+class _Loaded:
+    """A preloaded policy. `first` is never used: it keeps alive what all policies of its kind share (a model in memory)."""
+
+    factory: Factory
+    first: AbrPolicy
+    worker: ThreadPoolExecutor
+    counters: PolicyCounters
+
+
+@dataclass
+class _Session:
+    """One playback."""
+
+    constants: AbrSession
+    policy: AbrPolicy
+    loaded: _Loaded
+    last_used_s: float
+
+
+class Sessions:
+    """All sessions of the service; its methods are called from one event loop."""
+
+    def __init__(self, max_sessions: int, idle_s: float) -> None:
+        self._max_sessions, self._idle_s = max_sessions, idle_s
+        self._loaded: dict[str, _Loaded] = {}
+        self._workers: dict[str, ThreadPoolExecutor] = {}
+        self._sessions: dict[str, _Session] = {}
+        self.computing = 0
+        """Calls into policies that have not returned."""
+
+    async def preload(self, reference: str, load: Callable[[str], Factory]) -> None:
+        """Load a policy and make one of it, so that its first session finds models in memory. What `load` raises is passed on."""
+
+        def warm() -> tuple[Factory, AbrPolicy]:
+            factory = load(reference)
+            return factory, factory()
+
+        started_s = now_s()
+        worker = self._worker(reference)
+        factory, first = await asyncio.get_running_loop().run_in_executor(worker, warm)
+        self._loaded[reference] = _Loaded(factory, first, worker, PolicyCounters(now_s() - started_s))
+
+    async def open(self, message: Open) -> None:
+        """Start a session with a fresh policy, in place of one with the same id."""
+        loaded = self._loaded.get(message.policy)
+        if loaded is None:
+            raise Refusal("unknown_policy", f"policy is {message.policy!r}, wanted one of {', '.join(sorted(self._loaded)) or 'none'}")
+        self.expire(now_s())
+        session_id = message.session.session_id
+        if len(self._sessions) >= self._max_sessions and session_id not in self._sessions:
+            raise Refusal("busy", f"there are {len(self._sessions)} sessions, wanted fewer than {self._max_sessions}")
+
+        def start() -> AbrPolicy:
+            policy = loaded.factory()
+            policy.reset(message.session, message.seed)
+            return policy
+
+        policy = await self._compute(loaded, start)
+        self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
+
+    async def decide(self, session_id: str, message: Decide) -> Answer:
+        """The policy's level for the next chunk."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise Refusal("unknown_session", f"session {session_id[:200]!r} is not open")
+        session.last_used_s = now_s()
+        seen = observation(session.constants, message)
+        counters = session.loaded.counters
+        give_up_s = now_s() + message.deadline_s
+
+        def timed() -> tuple[object, float]:
+            started_s = now_s()
+            if started_s > give_up_s:
+                raise Refusal("late", f"the deadline of {message.deadline_s} s passed before the policy was free")
+            return session.policy.decide(seen), now_s() - started_s
+
+        try:
+            level, policy_s = await self._compute(session.loaded, timed)
+        except Refusal as refusal:
+            counters.late += refusal.code == "late"
+            counters.errors += refusal.code == "error"
+            raise
+        counters.took(policy_s)
+        try:
+            return Answer(level=_level(level, seen), policy_s=policy_s)
+        except Refusal:
+            counters.invalid += 1
+            raise
+
+    def close(self, session_id: str) -> None:
+        """Forget a session, if there is one."""
+        self._sessions.pop(session_id, None)
+
+    def expire(self, now: float) -> None:
+        """Forget the sessions that asked nothing for long."""
+        for session_id, session in list(self._sessions.items()):
+            if now - session.last_used_s > self._idle_s:
+                del self._sessions[session_id]
+
+    def health(self, pid: int) -> Health:
+        """Counts of this moment."""
+        policies = {reference: loaded.counters.health() for reference, loaded in self._loaded.items()}
+        return Health(version=VERSION, pid=pid, sessions=len(self._sessions), policies=policies)
+
+    def load_s(self) -> dict[str, float]:
+        """Seconds that each policy took to load."""
+        return {reference: loaded.counters.load_s for reference, loaded in self._loaded.items()}
+
+    def shutdown(self) -> None:
+        """Let the threads end once they have nothing to do."""
+        for worker in self._workers.values():
+            worker.shutdown(wait=False, cancel_futures=True)
+
+    def _worker(self, reference: str) -> ThreadPoolExecutor:
+        name = reference.partition("+")[0]
+        if name not in self._workers:
+            self._workers[name] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        return self._workers[name]
+
+    async def _compute(self, loaded: _Loaded, call: Callable[[], T]) -> T:
+        """Run `call` in the policy's thread. Whatever the policy raises, even `SystemExit`, is a `Refusal`."""
+
+        def guarded() -> T:
+            try:
+                return call()
+            except Refusal:
+                raise
+            except (Exception, SystemExit) as error:
+                raise Refusal("error", _told(error)) from None
+
+        self.computing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(loaded.worker, guarded)
+        finally:
+            self.computing -= 1
+
+
+def _level(answer: object, seen: AbrObservation) -> int:
+    try:
+        level = index(answer)  # type: ignore[arg-type]
+    except TypeError:
+        level = -1
+    if not 0 <= level < seen.video.levels:
+        raise Refusal("invalid", f"the policy answered {answer!r:.200}, wanted a level of 0 to {seen.video.levels - 1}")
+    return int(level)
+
+
+def _told(error: BaseException) -> str:
+    """One sentence on what a policy raised, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"the policy raised {type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
