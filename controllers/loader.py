@@ -1,4 +1,4 @@
-"""Finds policies: those of `controllers/abr/` by reading the folder, a user's by path or `package.module:Class`; turns a reference into a factory.
+"""Finds policies (ours by reading the folder `controllers/abr/`, a user's by path or module) and turns references into factories.
 
 | reference | names |
 | --- | --- |
@@ -174,7 +174,7 @@ def _told(error: Exception, where: str) -> str:
 
 def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:
     """The policy of a module: the class named, else the only one defined there (imported ones don't count)."""
-    policies = {name: value for name, value in vars(module).items() if _is_policy(value)}
+    policies: dict[str, type[AbrPolicy]] = {name: value for name, value in vars(module).items() if _is_policy(value)}
     if wanted:
         if wanted not in policies:
             raise UserError(f"{where}: has no AbrPolicy {wanted!r}, wanted one of {', '.join(policies) or 'none: it holds no AbrPolicy'}")
@@ -183,7 +183,7 @@ def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:
     if not own:
         raise UserError(f"{where}: holds no policy, wanted a class that extends controllers.api.AbrPolicy and defines decide")
     if len(own) > 1:
-        raise UserError(f"{where}: holds {len(own)} policies ({', '.join(own)}), wanted one, or the name of one: {Path(where).name}:{own[0]}")
+        raise UserError(f"{where}: holds {len(own)} policies ({', '.join(own)}), wanted one, or one named: {Path(where).name}:{own[0]}")
     return policies[own[0]]
 
 
@@ -192,13 +192,15 @@ def _is_policy(value: object) -> bool:
 
 
 def main(references: Sequence[str]) -> int:
-    """Print what each reference names, as a JSON list of name, label, colour, citation, reference; a wrong one: one sentence, exit code 2."""
+    """Print what each reference names, a JSON list of name, label, colour, citation, reference. A wrong one: one sentence, exit code 2."""
     try:
         found = load_all(references)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    rows = [{**{key: getattr(f, key) for key in ("name", "label", "colour", "citation")}, "reference": f.reference.canonical} for f in found]
+    rows = [
+        {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found
+    ]
     sys.stdout.write(json.dumps(rows) + "\n")
     return 0
 

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from testbed.errors import UserError
@@ -11,7 +12,10 @@ _TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str:
 
 
 def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
-    """`options` as keyword arguments of `policy`. Understood: int, float, str, bool, Literal, any of them `| None`; `where` begins each error."""
+    """`options` as keyword arguments of `policy`; `where` begins each error.
+
+    Understood annotations: int, float, str, bool, Literal, and any of them `| None`.
+    """
     parameters = _parameters(policy)
     hints = get_type_hints(policy.__init__) if parameters else {}  # type: ignore[misc]
     for name, _ in options:
@@ -47,8 +51,8 @@ def _value(text: str, hint: Any, where: str) -> Any:
             raise UserError(f"{where} is {text!r}, wanted true or false")
         return _BOOLS[text.lower()]
     try:
-        value = kind(text) if kind in _TYPES else text
-        if kind is float and not abs(value) < float("inf"):
+        value: Any = kind(text) if kind in _TYPES else text
+        if kind is float and not isfinite(value):
             raise ValueError(text)
     except ValueError as error:
         raise UserError(f"{where} is {text!r}, wanted {_TYPES[kind]}") from error

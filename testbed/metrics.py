@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from controllers.api import Chunk, Manifest
 from testbed.units import mbps_from_bps
 
 REBUF_PENALTY = 4.3
-"""QoE lost per second of stall: the highest bitrate of the ladder in Mbit/s (Pensieve, SIGCOMM 2017, section 5.1, QoE_lin: mu = 4.3)."""
+"""QoE lost per second of stall: the ladder's highest bitrate in Mbit/s (mu of QoE_lin, Pensieve, SIGCOMM 2017, section 5.1; NetLLM too)."""
 
 SWITCH_PENALTY = 1.0
-"""QoE lost per Mbit/s of change between two chunks (Yin et al., SIGCOMM 2015, equation 5 with lambda = 1; same in Pensieve)."""
+"""QoE lost per Mbit/s of change between two chunks (Yin et al., SIGCOMM 2015, lambda = 1; Pensieve and NetLLM too)."""
 
 
 def qoe_lin(bitrate_bps: float, rebuffer_s: float, previous_bps: float) -> float:
-    """QoE of one chunk: Mbit/s - 4.3 per second of stall - |change in Mbit/s| (Pensieve, section 5.1, equation 5; NetLLM, section 5.1).
+    """QoE of one chunk: Mbit/s - 4.3 per second of stall - |change in Mbit/s| (QoE_lin of Pensieve, SIGCOMM 2017, section 5.1).
 
-    Bitrates are the ladder's nominal ones, not the chunk's actual size over its length (as in both papers' code).
+    Bitrates are the ladder's nominal ones, not the chunk's actual size over its length (as in Pensieve's and NetLLM's code).
     """
     # This order of operations is the published code's, so that equal sequences tie to the last bit.
     return mbps_from_bps(bitrate_bps) - REBUF_PENALTY * rebuffer_s - SWITCH_PENALTY * mbps_from_bps(abs(bitrate_bps - previous_bps))
@@ -52,7 +53,7 @@ def summarise(chunks: Sequence[Chunk], video: Manifest) -> SessionSummary:
         qoe=sum(chunk_qoe(chunks, video)[1:]) / rated,
         bitrate_mbps=sum(mbps[1:]) / rated,
         rebuffer_s=sum(chunk.rebuffer_s for chunk in chunks[1:]) / rated,
-        switch_mbps=sum(abs(b - a) for a, b in zip(mbps, mbps[1:], strict=False)) / rated,
+        switch_mbps=sum(abs(b - a) for a, b in pairwise(mbps)) / rated,
         startup_s=chunks[0].rebuffer_s,
         chunks=rated,
     )

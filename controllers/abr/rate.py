@@ -7,13 +7,13 @@ from testbed.errors import UserError
 class RateBased(AbrPolicy):
     """Highest level whose nominal bitrate is at most the harmonic mean of the last `window` throughputs.
 
-    The predictor is FESTIVE's (Jiang et al., CoNEXT 2012, section 4.2); window 5 and no safety margin as "RB" in Yin et al. (SIGCOMM 2015,
-    section 7.1) and Pensieve (SIGCOMM 2017, section 5.1).
+    The predictor is FESTIVE's (Jiang et al., CoNEXT 2012); window 5 and no safety margin as "RB" in Yin et al. (SIGCOMM 2015) and Pensieve
+    (SIGCOMM 2017, section 5.1).
     """
 
     label = "Rate-based"
     colour = "#ff7f0e"
-    citation = "Jiang et al., FESTIVE, CoNEXT 2012, section 4.2 (harmonic mean); as RB in Yin et al., SIGCOMM 2015"
+    citation = "Jiang et al., FESTIVE, CoNEXT 2012 (harmonic mean); as RB in Yin et al., SIGCOMM 2015"
 
     def __init__(self, window: int = 5) -> None:
         if window < 1:

@@ -7,17 +7,17 @@ import numpy as np
 from controllers.api import AbrObservation, AbrPolicy, AbrSession
 from testbed.errors import UserError
 from testbed.metrics import REBUF_PENALTY, SWITCH_PENALTY
-from testbed.units import bits_from_bytes, mbps_from_bps
+from testbed.units import bytes_per_s_from_bps, mbps_from_bps
 
 WINDOW = 5
-"""Chunks that the prediction and its error look back on (Yin et al., section 7.1)."""
+"""Chunks that the prediction and its error look back on (Yin et al., section 7; Pensieve's and NetLLM's code)."""
 
 MAX_PLANS = 200_000
 """Most plans compared for a decision; a ladder of more than 11 levels is planned over fewer than 5 chunks."""
 
 
 class RobustMPC(AbrPolicy):
-    """RobustMPC (Yin et al., SIGCOMM 2015, sections 4.3 and 5.3): the plan of best QoE_lin under a lower bound of the throughput.
+    """RobustMPC (Yin et al., SIGCOMM 2015, section 4): the plan of best QoE_lin under a lower bound of the throughput.
 
     The bound is the harmonic mean of the last 5 throughputs over 1 + the largest relative error of the last 5 predictions. All plans of the
     next 5 chunks are compared (no table as in FastMPC); of equal ones the last in lexicographic order wins, as in Pensieve's code.
@@ -62,7 +62,7 @@ class RobustMPC(AbrPolicy):
         plans = self._plans[min(max(self._plans), observation.chunks_left)]
         first = observation.chunk_index + self.late
         sizes_bytes = [observation.video.sizes_bytes[min(first + k, len(observation.video.sizes_bytes) - 1)] for k in range(plans.steps)]
-        downloads_s = bits_from_bytes(np.asarray(sizes_bytes)) / bound_bps  # (steps, levels)
+        downloads_s = np.asarray(sizes_bytes) / bytes_per_s_from_bps(bound_bps)  # (steps, levels)
         stall_s = plans.stall_s(downloads_s, observation.buffer_s, observation.video.chunk_s)
         return plans.best(stall_s, observation.last_level, self.jumps == "adjacent")
 
