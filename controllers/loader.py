@@ -8,7 +8,6 @@
 | `package.module:Class` | an importable class |
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -24,7 +23,7 @@ from typing import Any
 
 from controllers.api import AbrPolicy
 from controllers.options import typed_options
-from testbed.errors import UserError
+from testbed.errors import UserError, suggestion
 
 ABR_FOLDER = Path(__file__).parent / "abr"
 """Each file in it is a policy, named like the file."""
@@ -130,9 +129,7 @@ def _is_path(target: str) -> bool:
 def _import_named(name: str) -> ModuleType:
     known = discover()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"wanted one of {', '.join(known)}, a file (mine.py) or package.module:Class"
-        raise UserError(f"policy {name!r} is unknown, {hint}")
+        raise UserError(f"policy {name!r} is unknown, {suggestion(name, known)}, or a file (mine.py), or package.module:Class")
     return importlib.import_module(f"{ABR_PACKAGE}.{name}")
 
 
@@ -177,7 +174,8 @@ def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:
     policies: dict[str, type[AbrPolicy]] = {name: value for name, value in vars(module).items() if _is_policy(value)}
     if wanted:
         if wanted not in policies:
-            raise UserError(f"{where}: has no AbrPolicy {wanted!r}, wanted one of {', '.join(policies) or 'none: it holds no AbrPolicy'}")
+            known = suggestion(wanted, policies) if policies else "wanted a class that extends controllers.api.AbrPolicy and defines decide"
+            raise UserError(f"{where}: has no AbrPolicy {wanted!r}, {known}")
         return policies[wanted]
     own = [name for name, value in policies.items() if value.__module__ == module.__name__ and not name.startswith("_")]
     if not own:

@@ -1,11 +1,10 @@
 """Turns the options of a policy reference (`level=3`) into arguments of the types that the policy's `__init__` annotates."""
 
-import difflib
 import inspect
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from testbed.errors import UserError
+from testbed.errors import UserError, suggestion
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
@@ -20,7 +19,8 @@ def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str
     hints = get_type_hints(policy.__init__) if parameters else {}  # type: ignore[misc]
     for name, _ in options:
         if name not in parameters:
-            raise UserError(f"{where}: option {name!r} is unknown, {_hint(name, list(parameters))}")
+            wanted = suggestion(name, parameters) if parameters else "wanted none: this policy takes no option"
+            raise UserError(f"{where}: option {name!r} is unknown, {wanted}")
     given = dict(options)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
@@ -33,13 +33,6 @@ def _parameters(policy: type) -> dict[str, inspect.Parameter]:
         return {}
     parameters = inspect.signature(policy).parameters
     return {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _hint(name: str, known: list[str]) -> str:
-    if not known:
-        return "the policy takes none"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}? (options: {', '.join(known)})" if close else f"wanted one of {', '.join(known)}"
 
 
 def _value(text: str, hint: Any, where: str) -> Any:
