@@ -1,5 +1,13 @@
 """Conversions between SI and the units that files, papers and people use. Nowhere else may 8, 1000 or 1500 stand."""
 
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Amount = TypeVar("Amount", float, "NDArray[Any]")
+"""A number or an array of numbers."""
+
 BITS_PER_BYTE = 8
 OPPORTUNITY_BYTES = 1500
 """Bytes that one Mahimahi delivery opportunity may carry (mm-link, `link_queue.cc`)."""
@@ -7,47 +15,47 @@ MTU_BYTES = 1500
 """Largest IP packet on an emulated path."""
 
 
-def bps_from_mbps(mbps: float) -> float:
+def bps_from_mbps(mbps: Amount) -> Amount:
     """Bit/s from Mbit/s."""
     return mbps * 1e6
 
 
-def mbps_from_bps(bps: float) -> float:
+def mbps_from_bps(bps: Amount) -> Amount:
     """Mbit/s from bit/s."""
     return bps / 1e6
 
 
-def bps_from_kbps(kbps: float) -> float:
+def bps_from_kbps(kbps: Amount) -> Amount:
     """Bit/s from kbit/s."""
     return kbps * 1e3
 
 
-def kbps_from_bps(bps: float) -> float:
+def kbps_from_bps(bps: Amount) -> Amount:
     """Kbit/s from bit/s."""
     return bps / 1e3
 
 
-def bytes_per_s_from_bps(bps: float) -> float:
+def bytes_per_s_from_bps(bps: Amount) -> Amount:
     """Byte/s from bit/s."""
     return bps / BITS_PER_BYTE
 
 
-def bits_from_bytes(size_bytes: float) -> float:
+def bits_from_bytes(size_bytes: Amount) -> Amount:
     """Bits from bytes."""
     return size_bytes * BITS_PER_BYTE
 
 
-def s_from_ms(ms: float) -> float:
+def s_from_ms(ms: Amount) -> Amount:
     """Seconds from milliseconds."""
     return ms / 1e3
 
 
-def ms_from_s(seconds: float) -> float:
+def ms_from_s(seconds: Amount) -> Amount:
     """Milliseconds from seconds."""
     return seconds * 1e3
 
 
-def s_from_ns(ns: float) -> float:
+def s_from_ns(ns: Amount) -> Amount:
     """Seconds from nanoseconds."""
     return ns / 1e9
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 CATALOG = Path(__file__).with_name("catalog.toml")
 
@@ -64,7 +65,7 @@ def load_catalog(path: Path = CATALOG) -> dict[str, CatalogSet]:
     return {name: _catalog_set(name, dict(fields), upstreams) for name, fields in content["sets"].items()}
 
 
-def _catalog_set(name: str, fields: dict, upstreams: dict[str, Upstream]) -> CatalogSet:
+def _catalog_set(name: str, fields: dict[str, Any], upstreams: dict[str, Upstream]) -> CatalogSet:
     splits = tuple(_split(split, dict(given)) for split, given in fields.pop("splits", {}).items())
     if not splits:
         splits = (Split("", fields.pop("files"), fields.pop("sha256")),)
@@ -72,7 +73,7 @@ def _catalog_set(name: str, fields: dict, upstreams: dict[str, Upstream]) -> Cat
     return CatalogSet(name=name, upstream=upstream, paths=paths, splits=splits, **({"default_split": ""} | fields))
 
 
-def _split(name: str, fields: dict) -> Split:
+def _split(name: str, fields: dict[str, Any]) -> Split:
     return Split(name, names=tuple(fields.pop("names", ())), **fields)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from decimal import Context, Decimal, InvalidOperation, Overflow
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -278,4 +279,4 @@ def _write_sabre(trace: RateTrace) -> str:
 
 
 _READERS: dict[str, Callable[[str, str, str], Trace]] = {"pensieve": _read_pensieve, "mahimahi": _read_mahimahi, "sabre": _read_sabre}
-_WRITERS: dict[str, Callable] = {"pensieve": _write_pensieve, "mahimahi": _write_mahimahi, "sabre": _write_sabre}
+_WRITERS: dict[str, Callable[[Any], str]] = {"pensieve": _write_pensieve, "mahimahi": _write_mahimahi, "sabre": _write_sabre}

@@ -12,19 +12,24 @@
 A name of the catalogue wins over a path of the same name; write `./fcc` for the path.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from testbed.errors import UserError, suggestion
+from testbed.errors import TestbedError, UserError, suggestion
 from traces.catalog import CatalogSet, Split, hash_files, load_catalog, split_files, split_folder
+from traces.fetch import fetch_set
 from traces.formats import read_trace
+from traces.model import draw
 from traces.trace import Trace
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DATA_VARIABLE = "NETLLM_DATA"
+MODELLED = "fcc"
+"""The set that `traces/model.py` stands in for."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,37 @@ def data_roots(root: str | Path | None = None) -> tuple[Path, ...]:
     return (*([Path(chosen)] if chosen else []), CHECKOUT.parent / "shared" / "data", CHECKOUT / "data")
 
 
-def resolve(reference: str, root: str | Path | None = None) -> TraceSet:
-    """The traces that `reference` names (see the table above). Raises `UserError` when there are none or a file is bad."""
+def resolve(reference: str, root: str | Path | None = None, fetch: bool = True) -> TraceSet:
+    """The traces that `reference` names (see the table above). Raises `UserError` when there are none or a file is bad.
+
+    A catalogued set that is in no data folder is fetched into the last one (unless `fetch` is off). If that fails too, a whole split of
+    `fcc` is drawn from `traces/model.py` instead: then `source` is `model`, and `note` says why.
+    """
     name, split_name, file = _parts(reference)
     if not reference.strip() or reference.startswith((".", "/", "~")) or name not in load_catalog():
         return _resolve_path(reference)
     entry, split = _named_split(name, split_name)
-    folder = find_split(entry, split, root)
-    if folder is None:
-        raise UserError(f"trace set {reference} is not on this machine, wanted it in {data_roots(root)[-1]}: run scripts/fetch_data {name}")
-    return _from_store(entry, split, folder, file)
+    folder, lack = find_split(entry, split, root), f"not in {data_roots(root)[-1]}"
+    if folder is None and fetch:
+        try:
+            fetch_set(entry, data_roots(root)[-1])
+            folder = find_split(entry, split, root)
+        except TestbedError as error:
+            lack = str(error)
+    if folder is not None:
+        return _from_store(entry, split, folder, file)
+    if name == MODELLED and not file:
+        return _modelled(split, lack)
+    raise UserError(f"trace set {reference} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {name}")
+
+
+def _modelled(split: Split, lack: str) -> TraceSet:
+    """As many traces as `split` has, drawn from the model; each split has its own seed."""
+    seed = sorted(each.name for each in load_catalog()[MODELLED].splits).index(split.name)
+    traces = draw(split.files, seed)
+    total = hashlib.sha256("".join(trace.sha256 for trace in traces).encode())
+    note = f"{MODELLED}/{split.name} is modelled, not measured: the traces are not on this machine ({lack})"
+    return TraceSet(MODELLED, split.name, "model", traces, total.hexdigest(), note)
 
 
 def _parts(reference: str) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ log-uniform over 0.4 to 5 Mbit/s. They are meant to be wider than FCC or Norway,
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from testbed.units import bits_from_bytes, bps_from_mbps, bytes_per_s_from_bps
 from traces.trace import RateTrace
@@ -26,7 +27,7 @@ MEAN_MBPS = (0.4, 5.0)
 FLOOR_MBPS = 0.02
 """Lowest rate drawn: an outage slows a session to a crawl, but does not stop it for good."""
 
-Shape = np.ndarray
+Shape = NDArray[np.float64]
 """Rates of one family before scaling, shape (steps,), above 0."""
 
 
@@ -46,13 +47,14 @@ def synthetic_trace(
     return RateTrace(f"synthetic:{chosen}", tuple((np.arange(steps + 1) * step_s).tolist()), tuple(rates_bps.tolist()), "synthetic")
 
 
-def step_rates(trace: RateTrace, step_s: float = STEP_S) -> np.ndarray:
+def step_rates(trace: RateTrace, step_s: float = STEP_S) -> Shape:
     """Mean bit/s over each whole step of `trace`, shape (steps,); one step when the trace is shorter than that."""
     edges_s = np.asarray(trace.edges_s)
     passed_bytes = np.append(0.0, np.cumsum(np.diff(edges_s) * bytes_per_s_from_bps(np.asarray(trace.rates_bps))))
     steps = int(trace.duration_s / step_s + 1e-9)
     at_s = np.arange(steps + 1) * step_s if steps else edges_s[[0, -1]]
-    return bits_from_bytes(np.diff(np.interp(at_s, edges_s, passed_bytes))) / np.diff(at_s)
+    rates_bps: Shape = bits_from_bytes(np.diff(np.interp(at_s, edges_s, passed_bytes))) / np.diff(at_s)
+    return rates_bps
 
 
 def plan_with_dips(rng: np.random.Generator, steps: int, real: Sequence[RateTrace] = ()) -> Shape:
@@ -82,14 +84,15 @@ def two_level(rng: np.random.Generator, steps: int, real: Sequence[RateTrace] = 
     for i, chance in enumerate(rng.random(steps)):
         state = 1 - state if chance < leave[state] else state
         low[i] = state
-    return np.where(low == 1, rng.uniform(0.1, 0.7), 1.0) * _noise(rng, steps)
+    shape: Shape = np.where(low == 1, rng.uniform(0.1, 0.7), 1.0) * _noise(rng, steps)
+    return shape
 
 
 def block_bootstrap(rng: np.random.Generator, steps: int, real: Sequence[RateTrace] = ()) -> Shape:
     """Blocks of real traces, each relative to its trace's mean; of one length (1 to 16 steps) within a trace."""
     block = int(rng.integers(1, 17))
     sources = [_relative(rng, steps, real) for _ in range(3)]
-    parts: list[np.ndarray] = []
+    parts: list[Shape] = []
     while sum(map(len, parts)) < steps:
         source = sources[rng.integers(len(sources))]
         start = rng.integers(max(len(source) - block, 0) + 1)
@@ -105,16 +108,16 @@ def regime_change(rng: np.random.Generator, steps: int, real: Sequence[RateTrace
     return np.concatenate([halves[0][:change], halves[1][change:] * ratio])
 
 
-def _noise(rng: np.random.Generator, steps: int) -> np.ndarray:
+def _noise(rng: np.random.Generator, steps: int) -> Shape:
     return np.exp(rng.uniform(0.01, 0.08) * rng.standard_normal(steps))
 
 
-def _relative(rng: np.random.Generator, steps: int, real: Sequence[RateTrace]) -> np.ndarray:
+def _relative(rng: np.random.Generator, steps: int, real: Sequence[RateTrace]) -> Shape:
     """A random window of a real trace relative to its mean (at least 1 %); without real traces one of the first three families."""
     if not real:
         shape = (plan_with_dips, log_ar1, two_level)[rng.integers(3)](rng, steps)
     else:
-        rates = step_rates(real[rng.integers(len(real))])
+        rates = step_rates(real[int(rng.integers(len(real)))])
         start = rng.integers(max(len(rates) - steps, 0) + 1)
         shape = rates[start : start + steps]
     return np.maximum(shape / shape.mean(), 0.01) if shape.any() else np.ones(1)
