@@ -143,14 +143,14 @@ class Sessions:
         return self._workers[name]
 
     async def _compute(self, loaded: _Loaded, call: Callable[[], T]) -> T:
-        """Run `call` in the policy's thread. Whatever the policy raises, even `SystemExit`, is a `Refusal`."""
+        """Run `call` in the policy's thread. Whatever the policy raises is a `Refusal`."""
 
         def guarded() -> T:
             try:
                 return call()
             except Refusal:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # this thread runs nothing but the policy, and may not take the service with it
                 raise Refusal("error", _told(error)) from None
 
         self.computing += 1
