@@ -1,39 +1,176 @@
 """What a running experiment shows on the terminal: a live table with one line a lane, or quiet lines where there is no terminal."""
 
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from testbed.records import Row, TrialRow
+from testbed.clock import now_s
+from testbed.records import ChunkRow, DecisionRow, Row, TrialRow
+from testbed.terminal import print_summary
+from testbed.units import ms_from_s
+
+__all__ = ["LiveView", "print_summary"]
+_BARS = "▁▂▃▄▅▆▇█"
+_SPARKS = 24
+"""Chunks whose levels are shown."""
+_QUIET_LINES = 20
+"""About so many trials get a line each where there is no terminal."""
+_REFRESH_HZ = 4
+
+
+@dataclass
+class _LaneState:
+    """The trial that a lane plays now."""
+
+    trial_id: str
+    policy: str
+    trace: str
+    chunks: int = 0
+    buffer_s: float = 0.0
+    qoe_sum: float = 0.0
+    fallbacks: int = 0
+    decision_ms: float | None = None
+    levels: deque[int] = field(default_factory=lambda: deque(maxlen=_SPARKS))
+
+    def take(self, row: Row) -> None:
+        """Follow the trial by one row."""
+        if isinstance(row, ChunkRow):
+            self.chunks = row.index + 1
+            self.buffer_s = row.buffer_s
+            self.levels.append(row.level)
+            self.qoe_sum += row.qoe if row.index else 0.0
+        elif isinstance(row, DecisionRow):
+            self.decision_ms = ms_from_s(row.latency_s)
+            self.fallbacks += row.source != "policy"
+
+    @property
+    def qoe(self) -> float | None:
+        """Mean of the chunks so far; the first is not rated."""
+        return self.qoe_sum / (self.chunks - 1) if self.chunks > 1 else None
 
 
 class LiveView:
-    """`with LiveView(total_trials, chunks) as view:` and hand it the rows as they come."""
+    """`with LiveView(total_trials, chunks) as view:` and hand it the rows as they come, from any thread.
 
-    def __init__(self, total_trials: int, chunks: int, console: Console | None = None) -> None:
+    Rows of trials that were not announced (simulated ones) only move the progress. `clock` gives seconds; tests hand in their own.
+    """
+
+    def __init__(self, total_trials: int, chunks: int, console: Console | None = None, clock: Callable[[], float] = now_s) -> None:
         self.total_trials = total_trials
         self.chunks = chunks
         self.console = console or Console()
+        self.ended = 0
+        self.invalid = 0
+        self._clock = clock
+        self._started_s = clock()
+        self._lanes: dict[int, _LaneState] = {}
+        self._by_trial: dict[str, _LaneState] = {}
+        self._lock = threading.Lock()
+        self._live: Live | None = None
 
     def __enter__(self) -> "LiveView":
+        self._started_s = self._clock()
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self.renderable, refresh_per_second=_REFRESH_HZ, transient=True)
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        pass
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def trial_started(self, trial_id: str, policy: str, trace: str, lane: int) -> None:
         """A trial begins in a lane."""
+        state = _LaneState(trial_id, policy, trace)
+        with self._lock:
+            if (before := self._lanes.get(lane)) is not None:
+                self._by_trial.pop(before.trial_id, None)
+            self._lanes[lane] = state
+            self._by_trial[trial_id] = state
 
     def row(self, row: Row) -> None:
         """A row of a trial that goes on."""
+        with self._lock:
+            if (state := self._by_trial.get(row.trial_id)) is not None:
+                state.take(row)
 
     def trial_ended(self, row: TrialRow) -> None:
         """A trial is over."""
+        with self._lock:
+            self.ended += 1
+            self.invalid += not row.valid
+            self._by_trial.pop(row.trial_id, None)
+            for lane in [lane for lane, state in self._lanes.items() if state.trial_id == row.trial_id]:
+                del self._lanes[lane]
+        every = max(self.total_trials // _QUIET_LINES, 1)
+        if not row.valid:
+            self.note(f"{self._counted()} {row.policy} on {row.trace}: invalid: {row.invalid_reason}")
+        elif self._live is None and (self.ended % every == 0 or self.ended == self.total_trials):
+            qoe = "" if row.qoe is None else f"QoE {row.qoe:.2f}, "
+            self.note(f"{self._counted()} {row.policy} on {row.trace}: {qoe}{row.fallbacks} fallbacks")
 
     def note(self, text: str) -> None:
         """A sentence for the user, above the table."""
+        self.console.print(Text(text), soft_wrap=True)
 
+    def renderable(self) -> RenderableType:
+        """The table and the progress as they are now."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("lane", justify="right")
+        table.add_column("policy", no_wrap=True)
+        table.add_column("trace", no_wrap=True, overflow="ellipsis", max_width=32)
+        table.add_column("chunk", justify="right", no_wrap=True)
+        table.add_column("levels", no_wrap=True, min_width=_SPARKS)
+        for name in ("buffer", "QoE", "fallbacks", "decision"):
+            table.add_column(name, justify="right", no_wrap=True)
+        with self._lock:
+            for lane, state in sorted(self._lanes.items()):
+                table.add_row(str(lane), *self._cells(state))
+            progress = self._progress()
+            any_lane = bool(self._lanes)
+        return Group(table, progress) if any_lane else progress
 
-def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
-    """The table at the end of a run."""
+    def _cells(self, state: _LaneState) -> tuple[str | Text, ...]:
+        late = f"[yellow]{state.fallbacks}[/]" if state.fallbacks else "0"
+        return (
+            escape(state.policy),
+            Text(state.trace),
+            f"{state.chunks}/{self.chunks}",
+            "".join(_BARS[min(level, len(_BARS) - 1)] for level in state.levels),
+            f"{state.buffer_s:.1f} s",
+            "" if state.qoe is None else f"{state.qoe:.2f}",
+            late,
+            "" if state.decision_ms is None else f"{state.decision_ms:.1f} ms",
+        )
+
+    def _progress(self) -> Table:
+        done = self.share_done()
+        line = Table.grid(padding=(0, 1))
+        invalid = f", [red]{self.invalid} invalid[/]" if self.invalid else ""
+        line.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{self.ended} of {self.total_trials} trials{invalid}", self._left(done))
+        return line
+
+    def share_done(self) -> float:
+        """How much of the work is done, 0 to 1, counting chunks of running trials."""
+        running = sum(state.chunks / self.chunks for state in self._lanes.values())
+        return min((self.ended + running) / max(self.total_trials, 1), 1.0)
+
+    def _left(self, done: float) -> str:
+        elapsed_s = self._clock() - self._started_s
+        if done < 0.01 or done >= 1:
+            return ""
+        minutes, seconds = divmod(round(elapsed_s * (1 - done) / done), 60)
+        return f"about {minutes}:{seconds:02d} left"
+
+    def _counted(self) -> str:
+        return f"[{self.ended}/{self.total_trials}]"

@@ -1,1 +1,341 @@
-def render(run, summary): return ""
+"""`report.html`: one self-contained page about a run. It fetches nothing; figures are inline SVG, and the page works without scripts."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from testbed import figures, stats
+from testbed.events import Run
+from testbed.figures import Look
+from testbed.records import TrialRow
+from testbed.sessions import groups, selection_sentence
+from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, MODELLED, agrees, comparisons, main_policy, modelled, policy_names, verdict
+from testbed.units import mbps_from_bps, ms_from_s
+
+TEMPLATES = Path(__file__).with_name("templates")
+TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
+METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
+LEAST_TRIALS_FOR_CDF = 5
+"""With fewer trials a policy, the distribution shown is that of chunks."""
+LEAST_TRACES_FOR_SCATTER = 4
+_COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}|[a-zA-Z]{3,20}")
+_SETTINGS: tuple[tuple[str, str, str], ...] = (
+    ("player", "Player", "{}"),
+    ("video", "Video", "{}"),
+    ("chunks", "Chunks a trial", "{}"),
+    ("rtt_ms", "Round-trip time", "{:g} ms"),
+    ("queue", "Queue", "{:,} bytes, droptail"),
+    ("cc", "Congestion control", "{}"),
+    ("link", "Link", "{}"),
+    ("deadline_ms", "Decision deadline", "{:g} ms"),
+    ("offset_s", "Trace offset", "{:g} s"),
+    ("seeds", "Seeds", "{}"),
+    ("parallel", "Lanes", "{}"),
+    ("llm", "Backbone", "{}"),
+)
+_EMULATION_ONLY = {"queue", "cc", "link", "deadline_ms", "parallel", "player"}
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A number for people: real minus sign, a dash for what is unknown."""
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(ci95: Sequence[float] | None, digits: int = 2, sign: bool = False) -> str:
+    """An interval for people."""
+    return f"{number(ci95[0], digits, sign)} to {number(ci95[1], digits, sign)}" if ci95 else "\N{EN DASH}"
+
+
+def brief(value: float | None) -> str:
+    """A positive number with about three digits."""
+    digits = next((d for least, d in ((100, 0), (10, 1), (0.1, 2)) if value is not None and value >= least), 3)
+    return number(value, digits)
+
+
+def count(n: int, what: str) -> str:
+    """`1 fallback`, `2 fallbacks`."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A run and its summary, seen as what the template shows."""
+
+    run: Run
+    summary: Mapping[str, Any]
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """By policy name, in the order asked for."""
+        described = self.run.header.policies
+        return {name: _look(i, name, described.get(name, {})) for i, name in enumerate(policy_names(self.run))}
+
+    @cached_property
+    def trials(self) -> dict[str, list[TrialRow]]:
+        """Valid trials by policy."""
+        return {name: [t for t in self.run.trials if t.policy == name and t.valid] for name in self.looks}
+
+    @cached_property
+    def pairs(self) -> list[stats.Comparison]:
+        """The main policy against each other."""
+        return comparisons(self.run)
+
+    @cached_property
+    def same_traces(self) -> bool:
+        """Whether every policy has valid trials on the same traces; else only paired differences compare them fairly."""
+        sets = [set(stats.per_trace(trials)) for trials in self.trials.values()]
+        return all(s == sets[0] for s in sets)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric for people."""
+        return METRICS.get(self.run.header.metric, self.run.header.metric)
+
+    @property
+    def modelled(self) -> bool:
+        """Whether the traces were drawn from a model."""
+        return modelled(self.run)
+
+    @property
+    def trace_set(self) -> str:
+        """The trace set's name with its split."""
+        trace = self.run.header.trace
+        return "/".join(str(part) for part in (trace.get("name"), trace.get("split")) if part) or "unnamed traces"
+
+    @property
+    def title(self) -> str:
+        """What the page is about."""
+        return f"{TITLES.get(self.run.header.task, self.run.header.task)} over {self.trace_set}"
+
+    def finding(self) -> str:
+        """The result in one or two sentences, no stronger than the intervals allow."""
+        main = main_policy(list(self.looks))
+        row = self.summary["policies"].get(main, {}) if main else {}
+        if not main or row.get("mean") is None:
+            return "No valid trial: there is nothing to compare."
+        label, unit = self.looks[main].label, f"{self.metric} {self.run.header.unit}"
+        n = len(stats.per_trace(self.trials[main]))
+        over = f"over {n} traces" if n > 1 else "on one trace"
+        spread = f" (95 % interval {interval(row['ci95'])})" if row["ci95"] else ""
+        text = f"{label} averages {number(row['mean'])} {unit}{spread} {over}."
+        return f"{text} {self._against(label, self.pairs[0])}" if self.pairs else text
+
+    def _against(self, label: str, pair: stats.Comparison) -> str:
+        rival, mean, ci95 = self.looks[pair.b].label, pair.estimate.mean, pair.estimate.ci95
+        others = f"{rival}, the strongest of the others," if len(self.pairs) > 1 else rival
+        if mean is None or ci95 is None:
+            return f"It differs from {others} by {number(mean, 2, True)}; {pair.estimate.n} traces are too few for an interval."
+        traces = "" if self.same_traces else f", on the {pair.estimate.n} traces where both are valid"
+        if ci95[0] <= 0 <= ci95[1]:
+            return f"Its difference from {others} is not clear: {number(mean, 3, True)} ({interval(ci95, 3, True)}){traces}."
+        better = (mean > 0) != (self.run.header.metric in stats.LOWER_IS_BETTER)
+        size = interval(sorted(map(abs, ci95)), 3)
+        return f"It is {'better' if better else 'worse'} than {others} by {number(abs(mean), 3)} ({size}){traces}."
+
+    def facts(self) -> list[dict[str, str]]:
+        """The tiles on top: is this run to be trusted?"""
+        policies, fidelity = self.summary["policies"].values(), self.summary["fidelity"]
+        trials, invalid = sum(p["trials"] for p in policies), sum(p["invalid"] for p in policies)
+        decisions, fallbacks = sum(p["decisions"] for p in policies), sum(p["fallbacks"] for p in policies)
+        tiles = [_fact("Valid trials", f"{trials - invalid} of {trials}", "bad" if invalid else "good")]
+        if fidelity["verdict"]:
+            tiles.append(_fact("Link fidelity", fidelity["verdict"], "good" if fidelity["verdict"] == "pass" else "bad"))
+        if self.run.header.mode == "emulation":
+            tiles.append(_fact("Fallbacks", f"{fallbacks} of {decisions} decisions", "warn" if fallbacks else "good"))
+        twins = [p["simulation"]["within"] for p in policies if p["simulation"]]
+        if twins:
+            tiles.append(_fact("Agree with simulation", f"{sum(twins)} of {len(twins)} policies", "good" if all(twins) else "warn"))
+        if self.modelled:
+            tiles.append(_fact("Traces", MODELLED, "warn"))
+        if self.run.end is None or self.run.end.reason != "complete":
+            tiles.append(_fact("Run", "cut short" if self.run.end is None else self.run.end.reason, "bad"))
+        return tiles
+
+    def settings(self) -> list[tuple[str, str]]:
+        """What was run, for the list on top."""
+        header, trace = self.run.header, self.run.header.trace
+        source = {"store": "measured, from the store", "path": "the user's own files", "model": MODELLED}
+        said = " + ".join(source.get(part, part) for part in str(trace.get("source") or "unknown").split("+"))
+        rows = [("Mode", header.mode), ("Trace set", self.trace_set), ("Traces", f"{trace.get('traces', 'unknown')}, {said}")]
+        for key, label, form in _SETTINGS:
+            value = header.spec.get(key)
+            if value is None or (header.mode == "simulation" and key in _EMULATION_ONLY):
+                continue
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(value)
+            rows.append((label, shown))
+        rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
+        rows.append(("Git commit", header.commit or "unknown"))
+        return rows
+
+    def table(self) -> dict[str, Any]:
+        """The QoE table: a strip and the numbers for each policy."""
+        values = {name: list(stats.per_trace(trials).values()) for name, trials in self.trials.items()}
+        estimates = {name: _estimate(self.summary["policies"][name], len(values[name])) for name in self.looks}
+        scale = figures.strip_scale(list(estimates.values()), list(values.values()))
+        rows = []
+        for name, look in self.looks.items():
+            strip = figures.strip(look, estimates[name], values[name], scale)
+            rows.append({"look": look, "strip": Markup(strip), "traces": len(values[name]), **self.summary["policies"][name]})
+        best = stats.strongest({name: e.mean for name, e in estimates.items()}, self.run.header.metric)
+        axis = figures.strip_axis(scale, f"{self.metric} {self.run.header.unit}")
+        return {"axis": Markup(axis), "rows": rows, "best": best, "components": COMPONENTS.get(self.run.header.task, ())}
+
+    def differences(self) -> dict[str, Any] | None:
+        """The forest of paired differences; None when there is nothing to compare."""
+        if not self.pairs:
+            return None
+        values = [list(p.differences.values()) for p in self.pairs]
+        scale = figures.strip_scale([p.estimate for p in self.pairs], values, include=(0.0,), width=figures.WIDE_STRIP_WIDTH)
+        rows = []
+        for pair in self.pairs:
+            look = self.looks[pair.b]
+            strip = figures.strip(look, pair.estimate, list(pair.differences.values()), scale, zero=True)
+            rows.append({"look": look, "pair": pair, "strip": Markup(strip)})
+        axis = Markup(figures.strip_axis(scale, "difference"))
+        better = "left" if self.run.header.metric in stats.LOWER_IS_BETTER else "right"
+        return {"main": self.looks[self.pairs[0].a], "rows": rows, "axis": axis, "better": better}
+
+    def distribution(self) -> dict[str, Any]:
+        """CDF per trial, or per chunk where there are few trials."""
+        if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
+            series = {self.looks[n]: [t.qoe for t in trials if t.qoe is not None] for n, trials in self.trials.items()}
+            return {"of": "trials", "svg": Markup(figures.cdf(series, f"{self.metric} per chunk, mean of a trial", "trials", "Distribution over trials"))}
+        chunks = self.run.tables["chunks"].filter(pl.col("index") > 0)
+        series = {
+            self.looks[n]: chunks.filter(pl.col("trial_id").is_in([t.trial_id for t in trials]))["qoe"].to_list()
+            for n, trials in self.trials.items()
+        }
+        return {"of": "chunks", "svg": Markup(figures.cdf(series, f"{self.metric} of a chunk, first chunks left out", "chunks", "Distribution over chunks"))}
+
+    def parts(self) -> Markup:
+        """What QoE is made of."""
+        rows = {look: self.summary["policies"][name]["components"] for name, look in self.looks.items()}
+        return Markup(figures.components(rows, "What QoE is made of")) if self.run.header.task == "abr" else Markup()
+
+    def scatters(self) -> list[dict[str, Any]]:
+        """Trace by trace: the main policy against the strongest other, and each policy against the trace's mean rate."""
+        if not self.pairs or self.pairs[0].estimate.n < LEAST_TRACES_FOR_SCATTER:
+            return []
+        pair = self.pairs[0]
+        of_a, of_b = (stats.per_trace(self.trials[name]) for name in (pair.a, pair.b))
+        a, b = self.looks[pair.a], self.looks[pair.b]
+        duel = {a: [(of_b[key], of_a[key], key[0]) for key in pair.differences]}
+        drawn = figures.scatter(duel, f"{self.metric} of {b.label}", f"{self.metric} of {a.label}", f"{a.label} against {b.label}", diagonal=True)
+        found = [{"title": f"{a.label} against {b.label}", "text": f"One point a trace; above the line {a.label} has more.", "svg": Markup(drawn)}]
+        rates = {sha: mbps_from_bps(stats_rate(t.edges_s, t.rates_bps)) for sha, t in self.run.traces.items()}
+        cloud = {
+            look: [(rates[key[1]], q, key[0]) for key, q in stats.per_trace(self.trials[name]).items() if key[1] in rates]
+            for name, look in self.looks.items()
+        }
+        if any(cloud.values()):
+            drawn = figures.scatter(cloud, "mean capacity of the trace, Mbit/s", self.metric, "QoE against capacity")
+            found.append({"title": "Hard and easy traces", "text": "One point a policy and trace.", "svg": Markup(drawn)})
+        return found
+
+    def waits_ms(self) -> dict[Look, list[float]]:
+        """What each decision of a valid trial took."""
+        decisions = self.run.tables["decisions"]
+        return {
+            self.looks[n]: [ms_from_s(s) for s in decisions.filter(pl.col("trial_id").is_in([t.trial_id for t in trials]))["latency_s"]]
+            for n, trials in self.trials.items()
+        }
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """After which the player decides itself; None in simulation, which has none."""
+        value = self.run.header.spec.get("deadline_ms")
+        return float(value) if value is not None and self.run.header.mode == "emulation" else None
+
+    def latency(self) -> Markup:
+        """How long decisions took."""
+        label = "the player waited, ms" if self.run.header.mode == "emulation" else "the policy computed, ms"
+        return Markup(figures.latency(self.waits_ms(), self.deadline_ms, "Decision latency", label))
+
+    def fidelity(self) -> dict[str, Any] | None:
+        """The links' quality; None in simulation."""
+        if self.run.header.mode != "emulation" or not self.run.trials:
+            return None
+        edges: dict[float, int] = {}
+        for row in self.run.lateness:
+            for edge, count in zip(row.upper_ms, row.counts, strict=True):
+                edges[edge] = edges.get(edge, 0) + count
+        upper = sorted(edges)
+        svg = figures.lateness(upper, [edges[e] for e in upper], self.summary["fidelity"]["lateness_ms_p99"], "Lateness of packets")
+        failed = sum(verdict(t) == "fail" for t in self.run.trials)
+        spread = {f: _spread(self.run.trials, f) for f in ("lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses")}
+        return {**self.summary["fidelity"], "svg": Markup(svg), "failed": failed, "trials": len(self.run.trials), "spread": spread}
+
+    def twins(self) -> dict[str, Any] | None:
+        """Emulation beside simulation; None when no twin was simulated."""
+        rows = [
+            {"look": look, "emulated": s["mean"] + s["difference"], **s, "allowed": max(AGREEMENT_SHARE * abs(s["mean"]), AGREEMENT_LEAST)}
+            for name, look in self.looks.items()
+            if (s := self.summary["policies"][name]["simulation"])
+        ]
+        if not rows:
+            return None
+        points = {
+            self.looks[n]: [(t.simulated_qoe, t.qoe, t.trace) for t in trials if t.simulated_qoe is not None and t.qoe is not None]
+            for n, trials in self.trials.items()
+        }
+        svg = figures.scatter(points, "simulated QoE", "emulated QoE", "Emulation against simulation", diagonal=True, band=(AGREEMENT_SHARE, AGREEMENT_LEAST))
+        both = [t for trials in self.trials.values() for t in trials if t.simulated_qoe is not None and t.qoe is not None]
+        apart = [t for t in both if not agrees(t.qoe, t.simulated_qoe)]
+        apart.sort(key=lambda t: -abs(t.qoe - t.simulated_qoe))
+        return {"rows": rows, "svg": Markup(svg), "apart": apart[:10], "outside": len(apart), "trials": len(both)}
+
+    def invalid(self) -> list[TrialRow]:
+        """Trials that were left out."""
+        return [t for t in self.run.trials if not t.valid]
+
+
+def stats_rate(edges_s: Sequence[float], rates_bps: Sequence[float]) -> float:
+    """Time-weighted mean of a step function, bit/s."""
+    return sum((b - a) * r for a, b, r in zip(edges_s, edges_s[1:], rates_bps, strict=False)) / (edges_s[-1] - edges_s[0])
+
+
+def _look(index: int, name: str, described: Mapping[str, str]) -> Look:
+    colour = described.get("colour", "")
+    return Look(index, name, described.get("label") or name, colour if _COLOUR.fullmatch(colour) else "#777777", described.get("citation", ""))
+
+
+def _fact(name: str, value: str, state: str) -> dict[str, str]:
+    return {"name": name, "value": value, "state": state}
+
+
+def _estimate(row: Mapping[str, Any], n: int) -> stats.Estimate:
+    return stats.Estimate(row["mean"], tuple(row["ci95"]) if row["ci95"] else None, n)
+
+
+def _spread(trials: Sequence[TrialRow], field: str) -> tuple[float | None, float | None]:
+    """Median and worst of a field over trials."""
+    values = [abs(v) for t in trials if (v := getattr(t, field)) is not None]
+    return stats.quantile(values, 0.5), max(values, default=None)
+
+
+def render(run: Run, summary: Mapping[str, Any]) -> str:
+    """The whole page."""
+    page = Page(run, summary)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    filters: dict[str, Callable[..., str]] = {"number": number, "interval": interval, "brief": brief, "count": count}
+    environment.filters.update(filters)
+    shown = groups(run, page.looks)
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        run=run,
+        header=run.header,
+        summary=summary,
+        groups=shown,
+        selection=selection_sentence(run, shown),
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    )

@@ -14,26 +14,17 @@ from testbed.clock import utc_now
 from testbed.errors import UserError
 from testbed.records import EndRow, Event, RunHeader, TraceRow
 from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes
+from testbed.user import User, invoking_user
 from traces.trace import RateTrace, Trace
 
-Owner = tuple[int, int]
-"""User and group id that the files shall belong to."""
 _MOST_POINTS = 2000
 """A trace is stored for the figures with at most this many segments."""
-
-
-def invoking_owner(environment: dict[str, str] | os._Environ[str] = os.environ) -> Owner | None:
-    """Who called `sudo`; None when nobody did (files then belong to the process's own user)."""
-    try:
-        return int(environment["SUDO_UID"]), int(environment["SUDO_GID"])
-    except (KeyError, ValueError):
-        return None
 
 
 class ResultFolder:
     """`results/<UTC time>-<task>/` while a run goes on. Every appended row is in the file when `append` returns, so kill -9 loses none."""
 
-    def __init__(self, path: Path, owner: Owner | None) -> None:
+    def __init__(self, path: Path, owner: User | None) -> None:
         self.path = path
         self.owner = owner
         self._lock = threading.Lock()
@@ -41,9 +32,9 @@ class ResultFolder:
         self._file = (path / "events.jsonl").open("xb")
 
     @classmethod
-    def create(cls, base: Path, header: RunHeader, now: datetime, owner: Owner | None = None) -> "ResultFolder":
+    def create(cls, base: Path, header: RunHeader, now: datetime, owner: User | None = None) -> "ResultFolder":
         """Make a new folder below `base`, write the header and `experiment.toml`, and point `base/latest` at it. Never reuses a folder."""
-        owner = owner or invoking_owner()
+        owner = owner or invoking_user()
         path = _new_folder(base, f"{now:%Y%m%dT%H%M%SZ}-{header.task}", owner)
         folder = cls(path, owner)
         folder.append(header)
@@ -77,7 +68,7 @@ class ResultFolder:
         return rebuild(self.path, self.owner)
 
 
-def rebuild(path: Path, owner: Owner | None = None, figures: str | None = None) -> dict[str, Any]:
+def rebuild(path: Path, owner: User | None = None, figures: str | None = None) -> dict[str, Any]:
     """Make everything derived in a result folder anew from its `events.jsonl`; returns the summary.
 
     Works on the folder of a killed run. `figures` (pdf, png or svg) also writes figures for a paper into `figures/`.
@@ -85,7 +76,7 @@ def rebuild(path: Path, owner: Owner | None = None, figures: str | None = None) 
     from testbed.build import build  # polars, scipy and jinja2 are not loaded before they are needed
 
     summary = build(path, figures)
-    give(path, owner or invoking_owner())
+    give(path, owner or invoking_user())
     return summary
 
 
@@ -111,7 +102,7 @@ def _binned(trace: Trace) -> tuple[list[float], list[float]]:
     return edges_s.tolist(), (bits / np.diff(edges_s)).tolist()
 
 
-def give(path: Path, owner: Owner | None) -> None:
+def give(path: Path, owner: User | None) -> None:
     """Give a result folder and what is in it to `owner`; symlinks are not followed."""
     if owner is None or os.geteuid() != 0:
         return
@@ -121,7 +112,7 @@ def give(path: Path, owner: Owner | None) -> None:
             os.chown(os.path.join(directory, name), *owner, follow_symlinks=False)
 
 
-def _new_folder(base: Path, name: str, owner: Owner | None) -> Path:
+def _new_folder(base: Path, name: str, owner: User | None) -> Path:
     """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
     if (base / "latest").exists() and not (base / "latest").is_symlink():
         raise UserError(f"{base / 'latest'} is not a symbolic link, wanted nothing there or a link to the newest result folder")
@@ -148,12 +139,12 @@ def _made(path: Path) -> bool:
     return True
 
 
-def _give_one(path: Path, owner: Owner | None) -> None:
+def _give_one(path: Path, owner: User | None) -> None:
     if owner is not None and os.geteuid() == 0:
         os.chown(path, *owner, follow_symlinks=False)
 
 
-def _point_latest(base: Path, name: str, owner: Owner | None) -> None:
+def _point_latest(base: Path, name: str, owner: User | None) -> None:
     """Make `base/latest` a symlink to the folder `name` in one step."""
     temporary = base / f".latest-{os.getpid()}"
     temporary.unlink(missing_ok=True)

@@ -21,12 +21,11 @@ import polars as pl
 from testbed import stats
 from testbed.events import Run
 from testbed.records import TrialRow
+from testbed.terminal import MODELLED
 from testbed.units import ms_from_s
 
 VERSION = 1
 COMPONENTS = {"abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s")}
-MODELLED = "modelled, not measured"
-"""What every table and report says of traces that were drawn from a model."""
 AGREEMENT_SHARE = 0.10
 AGREEMENT_LEAST = 0.1
 """Emulated and simulated QoE agree within 10 %, or 0.1 where that is more."""
@@ -86,9 +85,10 @@ def notes(run: Run) -> list[str]:
     if modelled(run) and not any(MODELLED in note for note in found):
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if run.end is None:
-        found.append(f"The run was cut short: {run.unfinished} trials began and did not end; the numbers are of those that did.")
+        began = f" {run.unfinished} more had begun." if run.unfinished else ""
+        found.append(f"The run was cut short: the numbers are of the {len(run.trials)} trials that ended.{began}")
     elif run.end.reason != "complete":
-        found.append(f"The run ended early ({run.end.reason}): the numbers are of the trials that ended.")
+        found.append(f"The run ended early ({run.end.reason}): the numbers are of the {len(run.trials)} trials that ended.")
     return found
 
 

@@ -153,13 +153,13 @@ class FakeRun:
 
 def make_trace(index: int, rng: np.random.Generator) -> TraceRow:
     """A random walk in log rate with steps of 5 s over 320 s."""
-    steps = np.cumsum(rng.normal(0, 0.35, 64))
-    rates = np.exp(np.log(rng.uniform(0.8, 3.2)) + steps - 0.6 * np.linspace(steps[0], steps[-1], 64) - steps.mean() * 0.4)
+    steps = np.cumsum(rng.normal(0, 0.25, 64))
+    rates = np.exp(np.log(rng.uniform(1.0, 3.2)) + steps - 0.6 * np.linspace(steps[0], steps[-1], 64) - steps.mean() * 0.4)
     return TraceRow(
         trace=f"test_fcc_trace_{index * 37 % 991}_http---www.example.com_0",
         sha256=f"{index:064x}",
         edges_s=[5.0 * i for i in range(65)],
-        rates_bps=[float(r) for r in np.clip(rates, 0.15, 9.0) * 1e6],
+        rates_bps=[float(r) for r in np.clip(rates, 0.3, 9.0) * 1e6],
     )
 
 
@@ -168,7 +168,7 @@ def play(trial_id: str, trace: TraceRow, count: int, caution: float, rng: np.ran
     now_s, buffer_s, level, previous_bps, seen = 0.0, 0.0, 0, LADDER_BPS[0], 1e6
     for index in range(count):
         if index:
-            wish = seen * caution * (0.6 + 0.025 * buffer_s) * rng.uniform(0.9, 1.1)
+            wish = seen * caution * min(0.35 + 0.03 * buffer_s, 1.3) * rng.uniform(0.9, 1.1)
             level = max((i for i, b in enumerate(LADDER_BPS) if b <= wish), default=0)
         size = int(LADDER_BPS[level] * CHUNK_S / 8 * rng.uniform(0.85, 1.15))
         end_s = 0.08 + _served(trace, now_s, size)

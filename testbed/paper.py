@@ -1,0 +1,125 @@
+"""Figures for a paper, by matplotlib: vector formats with embedded TrueType fonts, as publishers ask for. The same numbers and colours as the report's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from testbed.errors import UserError
+from testbed.events import Run
+from testbed.report import Page
+from testbed.summary import MODELLED, summarise
+
+FORMATS = ("pdf", "png", "svg")
+_COLUMN_INCHES = 3.4
+"""Width of a column in two-column proceedings."""
+_STYLE = {
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 300,
+}
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+
+def export(run: Run, folder: Path, form: str) -> list[Path]:
+    """Write `qoe_mean`, `qoe_cdf`, `qoe_difference` and `decision_latency` into `folder`; returns the paths."""
+    if form not in FORMATS:
+        raise UserError(f"--figures is {form}, wanted one of {', '.join(FORMATS)}")
+    folder.mkdir(exist_ok=True)
+    page = Page(run, summarise(run))
+    name = {"qoe_lin": "qoe", "avg_jct_s": "jct", "mae_deg": "mae"}.get(run.header.metric, "metric")
+    plots: dict[str, Callable[[Page, Axes], bool]] = {
+        f"{name}_mean": _means,
+        f"{name}_cdf": _cdf,
+        f"{name}_difference": _differences,
+        "decision_latency": _latency,
+    }
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        for stem, plot in plots.items():
+            figure = Figure(figsize=(_COLUMN_INCHES, 2.1), layout="constrained")
+            axes = figure.add_subplot()
+            if plot(page, axes):
+                if page.modelled:
+                    axes.set_title(MODELLED, fontsize=7, color="#a04000")
+                path = folder / f"{stem}.{form}"
+                figure.savefig(path, metadata={} if form == "png" else {"Date": None} if form == "svg" else {"CreationDate": None})
+                written.append(path)
+    return written
+
+
+def _metric(page: Page) -> str:
+    return f"{page.metric} {page.run.header.unit}".strip()
+
+
+def _means(page: Page, axes: Axes) -> bool:
+    rows = [(look, page.summary["policies"][name]) for name, look in page.looks.items()]
+    rows = [(look, row) for look, row in rows if row["mean"] is not None]
+    for i, (look, row) in enumerate(rows):
+        axes.bar(i, row["mean"], 0.62, color=look.colour)
+        if row["ci95"]:
+            low, high = row["ci95"]
+            axes.errorbar(i, row["mean"], [[row["mean"] - low], [high - row["mean"]]], color="#222222", capsize=2.5, linewidth=1)
+    turned = len(rows) > 5
+    axes.set_xticks(range(len(rows)), [look.label for look, _ in rows], rotation=20 if turned else 0, ha="right" if turned else "center")
+    axes.set_ylabel(_metric(page))
+    axes.grid(axis="x", visible=False)
+    return bool(rows)
+
+
+def _cdf(page: Page, axes: Axes) -> bool:
+    drawn = False
+    for name, look in page.looks.items():
+        values = [t.qoe for t in page.trials[name] if t.qoe is not None]
+        if values:
+            axes.ecdf(values, color=look.colour, linestyle=_DASHES[look.number % len(_DASHES)], label=look.label)
+            drawn = True
+    axes.set_xlabel(f"{_metric(page)}, mean of a trial")
+    axes.set_ylabel("share of trials")
+    if drawn:
+        axes.legend(fontsize=7, handlelength=1.8)
+    return drawn
+
+
+def _differences(page: Page, axes: Axes) -> bool:
+    pairs = page.pairs
+    for i, pair in enumerate(reversed(pairs)):
+        look = page.looks[pair.b]
+        axes.plot(list(pair.differences.values()), [i] * len(pair.differences), "|", color=look.colour, alpha=0.35, markersize=7)
+        if pair.estimate.ci95:
+            axes.plot(pair.estimate.ci95, [i, i], color=look.colour, linewidth=3, solid_capstyle="butt")
+        axes.plot([pair.estimate.mean], [i], "o", color=look.colour, markeredgecolor="white", markersize=6)
+    if pairs:
+        axes.axvline(0, color="#222222", linewidth=0.8)
+        axes.set_yticks(range(len(pairs)), [page.looks[p.b].label for p in reversed(pairs)])
+        axes.set_ylim(-0.6, len(pairs) - 0.4)
+        axes.set_xlabel(f"{page.looks[pairs[0].a].label} minus the other, {_metric(page)}")
+    return bool(pairs)
+
+
+def _latency(page: Page, axes: Axes) -> bool:
+    waits = page.waits_ms()
+    for look, values in waits.items():
+        if values:
+            axes.ecdf(values, color=look.colour, linestyle=_DASHES[look.number % len(_DASHES)], label=look.label)
+    if not any(waits.values()):
+        return False
+    deadline_ms = page.deadline_ms
+    if deadline_ms is not None:
+        axes.axvline(deadline_ms, color="#a04000", linewidth=0.8, linestyle="--")
+        axes.annotate("deadline", (deadline_ms, 0.03), xytext=(-3, 0), textcoords="offset points", ha="right", fontsize=7, color="#a04000")
+    axes.set_xscale("log")
+    axes.set_xlabel("decision latency, ms")
+    axes.set_ylabel("share of decisions")
+    axes.legend(fontsize=7, handlelength=1.8)
+    return True

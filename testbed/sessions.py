@@ -1,0 +1,116 @@
+"""Which trials a report draws as timelines, and what was recorded of each. A page with thousands of them would help nobody."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import polars as pl
+from markupsafe import Markup
+
+from testbed import stats
+from testbed.events import Run
+from testbed.figures import Look
+from testbed.records import ChunkRow, DecisionRow, StallRow, TrialRow
+from testbed.summary import main_policy
+from testbed.timeline import Session, extent, timeline
+from testbed.units import bits_from_bytes, mbps_from_bps
+
+MOST_TIMELINES = 96
+"""Drawn at most; each is about 12 kB."""
+DELIVERED_BIN_S = 1.0
+_RowT = TypeVar("_RowT", bound=msgspec.Struct)
+_GroupKey = tuple[str, str, float, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials that share trace, offset and seed, in the order of the policies."""
+
+    title: str
+    about: str
+    drawn: tuple[dict[str, Any], ...]
+
+
+def groups(run: Run, looks: Mapping[str, Look]) -> list[Group]:
+    """The groups to draw: all when there is room, else a spread from the main policy's worst trace to its best, failed ones first."""
+    by_key: dict[_GroupKey, list[TrialRow]] = defaultdict(list)
+    for trial in run.trials:
+        by_key[trial.trace, trial.trace_sha256, trial.offset_s, trial.seed].append(trial)
+    keys = list(by_key)
+    room = max(MOST_TIMELINES // max(len(looks), 1), 1)
+    if len(keys) > room:
+        keys = _spread(by_key, room, main_policy(list(looks)))
+    many_seeds = len({key[3] for key in by_key}) > 1
+    tables = {name: run.tables[name] for name in ("chunks", "decisions", "stalls", "links")}
+    return [_group(run, looks, key, by_key[key], tables, many_seeds) for key in keys]
+
+
+def selection_sentence(run: Run, shown: Sequence[Group]) -> str:
+    """Says which trials are drawn when not all are."""
+    drawn = sum(len(group.drawn) for group in shown)
+    if drawn == len(run.trials):
+        return ""
+    return (
+        f"{drawn} of {len(run.trials)} trials are drawn: groups with an invalid trial or a fallback first (a few), "
+        "then groups spread evenly from the lowest result to the highest. The tables hold all trials."
+    )
+
+
+def _spread(by_key: Mapping[_GroupKey, Sequence[TrialRow]], room: int, main: str | None) -> list[_GroupKey]:
+    def rank(key: _GroupKey) -> float:
+        values = [t.qoe for t in by_key[key] if t.qoe is not None and t.policy == main]
+        return values[0] if values else float("-inf")
+
+    troubled = [key for key, trials in by_key.items() if any(not t.valid or t.fallbacks for t in trials)][: room // 4]
+    others = sorted((key for key in by_key if key not in set(troubled)), key=rank)
+    places = np.unique(np.linspace(0, len(others) - 1, room - len(troubled)).round().astype(int)) if others else []
+    return [*troubled, *(others[i] for i in places)]
+
+
+def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], tables: Mapping[str, pl.DataFrame], seeds: bool) -> Group:
+    ordered = sorted(trials, key=lambda trial: looks[trial.policy].number)
+    sessions = [_session(run, trial, tables) for trial in ordered]
+    reach = extent(sessions)
+    items = tuple(
+        {"look": looks[s.trial.policy], "trial": s.trial, "svg": Markup(timeline(looks[s.trial.policy], s, reach))}
+        for s in sessions
+    )
+    about = []
+    if (trace := run.traces.get(key[1])) is not None:
+        widths = np.diff(trace.edges_s)
+        about.append(f"mean capacity {mbps_from_bps(float(widths @ np.asarray(trace.rates_bps)) / float(widths.sum())):.2f} Mbit/s")
+    about += [f"from {key[2]:g} s"] if key[2] else []
+    about += [f"seed {key[3]}"] if seeds else []
+    return Group(key[0], ", ".join(about), items)
+
+
+def _session(run: Run, trial: TrialRow, tables: Mapping[str, pl.DataFrame]) -> Session:
+    of_trial = {name: table.filter(pl.col("trial_id") == trial.trial_id) for name, table in tables.items()}
+    return Session(
+        trial=trial,
+        chunks=_structs(of_trial["chunks"].sort("index"), ChunkRow),
+        decisions=_structs(of_trial["decisions"].sort("chunk_index"), DecisionRow),
+        stalls=_structs(of_trial["stalls"].sort("start_s"), StallRow),
+        trace=run.traces.get(trial.trace_sha256),
+        delivered=_delivered(of_trial["links"]),
+    )
+
+
+def _structs(table: pl.DataFrame, row: type[_RowT]) -> list[_RowT]:
+    return [row(**values) for values in table.to_dicts()]
+
+
+def _delivered(links: pl.DataFrame) -> tuple[list[float], list[float]]:
+    """Edges (s) and rates (bit/s) of the direction that carried the media, in bins of a second, from the trial's start on."""
+    totals = links.group_by("direction").agg(pl.col("delivered_bytes").sum()).sort("delivered_bytes", "direction", descending=True)
+    if totals.is_empty():
+        return [], []
+    media = links.filter((pl.col("direction") == totals["direction"][0]) & (pl.col("start_s") >= 0))
+    if media.is_empty():
+        return [], []
+    bins = (media["start_s"].to_numpy() / DELIVERED_BIN_S + 1e-6).astype(int)
+    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=media["delivered_bytes"].to_numpy()) / DELIVERED_BIN_S
+    return [DELIVERED_BIN_S * i for i in range(len(rates) + 1)], rates.tolist()

@@ -1,0 +1,75 @@
+"""The table that a run prints at its end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_WIDE = 100
+"""Columns from which the metric's components fit, too."""
+MODELLED = "modelled, not measured"
+"""What every table and report says of traces that were drawn from a model."""
+_METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT, s", "mae_deg": "MAE, degrees"}
+_COMPONENTS = {"bitrate_mbps": ("bitrate\nMbit/s", 2), "rebuffer_s": ("stall\ns/chunk", 3), "switch_mbps": ("change\nMbit/s", 3), "startup_s": ("start-up\ns", 2)}
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a summary (the content of `summary.json`): policies, differences, what to know before believing them."""
+    console = console or Console()
+    console.print(_policies(summary, console.width >= _WIDE))
+    for pair in summary["comparisons"]:
+        console.print(f"{escape(pair['a'])} - {escape(pair['b'])}: {_difference(pair)}", highlight=False, soft_wrap=True)
+    verdict, fidelity = summary["fidelity"]["verdict"], summary["fidelity"]
+    if verdict:
+        colour = "green" if verdict == "pass" else "red"
+        lateness = "" if fidelity["lateness_ms_p99"] is None else f", worst p99 lateness {fidelity['lateness_ms_p99']:.2f} ms"
+        losses = "" if fidelity["uncounted_losses"] is None else f", {fidelity['uncounted_losses']} uncounted losses"
+        console.print(f"link fidelity: [{colour}]{verdict}[/]{lateness}{losses}", highlight=False, soft_wrap=True)
+    for note in summary["notes"]:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _policies(summary: Mapping[str, Any], wide: bool) -> Table:
+    trace = summary["trace"]
+    where = "/".join(str(part) for part in (trace["name"], trace["split"]) if part)
+    modelled = f", {MODELLED}" if "model" in str(trace["source"]).split("+") else ""
+    table = Table(title=f"{summary['task']} over {escape(where)}{modelled}, {summary['mode']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    metric = _METRICS.get(summary["metric"], summary["metric"])
+    shown = list(dict.fromkeys(c for row in summary["policies"].values() for c in row["components"])) if wide else []
+    headings = [metric, "95 % interval", *(_COMPONENTS.get(c, (c, 2))[0] for c in shown), "decision\np50, p99 ms", "fallbacks", "valid\ntrials"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in summary["policies"].items():
+        table.add_row(escape(name), *_cells(row, shown))
+    return table
+
+
+def _cells(row: Mapping[str, Any], components: Sequence[str]) -> list[str]:
+    valid = row["trials"] - row["invalid"]
+    trials = f"[red]{valid} of {row['trials']}[/]" if row["invalid"] else str(valid)
+    fallbacks = f"[yellow]{row['fallbacks']}[/]" if row["fallbacks"] else "0"
+    decision = row["decision_ms"]
+    parts = [_number(row["components"].get(c), _COMPONENTS.get(c, (c, 2))[1]) for c in components]
+    waits = "-" if decision["p50"] is None else f"{_ms(decision['p50'])}, {_ms(decision['p99'])}"
+    return [f"[bold]{_number(row['mean'])}[/]", _interval(row["ci95"]), *parts, waits, fallbacks, trials]
+
+
+def _difference(pair: Mapping[str, Any]) -> str:
+    spread = f", 95 % interval {_interval(pair['ci95'], 3)}" if pair["ci95"] else ""
+    return f"{pair['mean_difference']:+.3f}{spread}, better on {pair['wins']} and worse on {pair['losses']} of {pair['traces']} traces"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(ci95: Sequence[float] | None, digits: int = 2) -> str:
+    return f"{ci95[0]:.{digits}f} to {ci95[1]:.{digits}f}" if ci95 else "-"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
