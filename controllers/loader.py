@@ -138,7 +138,7 @@ def _import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(f"policy module {name!r} can't be imported ({error.msg}), wanted an importable package.module:Class") from error
-    except Exception as error:  # whatever a user's module may raise
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise
         raise UserError(_told(error, name)) from error
 
 
@@ -154,19 +154,20 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         del sys.modules[name]
         raise UserError(_told(error, str(path))) from error
     return module
 
 
-def _told(error: Exception, where: str) -> str:
+def _told(error: BaseException, where: str) -> str:
     """One sentence on why a user's file can't be imported, with the line in that file when there is one."""
     if isinstance(error, SyntaxError):
         return f"{error.filename or where}:{error.lineno}: syntax error ({error.msg}), wanted a Python file with an AbrPolicy"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
     place = f"{where}:{lines[-1]}" if lines else where
-    return f"{place}: importing it raised {type(error).__name__}: {error}, wanted a Python file with an AbrPolicy"
+    message = " ".join(str(error).split())
+    return f"{place}: importing it raised {type(error).__name__}: {message}, wanted a Python file with an AbrPolicy"
 
 
 def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:

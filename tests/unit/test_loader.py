@@ -1,0 +1,204 @@
+"""References to policies: what they name, and one clear sentence for each way to get one wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from controllers.abr.fixed import Fixed
+from controllers.abr.robust_mpc import RobustMPC
+from controllers.api import AbrObservation, AbrPolicy
+from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, main, parse_reference
+from controllers.options import typed_options
+from testbed.errors import UserError
+from testbed.sim.abr import run_session
+from tests.abr_cases import session, varied
+
+MINE = '''
+from controllers.api import AbrObservation, AbrPolicy
+
+
+class Mine(AbrPolicy):
+    """Half way up."""
+
+    colour = "#123456"
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+
+    def decide(self, observation: AbrObservation) -> int:
+        return observation.video.level_at_fraction(self.share)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def test_discovery_reads_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "zeta.py").touch()
+    (tmp_path / "alpha.py").touch()
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "notes.txt").touch()
+    assert list(discover(tmp_path)) == ["alpha", "zeta"]
+    assert {"fixed", "rate", "bba", "bola", "panda", "robust_mpc"} <= set(discover())
+    assert discover()["bba"] == ABR_FOLDER / "bba.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "options"),
+    [
+        ("bba", "bba", ()),
+        (" robust_mpc+jumps=adjacent+chunk_index=late ", "robust_mpc", (("jumps", "adjacent"), ("chunk_index", "late"))),
+        ("~/a+b/mine.py+x=1", "~/a+b/mine.py", (("x", "1"),)),
+        ("mine.py:Second+x=a=b", "mine.py:Second", (("x", "a=b"),)),
+        ("pack.age:Class", "pack.age:Class", ()),
+    ],
+)
+def test_references_are_split(text: str, target: str, options: tuple[tuple[str, str], ...]) -> None:
+    reference = parse_reference(text)
+    assert (reference.target, reference.options) == (target, options)
+    assert parse_reference(reference.canonical) == PolicyReference(text.strip(), target, options)
+
+
+def test_a_named_policy() -> None:
+    factory = load("robust_mpc+jumps=adjacent+robust=false")
+    assert (factory.name, factory.label) == ("robust_mpc+jumps=adjacent+robust=false",) * 2
+    assert (factory.colour, factory.citation) == (RobustMPC.colour, RobustMPC.citation)
+    policy = factory()
+    assert isinstance(policy, RobustMPC)
+    assert (policy.jumps, policy.late, policy.robust) == ("adjacent", 0, False)
+    assert factory() is not policy
+    assert (load("bba").name, load("bba").label) == ("bba", "BBA")
+
+
+def test_a_users_file_runs_and_can_be_found_from_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory = load("mine.py+share=1")
+    assert (factory.name, factory.label, factory.colour) == ("mine+share=1", "mine+share=1", "#123456")
+    assert load("./mine.py").label == "mine"
+    assert run_session(varied(), session(3), factory(), 1)[-1].level == 5
+    monkeypatch.chdir("/")
+    assert load(factory.reference.canonical)().share == 1.0  # type: ignore[attr-defined]
+    monkeypatch.setenv("HOME", str(folder))
+    assert load("~/mine.py").name == "mine"
+
+
+def test_two_files_of_one_name_do_not_meet(folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "mine.py").write_text(MINE.replace("0.5", "1.0"))
+    assert (load("mine.py")().share, load("other/mine.py")().share) == (0.5, 1.0)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="policy 'mine' is given twice"):
+        load_all(["mine.py", "other/mine.py"])
+
+
+def test_a_class_is_named_when_there_are_several(folder: Path) -> None:
+    (folder / "two.py").write_text(MINE + MINE.replace("class Mine", "class Second").replace("#123456", "#654321"))
+    with pytest.raises(UserError, match=r"two\.py: holds 2 policies \(Mine, Second\), wanted one, or one named: two\.py:Mine"):
+        load("two.py")
+    assert load("two.py:Second").colour == "#654321"
+    with pytest.raises(UserError, match=r"two\.py: has no AbrPolicy 'Thrid', wanted one of Mine, Second"):
+        load("two.py:Thrid")
+
+
+def test_an_importable_class() -> None:
+    assert load("controllers.abr.fixed:Fixed+level=2")().level == 2  # type: ignore[attr-defined]
+    assert load("controllers.abr.fixed:Fixed").name == "Fixed"
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [
+        ("robst_mpc", "policy 'robst_mpc' is unknown, did you mean robust_mpc?"),
+        ("zzz", "policy 'zzz' is unknown, wanted one of bba"),
+        ("", "policy '' is empty, wanted a name"),
+        ("+level=1", "policy '+level=1' is empty"),
+        ("fixed+level", "policy 'fixed+level': option 'level' is incomplete, wanted name=value"),
+        ("fixed+level=", "option 'level=' is incomplete"),
+        ("fixed+level=1+level=2", "option 'level' comes twice"),
+        ("fixed+levl=1", "option 'levl' is unknown, did you mean level?"),
+        ("fixed+zzz=1", "option 'zzz' is unknown, wanted one of level"),
+        ("fixed+level=x", "policy 'fixed+level=x': option 'level' is 'x', wanted a whole number"),
+        ("bba+cushion_s=wide", "option 'cushion_s' is 'wide', wanted a finite number"),
+        ("bba+cushion_s=nan", "option 'cushion_s' is 'nan', wanted a finite number"),
+        ("robust_mpc+robust=maybe", "option 'robust' is 'maybe', wanted true or false"),
+        ("robust_mpc+jumps=some", "option 'jumps' is 'some', wanted one of all, adjacent"),
+        ("none.py", "none.py does not exist, wanted a Python file with an AbrPolicy"),
+        ("./folder/none", "none does not exist"),
+        ("no.such.module:Class", "policy module 'no.such.module' can't be imported"),
+        ("json:Decoder", "json: has no AbrPolicy 'Decoder', wanted a class that extends controllers.api.AbrPolicy"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(reference: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(reference)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("x = 1\ndef broken(:\n", "broken.py:2: syntax error (invalid syntax)"),
+        ("import math\n\nmath.nope()\n", "broken.py:3: importing it raised AttributeError: module 'math' has no attribute 'nope'"),
+        ("x = 1\n", "broken.py: holds no policy, wanted a class that extends controllers.api.AbrPolicy and defines decide"),
+        ("from controllers.abr.bba import BBA\n", "broken.py: holds no policy"),
+        ("from controllers.api import AbrPolicy\nclass Lazy(AbrPolicy):\n    pass\n", "broken.py: holds no policy"),
+        ("import sys\nsys.exit(3)\n", "broken.py:2: importing it raised SystemExit: 3"),
+        ("raise ValueError('a\\nb')\n", "broken.py:1: importing it raised ValueError: a b"),
+    ],
+)
+def test_a_users_file_that_cannot_be_used(folder: Path, content: str, sentence: str) -> None:
+    (folder / "broken.py").write_text(content)
+    with pytest.raises(UserError) as caught:
+        load("broken.py")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class _Typed(AbrPolicy):
+    def __init__(self, needed: int, maybe: float | None = None, mode: Literal[1, 2] = 1, text: str = "", *, flag: bool = False) -> None:
+        pass
+
+    def decide(self, observation: AbrObservation) -> int:
+        return 0
+
+
+def test_options_take_the_annotated_types() -> None:
+    given = (("needed", "3"), ("maybe", "0.5"), ("mode", "2"), ("text", "a b"), ("flag", "Yes"))
+    assert typed_options(_Typed, given, "here") == (("needed", 3), ("maybe", 0.5), ("mode", 2), ("text", "a b"), ("flag", True))
+    assert typed_options(Fixed, (), "here") == ()
+    with pytest.raises(UserError, match=r"here: option 'needed' has no default, wanted \+needed=value"):
+        typed_options(_Typed, (), "here")
+
+    class Bare(AbrPolicy):
+        def decide(self, observation: AbrObservation) -> int:
+            return 0
+
+    with pytest.raises(UserError, match="option 'x' is unknown, wanted none: this policy takes no option"):
+        typed_options(Bare, (("x", "1"),), "here")
+
+
+def test_the_command_describes_or_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bba", "fixed+level=2"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["bba", "fixed+level=2"]
+    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference"}
+    assert main(["bba", "bbba"]) == 2
+    assert capsys.readouterr().err == f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), " + (
+        "or a file (mine.py), or package.module:Class\n"
+    )
+
+
+def test_describing_every_policy_imports_neither_torch_nor_mininet() -> None:
+    code = "import sys; from controllers.loader import *; load_all(list(discover())); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "numpy" in loaded
+    assert not loaded & {"torch", "transformers", "mininet"}
