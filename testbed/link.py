@@ -18,10 +18,6 @@ from traces.trace import Trace
 
 BackEnd = Literal["userspace", "kernel"]
 
-WINDOW_S = 0.1
-"""Length of one window of the counters."""
-START_DATAGRAM = b"start"
-"""What the origin writes to `Link.start_path` upon the first media request of a session."""
 MAX_LATENESS_P99_S = 1e-3
 LATE_S = 5e-3
 MAX_LATE_SHARE = 1e-3
@@ -144,18 +140,22 @@ class Link(ABC):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one end of a link goes: the network namespace of process `pid`, as interface `interface` with hardware address `mac`."""
+    """Where one end of a link goes: the network namespace of process `pid`, as interface `interface`."""
 
     pid: int
     interface: str
-    mac: str
 
 
 class LinkSet(ABC):
     """All links of a network, on one back end."""
 
-    facts: Mapping[str, object]
-    """What the back end is and got from this host, for the run's header."""
+    unqueued: bool
+    """Whether the interfaces are to go without a queue of their own, because the link keeps the only one."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, object]:
+        """What the back end is and got from this host, for the run's header."""
 
     @abstractmethod
     def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec) -> Link:

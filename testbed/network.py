@@ -1,52 +1,233 @@
-"""`Network`: K lanes on Mininet. Server host - emulated link - client host, and one controller host on an unshaped link to each client."""
+"""`Network`: K lanes on Mininet. Server host - emulated link - client host, and one controller host on an unshaped link to each client.
 
+Everything lives in the hosts' own network namespaces, which end with their processes; the root namespace gets neither interface nor
+address. Neighbours are static, IPv6 is off, TCP's settings are set in each host and read back.
+"""
+
+import re
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
 
-from testbed.link import Link, PathSpec
+from testbed.clock import now_s
+from testbed.errors import TestbedError, UserError
+from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
+from testbed.hosts import Spawner, make_host, run_scripts, stop_host
+from testbed.link import Endpoint, Link, LinkSet, PathSpec
+from testbed.owned import Run, require_root
+
+MAX_LANES = 64
+AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
-@dataclass(frozen=True)
+def _wires(lane: int, unqueued: bool) -> tuple[Port, Port, Port, Port]:
+    """Addresses of a lane: server and client on the emulated link, client and controller on the control link."""
+    server, client, control, controller = (f"02:4e:4c:00:{lane:02x}:{end:02x}" for end in range(1, 5))  # locally administered
+    link, unshaped = f"10.77.{lane}", f"10.78.{lane}"
+    return (
+        Port(f"server{lane}-eth0", f"{link}.1", server, f"{link}.2", client, unqueued),
+        Port(f"client{lane}-eth0", f"{link}.2", client, f"{link}.1", server, unqueued),
+        Port(f"client{lane}-eth1", f"{unshaped}.2", control, f"{unshaped}.1", controller),
+        Port(f"ctl-eth{lane}", f"{unshaped}.1", controller, f"{unshaped}.2", control),
+    )
+
+
 class Lane:
     """One emulated path with its hosts."""
 
-    index: int
-    server_ip: str
-    client_ip: str
-    controller_ip: str
-    """Of the controller host as seen from this lane's client."""
-    link: Link
+    def __init__(self, index: int, spawner: Spawner, server: Any, client: Any, link: Link, wires: Sequence[Port]) -> None:
+        self.index = index
+        self.server_ip, self.client_ip = wires[0].ip, wires[1].ip
+        self.controller_ip = wires[3].ip
+        """Of the controller host as seen from this lane's client."""
+        self.client_control_ip = wires[2].ip
+        """Of this lane's client as seen from the controller host."""
+        self.link = link
+        self.server, self.client = server, client
+        """Mininet hosts."""
+        self._spawner = spawner
 
-    def popen_server(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
-        """Start a process in the server host, as root, in its own process group; it dies with this process."""
-        raise NotImplementedError
+    def popen_server(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen: Any) -> subprocess.Popen[bytes]:
+        """Start a process in the server host, as root, in its own process group; it dies with the testbed, however that ends.
 
-    def popen_client(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
+        `popen` are arguments of `subprocess.Popen`; `stdin` is /dev/null by default. May be called from any thread.
+        """
+        return self._spawner.spawn(argv, namespace_pid=self.server.pid, env=env, **popen)
+
+    def popen_client(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **popen: Any) -> subprocess.Popen[bytes]:
         """The same in the client host."""
-        raise NotImplementedError
+        return self._spawner.spawn(argv, namespace_pid=self.client.pid, env=env, **popen)
 
 
 class Network:
-    """Context manager: makes the lanes, undoes all of them. `with Network(4, PathSpec(), "cubic", run_id) as network: ...`."""
+    """Context manager: makes the lanes, and undoes all of it at any end. `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
 
-    lanes: tuple[Lane, ...]
-    facts: Mapping[str, object]
-    """What was set and read back, for the run's header."""
+    Raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
+    """
 
-    def __init__(self, lanes: int, path: PathSpec, congestion_control: str = "cubic", run_id: str = "run") -> None:
-        raise NotImplementedError
+    def __init__(self, lanes: int, path: PathSpec, congestion_control: str, run: Run) -> None:
+        if not 1 <= lanes <= MAX_LANES:
+            raise UserError(f"{lanes} lanes are asked for, wanted 1 to {MAX_LANES}")
+        if not re.fullmatch(r"[a-z0-9_]{1,15}", congestion_control):
+            raise _unknown_congestion_control(congestion_control)
+        self._count, self._path, self._congestion_control, self._run = lanes, path, congestion_control, run
+        self._hosts: list[Any] = []
+        self._links: LinkSet | None = None
+        self._spawner: Spawner | None = None
+        self._old_handler: Any = None
+        self.lanes: tuple[Lane, ...] = ()
+        self.facts: dict[str, object] = {}
+        """What was set and read back, for the run's header."""
 
     def __enter__(self) -> Self:
-        raise NotImplementedError
+        require_root()
+        self._catch_sigterm()
+        begin_s = now_s()
+        try:
+            self._spawner = Spawner(self._run)
+            self._links = _open_links(self._path, self._spawner, self._run.folder)
+            self._make(self._spawner, self._links)
+        except BaseException:
+            self._undo()
+            raise
+        self.facts["setup_s"] = round(now_s() - begin_s, 3)
+        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        raise NotImplementedError
+    def _make(self, spawner: Spawner, links: LinkSet) -> None:
+        """Hosts, links, addresses, in that order; then read back."""
+        controller = self._add_host(spawner, "controller")
+        pairs = [(self._add_host(spawner, f"server{i}"), self._add_host(spawner, f"client{i}")) for i in range(self._count)]
+        lanes, ports = [], {host: [] for host in self._hosts}  # type: list[Lane], dict[Any, list[Port]]
+        for i, (server, client) in enumerate(pairs):
+            wires = _wires(i, links.unqueued)
+            link = links.attach(i, Endpoint(server.pid, wires[0].interface), Endpoint(client.pid, wires[1].interface), self._path)
+            _adopt(server, wires[0])
+            _adopt(client, wires[1])
+            _join(client, wires[2], controller, wires[3])
+            for host, port in zip((server, client, client, controller), wires, strict=True):
+                ports[host].append(port)
+            lanes.append(Lane(i, spawner, server, client, link, wires))
+        with self._congestion_control_allowed(spawner, controller):
+            outputs = run_scripts(spawner, {host: script(ports[host], self._congestion_control) for host in self._hosts})
+        tcp = [check(host.name, outputs[host], ports[host], self._congestion_control) for host in self._hosts]
+        path = {"lanes": self._count, "rtt_s": self._path.rtt_s, "queue_bytes": self._path.queue_bytes}
+        self.facts = {**path, **links.facts, **tcp[0]}
+        self.lanes = tuple(lanes)
+
+    def _add_host(self, spawner: Spawner, name: str) -> Any:
+        host = make_host(spawner, name)
+        self._hosts.append(host)
+        return host
+
+    @contextmanager
+    def _congestion_control_allowed(self, spawner: Spawner, host: Any) -> Iterator[None]:
+        """Within, hosts may take the congestion control; UserError when there is none of that name.
+
+        Linux lets a new namespace choose only from the host's allowed list, which may be shorter than the available one.
+        """
+        name = self._congestion_control
+        if name not in AVAILABLE.read_text().split():  # root's asking may load the module
+            run_scripts(spawner, {host: f"echo {name} > /proc/sys/net/ipv4/tcp_congestion_control || true"})
+        if name not in AVAILABLE.read_text().split():
+            raise _unknown_congestion_control(name)
+        allowed = ALLOWED.read_text().split()
+        if name in allowed:
+            yield
+        else:
+            with self._run.changed(ALLOWED, " ".join([*allowed, name])):
+                yield
 
     def popen_controller(
-        self, argv: Sequence[str], *, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **streams: Any
+        self, argv: Sequence[str], *, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **popen: Any
     ) -> subprocess.Popen[bytes]:
-        """Start a process in the controller host as `user` (uid, gid), else as root."""
-        raise NotImplementedError
+        """Start a process in the controller host as `user` (uid, gid), else as root. Else as `Lane.popen_server`."""
+        if not self._spawner:
+            raise TestbedError("the network is down, wanted it up to start the controller")
+        return self._spawner.spawn(argv, namespace_pid=self._hosts[0].pid, user=user, env=env, **popen)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._undo()
+
+    def _undo(self) -> None:
+        """End processes, relay and hosts; a second Ctrl-C meanwhile is ignored."""
+        with _undisturbed():
+            try:
+                if self._spawner:
+                    self._spawner.end()
+            finally:
+                if self._links:
+                    self._links.close()
+                for host in self._hosts:
+                    stop_host(host)
+                self._hosts, self._links, self._spawner, self.lanes = [], None, None, ()
+        if self._old_handler is not None:
+            signal.signal(signal.SIGTERM, self._old_handler)
+            self._old_handler = None
+
+    def _catch_sigterm(self) -> None:
+        """Unless somebody sees to SIGTERM already, let it raise SystemExit, so that everything is undone."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            self._old_handler = signal.signal(signal.SIGTERM, _exit_on_signal)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM within (in the main thread; others never see them)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_links(path: PathSpec, spawner: Spawner, folder: Path) -> LinkSet:
+    if path.back_end == "kernel":
+        from testbed.shapers.kernel import KernelSet
+
+        return KernelSet(spawner.spawn, folder, path)
+    from testbed.shapers.userspace import RelaySet
+
+    return RelaySet(spawner.spawn, folder)
+
+
+def _unknown_congestion_control(name: str) -> UserError:
+    offered = AVAILABLE.read_text().split()
+    return UserError(f"congestion control {name!r} is not available on this host, wanted one of {', '.join(sorted(offered))}")
+
+
+def _adopt(host: Any, port: Port) -> None:
+    """Tell Mininet of an interface that is in the host's namespace already."""
+    from mininet.link import Intf
+
+    _tell(Intf(port.interface, node=host, mac=port.mac, moveIntfFn=lambda *_: None, up=None), port)
+
+
+def _join(node1: Any, port1: Port, node2: Any, port2: Port) -> None:
+    """A veth pair between two hosts, made inside the first one's namespace; down, without addresses."""
+    from mininet.link import Link as MininetLink
+
+    try:
+        link = MininetLink(node1, node2, intfName1=port1.interface, intfName2=port2.interface, up=None)
+    except Exception as error:  # Mininet raises nothing more specific
+        raise TestbedError(str(error).strip()) from error
+    _tell(link.intf1, port1)
+    _tell(link.intf2, port2)
+
+
+def _tell(interface: Any, port: Port) -> None:
+    """Let Mininet know the addresses that `hostsetup` gives."""
+    interface.ip, interface.prefixLen, interface.mac = port.ip, str(PREFIX_LENGTH), port.mac

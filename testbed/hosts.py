@@ -1,0 +1,125 @@
+"""Processes and Mininet hosts of a run: each dies with the testbed, is recorded as ours, and is ended when the run ends."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+from testbed.clock import now_s
+from testbed.errors import TestbedError, UserError
+from testbed.owned import Run
+
+TERM_S = 1.0
+"""Between SIGTERM and SIGKILL."""
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+
+
+class Spawner:
+    """Starts all processes of a run, from one thread: the kernel's death signal watches the thread that started a process, not its process.
+
+    `PR_SET_PDEATHSIG` is set by `setpriv` before the program runs; should the testbed be killed in that millisecond, the run's token in the
+    process's environment lets `owned.clean` find it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(
+        self, argv: Sequence[str], *, namespace_pid: int | None = None, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **popen: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start `argv` in its own session and process group, in the namespaces of `namespace_pid`, as `user` (uid, gid); else ours and root."""
+        command = [*DIE_WITH_PARENT]
+        if namespace_pid is not None:
+            command += ["mnexec", "-da", str(namespace_pid)]
+        if user is not None:  # changing the user forgets the death signal
+            command += [*DIE_WITH_PARENT, "--reuid", str(user[0]), "--regid", str(user[1]), "--clear-groups"]
+        popen.setdefault("stdin", subprocess.DEVNULL)
+        popen["start_new_session"] = namespace_pid is None  # else mnexec makes the session
+        return self.start([*command, *argv], env=env, **popen)
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **popen: Any) -> subprocess.Popen[bytes]:
+        """Start a command as it is (it has to see to dying with its parent), and record it."""
+        return self._thread.submit(self._start, command, self._run.environment(dict(os.environ if env is None else env)), popen).result()
+
+    def _start(self, command: Sequence[str], env: dict[str, str], popen: dict[str, Any]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, env=env, **popen)
+        self._started = [old for old in self._started if old.returncode is None]
+        self._started.append(process)
+        self._run.add_process(process.pid, " ".join(command)[:200])
+        return process
+
+    def end(self) -> None:
+        """End everything that was started and still runs: SIGTERM to its process group, SIGKILL after a second. No start is possible after it."""
+        self._thread.shutdown(wait=True)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in self._started:
+                _signal_group(process, number)
+            deadline_s = now_s() + TERM_S
+            for process in self._started:
+                try:
+                    process.wait(max(deadline_s - now_s(), 0))
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a process that was not waited for, with its group if it leads one already."""
+    if process.poll() is not None:
+        return
+    if os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+
+
+def make_host(spawner: Spawner, name: str) -> Any:
+    """A Mininet host (`mininet.node.Host`) whose shell dies with us."""
+    return _host_class()(name, spawner=spawner)
+
+
+@cache
+def _host_class() -> type:
+    """Mininet is imported as late as possible: only emulation needs it."""
+    try:
+        from mininet.node import Host
+    except ImportError as error:
+        raise UserError(f"Mininet can't be imported ({error}); wanted Debian's package mininet and a .venv that sees system packages") from None
+
+    class OwnedHost(Host):  # type: ignore[misc]
+        """Starts its shell through the spawner."""
+
+        def __init__(self, name: str, spawner: Spawner, **params: Any) -> None:
+            self._spawner = spawner
+            super().__init__(name, **params)
+
+        def _popen(self, cmd: Sequence[str], **params: Any) -> subprocess.Popen[bytes]:
+            return self._spawner.start([*DIE_WITH_PARENT, *cmd], **params)
+
+    return OwnedHost
+
+
+def stop_host(host: Any) -> None:
+    """End a host's shell (and so, when nothing else runs in it, its namespace) without waiting for bash's farewell."""
+    if host.shell and host.shell.poll() is None:
+        host.shell.kill()
+    host.terminate()
+
+
+def run_scripts(spawner: Spawner, scripts: Mapping[Any, str]) -> dict[Any, str]:
+    """Run a shell script in each host, side by side; returns what they printed. TestbedError when one fails."""
+    started = {}
+    for host, script in scripts.items():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started[host] = spawner.spawn(["sh", "-e", "-c", script], namespace_pid=host.pid, **{**pipes, "stdin": subprocess.DEVNULL})
+    outputs = {}
+    for host, process in started.items():
+        output, errors = process.communicate()
+        if process.returncode:
+            raise TestbedError(f"host {host.name}: setting it up ended with code {process.returncode}: {errors.decode(errors='replace').strip()}")
+        outputs[host] = output.decode()
+    return outputs

@@ -1,0 +1,287 @@
+"""Back end `userspace`: the testbed's side of the relay process (`relay`)."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+from array import array
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import msgspec
+
+from testbed.errors import TestbedError, UserError
+from testbed.link import LATE_S, Endpoint, Link, LinkReport, LinkSet, PathSpec
+from testbed.records import LatenessRow, LinkRow
+from testbed.shapers import messages
+from testbed.shapers.bottleneck import RATE_SCALE
+from testbed.shapers.kernelcalls import dropped_by_interface
+from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS
+from testbed.units import ms_from_s, ns_from_s, s_from_ns
+from traces.trace import RateTrace, Trace
+
+ANSWER_TIMEOUT_S = 10.0
+US = 1e-6
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+"""`spawn(argv, **popen_arguments)`: starts a process of ours in the root network namespace."""
+
+
+class RelaySet(LinkSet):
+    """The relay process with all its lanes. `spawn` starts it, `folder` gets the start sockets."""
+
+    unqueued = True
+
+    def __init__(self, spawn: Spawn, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._answers = msgspec.json.Decoder(messages.Answer)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(ANSWER_TIMEOUT_S)
+        with theirs:
+            argv = [sys.executable, "-m", "testbed.shapers.relay", str(os.getpid()), str(theirs.fileno())]
+            self.process = spawn(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._ready: messages.Ready | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What of the relay's real-time set-up this host refused. Waits until the relay is up."""
+        with self._lock:
+            return self._wait_ready().problems
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """See `LinkSet`."""
+        return {"back_end": "userspace", "realtime": not self.problems, "realtime_problems": self.problems}
+
+    def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec) -> "RelayLink":
+        """See `LinkSet`."""
+        link = RelayLink(self, lane, server, client, self._folder / f"lane{lane}.sock")
+        self.request(
+            messages.Attach(
+                lane=lane,
+                server_pid=server.pid,
+                server_interface=server.interface,
+                client_pid=client.pid,
+                client_interface=client.interface,
+                start_path=str(link.start_path),
+                delay_ns=ns_from_s(path.rtt_s / 2),
+                queue_bytes=path.queue_bytes,
+            )
+        )
+        return link
+
+    def request(self, request: messages.Request, *descriptors: int) -> messages.Answer:
+        """Ask the relay, wait for its answer."""
+        with self._lock:
+            self._wait_ready()
+            try:
+                socket.send_fds(self._control, [msgspec.json.encode(request)], descriptors)
+            except OSError as error:
+                raise self._lost(str(error)) from error
+            answer = self._receive()
+        if isinstance(answer, messages.Failed):
+            raise TestbedError(f"the relay could not carry out {type(request).__name__}: {answer.reason}")
+        return answer
+
+    def _wait_ready(self) -> messages.Ready:
+        if self._ready is None:
+            answer = self._receive()
+            if not isinstance(answer, messages.Ready):
+                raise self._lost(f"it answered {answer!r} instead of being ready")
+            self._ready = answer
+        return self._ready
+
+    def _receive(self) -> messages.Answer:
+        try:
+            data = self._control.recv(messages.MAX_MESSAGE_BYTES)
+        except OSError as error:
+            raise self._lost(str(error)) from error
+        if not data:
+            raise self._lost("it closed its socket")
+        return self._answers.decode(data)
+
+    def _lost(self, why: str) -> TestbedError:
+        code = self.process.poll()
+        return TestbedError(f"the relay process does not answer ({why}; {'it runs' if code is None else f'exit code {code}'})")
+
+    def close(self) -> None:
+        """See `LinkSet`."""
+        self._control.close()
+        try:
+            self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for path in self._folder.glob("lane*.sock"):
+            path.unlink(missing_ok=True)
+
+
+class RelayLink(Link):
+    """One lane of the relay."""
+
+    def __init__(self, relay: RelaySet, lane: int, server: Endpoint, client: Endpoint, start_path: Path) -> None:
+        self.lane, self.server_interface, self.client_interface = lane, server.interface, client.interface
+        self._relay, self._ends, self._start_path = relay, (server, client), start_path
+        self._trial_id: str | None = None
+        self._dropped_before = 0
+
+    @property
+    def start_path(self) -> Path:
+        """See `Link`."""
+        return self._start_path
+
+    def load(self, trace: Trace, offset_s: float, trial_id: str) -> None:
+        """See `Link`."""
+        request, numbers = _encode(trace, offset_s, self.lane)
+        descriptor = os.memfd_create("trace")
+        try:
+            os.write(descriptor, numbers)
+            self._relay.request(request, descriptor)
+        finally:
+            os.close(descriptor)
+        self._trial_id, self._dropped_before = trial_id, self._dropped_by_interfaces()
+
+    def stop(self) -> LinkReport:
+        """See `Link`."""
+        if self._trial_id is None:
+            raise TestbedError(f"lane {self.lane}: stop without load")
+        trial_id, self._trial_id = self._trial_id, None
+        stopped = self._relay.request(messages.Stop(lane=self.lane))
+        if not isinstance(stopped, messages.Stopped):
+            raise TestbedError(f"lane {self.lane}: the relay answered {stopped!r} to Stop")
+        interface_drops = self._dropped_by_interfaces() - self._dropped_before
+        return report(trial_id, stopped, self._windows(stopped.windows), interface_drops, self._relay.problems)
+
+    def _dropped_by_interfaces(self) -> int:
+        return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
+
+    def _windows(self, count: int) -> "array[float]":
+        rows = array("d")
+        while len(rows) < count * COLUMNS:
+            page = self._relay.request(messages.FetchWindows(lane=self.lane, first=len(rows) // COLUMNS))
+            if not isinstance(page, messages.WindowPage) or not page.rows:
+                raise TestbedError(f"lane {self.lane}: the relay handed over {len(rows) // COLUMNS} of {count} windows")
+            rows.frombytes(page.rows)
+        return rows
+
+
+def _encode(trace: Trace, offset_s: float, lane: int) -> tuple[messages.Load, bytes]:
+    """The request and the numbers that go with it."""
+    if not (math.isfinite(offset_s) and offset_s >= 0):
+        raise UserError(f"trace {trace.name}: the offset is {offset_s} s, wanted a finite number of at least 0")
+    if isinstance(trace, RateTrace):
+        times, rates = [ns_from_s(t) for t in trace.edges_s], [round(rate * RATE_SCALE) for rate in trace.rates_bps]
+    else:
+        times, rates = [ns_from_s(t) for t in trace.times_s], []
+    if times[-1] <= 0 or (rates and not any(rate > 0 and b > a for rate, a, b in zip(rates, times, times[1:], strict=False))):
+        raise UserError(f"trace {trace.name}: carries nothing at a resolution of 1 ns and {1 / RATE_SCALE} bit/s, wanted more")
+    request = messages.Load(
+        lane=lane, points=len(times), rates=len(rates), offset_ns=ns_from_s(offset_s), mean_rate_bps=trace.mean_rate_bps
+    )
+    return request, array("q", times + rates).tobytes()
+
+
+def report(trial_id: str, stopped: messages.Stopped, rows: "array[float]", interface_drops: int, problems: list[str]) -> LinkReport:
+    """The relay's counters as a report."""
+    down, up = Histogram.of(stopped.down), Histogram.of(stopped.up)
+    both = down + up
+    halves = (stopped.down, stopped.up)
+    missing = sum(half.packets_in - half.packets_out - half.inside - sum(half.drops.values()) for half in halves)
+    notes = [*problems]
+    if stopped.windows_lost:
+        notes.append(f"the last {stopped.windows_lost} windows of 100 ms were not recorded")
+    return LinkReport(
+        trial_id=trial_id,
+        started_at=None if stopped.started_ns is None else s_from_ns(stopped.started_ns),
+        windows=link_rows(trial_id, rows),
+        lateness=(down.row(trial_id, "down"), up.row(trial_id, "up")),
+        lateness_p50_s=both.quantile_s(0.5),
+        lateness_p99_s=both.quantile_s(0.99),
+        lateness_max_s=both.max_s,
+        late_share=both.late_share,
+        packets_in=sum(half.packets_in for half in halves),
+        packets_out=sum(half.packets_out for half in halves),
+        packets_inside=sum(half.inside for half in halves),
+        drops={cause: stopped.down.drops[cause] + stopped.up.drops[cause] for cause in stopped.down.drops},
+        uncounted_losses=abs(missing) + interface_drops,
+        rate_error_pct_100ms=rate_error_pct(rows),
+        trace_wraps=stopped.wraps,
+        realtime=not problems,
+        notes=tuple(notes),
+    )
+
+
+def link_rows(trial_id: str, rows: "array[float]") -> tuple[LinkRow, ...]:
+    """Windows as records."""
+    return tuple(
+        LinkRow(
+            trial_id=trial_id,
+            direction="down",
+            start_s=s_from_ns(i // COLUMNS * WINDOW_NS),
+            allowed_bytes=rows[i],
+            delivered_bytes=rows[i] - rows[i + 1],
+            wasted_bytes=rows[i + 1],
+            dropped_bytes=rows[i + 2],
+            queue_bytes=rows[i + 3],
+        )
+        for i in range(0, len(rows), COLUMNS)
+    )
+
+
+def rate_error_pct(rows: "array[float]") -> float:
+    """See `LinkReport`; 0 when the link was never backlogged through a whole window."""
+    error_bytes, due_bytes, behind_before = 0.0, 0.0, 0.0
+    for i in range(0, len(rows), COLUMNS):
+        allowed, wasted, _, _, behind = rows[i : i + COLUMNS]
+        if wasted == 0 and allowed > 0:
+            error_bytes += abs(behind - behind_before)
+            due_bytes += allowed
+        behind_before = behind
+    return 100 * error_bytes / due_bytes if due_bytes else 0.0
+
+
+class Histogram:
+    """Lateness: `counts[i]` packets were late by at most `upper_s[i]`, and more than the bin before."""
+
+    def __init__(self, upper_s: list[float], counts: list[int], max_s: float) -> None:
+        self.upper_s, self.counts, self.max_s = upper_s, counts, max_s
+
+    @classmethod
+    def of(cls, direction: messages.Direction) -> "Histogram":
+        """As the relay counted it."""
+        fine, coarse = array("I", direction.fine_us), array("I", direction.coarse_us)
+        upper_s = [(i + 1) * US for i in range(FINE_US)] + [2**i * US for i in range(FINE_US.bit_length(), len(coarse))]
+        return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(direction.max_ns))
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        """Both together."""
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return Histogram(self.upper_s, counts, max(self.max_s, other.max_s))
+
+    @property
+    def late_share(self) -> float:
+        """Share of packets later than `LATE_S`."""
+        late = sum(count for upper_s, count in zip(self.upper_s, self.counts, strict=True) if upper_s > LATE_S * (1 + 1e-9))
+        return late / max(sum(self.counts), 1)
+
+    def quantile_s(self, q: float) -> float:
+        """Upper edge of the bin that holds quantile `q`, at most the maximum; 0 without packets."""
+        total = sum(self.counts)
+        for upper_s, below in zip(self.upper_s, accumulate(self.counts), strict=True):
+            if total and below >= q * total:
+                return min(upper_s, self.max_s)
+        return 0.0
+
+    def row(self, trial_id: str, direction: str) -> LatenessRow:
+        """As a record with bins that are powers of two of a microsecond; the empty ones at the end left out."""
+        bins: dict[int, int] = {}
+        for upper_s, count in zip(self.upper_s, self.counts, strict=True):
+            exponent = max(round(upper_s / US) - 1, 0).bit_length()
+            bins[exponent] = bins.get(exponent, 0) + count
+        used = [exponent for exponent, count in bins.items() if count]
+        shown = range(max(used, default=0) + 1)
+        return LatenessRow(trial_id=trial_id, direction=direction, upper_ms=[ms_from_s(2**i * US) for i in shown], counts=[bins.get(i, 0) for i in shown])
