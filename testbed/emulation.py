@@ -59,13 +59,9 @@ def emulated(
     path = PathSpec(rtt_s=s_from_ms(experiment.rtt_ms), queue_bytes=experiment.queue, back_end=experiment.link)
     count = default_lanes(experiment, trials)
     with contextlib.ExitStack() as stack:
-        run_id = stack.enter_context(owned.run_lock())
-        network = stack.enter_context(Network(count, path, experiment.cc, run_id))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netllm-testbed-")))
-        user = invoking_user()
-        if user:
-            os.chown(folder, *user)
-        controller = Controller(network, list(references.values()), user, folder)
+        run = stack.enter_context(owned.run_lock())
+        network = stack.enter_context(Network(count, path, experiment.cc, run))
+        controller = Controller(network, list(references.values()), invoking_user(), _shared_folder(run))
         stack.callback(controller.stop)
         controller.launch()
         players = [LanePlayer(lane, experiment, video, references, controller) for lane in network.lanes]
@@ -74,6 +70,16 @@ def emulated(
             player.start_origin()
         controller.wait_ready()
         yield Emulation(trials, players, controller, dict(network.facts))
+
+
+def _shared_folder(run: owned.Run) -> Path:
+    """A folder for the controller's socket, in the run's own, that belongs to the user."""
+    folder = run.folder / "controller"
+    folder.mkdir(mode=0o755)
+    user = invoking_user()
+    if user:
+        os.chown(folder, *user)
+    return folder
 
 
 class Emulation:
