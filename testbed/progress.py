@@ -78,6 +78,7 @@ class Progress:
             env={**os.environ, **(env or {}), **_home(user)},
             cwd=cwd,
             pass_fds=tuple(keep_open),
+            process_group=0,
         )
         output = _Output(process)
         with process:
@@ -134,12 +135,14 @@ class _Output:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
+    """End a command and all that it started in its process group: what a terminal's Ctrl-C does, and then for certain."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextlib.contextmanager
