@@ -4,7 +4,10 @@ Both processes read their config as one JSON object from stdin (or as their only
 rows of `testbed.records` (the last is a `PlaybackEndRow`), the origin the two structs below.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from controllers.api import Manifest
 
@@ -74,21 +77,21 @@ class PlayerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A request leaves only when the buffer holds less."""
     rtt_s: float = 0.08
     """Round-trip time of the path, as policies are told."""
-    deadline_s: float = 1.0
+    deadline_s: Annotated[float, Meta(gt=0)] = 1.0
     """A decision later than this is taken by the local rule."""
-    open_deadline_s: float = 10.0
+    open_deadline_s: Annotated[float, Meta(gt=0)] = 10.0
     """Longest wait for the controller to open the session, before the first media request."""
-    no_progress_s: float = 120.0
+    no_progress_s: Annotated[float, Meta(gt=0)] = 120.0
     """The playback ends as `stalled_too_long` when no byte arrives for this long."""
-    retries: int = 3
+    retries: Annotated[int, Meta(ge=0)] = 3
     """How often a failed segment is fetched again (dash.js 5 `retryAttempts.MediaSegment`)."""
-    retry_s: float = 1.0
+    retry_s: Annotated[float, Meta(ge=0)] = 1.0
     """Pause before that (dash.js 5 `retryIntervals.MediaSegment`)."""
-    poll_s: float = 0.5
+    poll_s: Annotated[float, Meta(gt=0)] = 0.5
     """Pause before a full buffer is looked at again (dash.js 5 `scheduling.defaultTimeout`)."""
-    start_lag_s: float = 0.012
+    start_lag_s: Annotated[float, Meta(ge=0)] = 0.012
     """From the first append to the first frame (measured on dash.js 5.2.1 in Chromium)."""
-    resume_lag_s: float = 0.003
+    resume_lag_s: Annotated[float, Meta(ge=0)] = 0.003
     """From the append that ends a stall to the next frame (same measurement)."""
-    tail_s: float = 0.0
+    tail_s: Annotated[float, Meta(ge=0)] = 0.0
     """Playback stops this long before the end of the buffer (0.11 for media with B-frames in Chromium)."""

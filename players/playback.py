@@ -52,7 +52,8 @@ class Playback:
         self.appended = 0
         self._stalls: list[Stall] = []
         self._begin_s = 0.0
-        self._last_s = float("-inf")
+        self.last_s = float("-inf")
+        """The latest `now` that it was told."""
         self._first_frame_s = 0.0
         self._runs_from_s = 0.0  # the playhead is at _position_s until then, and moves at rate 1 from then on
         self._position_s = 0.0
@@ -116,7 +117,7 @@ class Playback:
         return min(self._position_s + max(0.0, now - self._runs_from_s), self._limit_s())
 
     def _step(self, now: float) -> float:
-        if not now >= self._last_s:
-            raise ValueError(f"time went back: now is {now} s, was {self._last_s} s")
-        self._last_s = now
+        if not now >= self.last_s:
+            raise ValueError(f"time went back: now is {now} s, was {self.last_s} s")
+        self.last_s = now
         return now
