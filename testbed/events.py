@@ -10,7 +10,20 @@ import msgspec
 import polars as pl
 
 from testbed.errors import UserError
-from testbed.records import ChunkRow, DecisionRow, EndRow, Event, LatenessRow, LinkRow, PlaybackEndRow, RunHeader, SimulatedRow, StallRow, TraceRow, TrialRow
+from testbed.records import (
+    ChunkRow,
+    DecisionRow,
+    EndRow,
+    Event,
+    LatenessRow,
+    LinkRow,
+    PlaybackEndRow,
+    RunHeader,
+    SimulatedRow,
+    StallRow,
+    TraceRow,
+    TrialRow,
+)
 
 EVENTS_FILE = "events.jsonl"
 TABLES: dict[str, type[msgspec.Struct]] = {

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 
 from testbed.metrics import REBUF_PENALTY
 from testbed.stats import Estimate
-from testbed.svg import Frame, Scale, figure, line, line_path, marker, num, padded, path, rect, text, tick_label
+from testbed.svg import Frame, Scale, figure, line, line_path, marker, num, padded, path, rect, signed, text, tick_label
 
 WIDTH = 560
 HEIGHT = 330
@@ -35,7 +36,9 @@ class Look:
         return f'<g class="p{self.number}" data-p="{self.number}">{body}</g>'
 
 
-def strip_scale(estimates: Sequence[Estimate], values: Sequence[Sequence[float]], include: Sequence[float] = (), width: float = STRIP_WIDTH) -> Scale:
+def strip_scale(
+    estimates: Sequence[Estimate], values: Sequence[Sequence[float]], include: Sequence[float] = (), width: float = STRIP_WIDTH
+) -> Scale:
     """One scale for a column of strips: all intervals fit, and all dots but the farthest few of a hundred."""
     ends = [v for e in estimates for v in (*(e.ci95 or ()), e.mean) if v is not None]
     pooled = [v for part in values for v in part]
@@ -54,7 +57,8 @@ def strip(look: Look, estimate: Estimate, values: Sequence[float], scale: Scale,
     """A table cell: one faint dot a trace, the 95 % interval as a bar, the mean as the policy's marker."""
     y = STRIP_HEIGHT / 2
     grid = "".join(line(scale(t), 0, scale(t), STRIP_HEIGHT, "zero" if zero and abs(t) < 1e-12 else "grid") for t in scale.ticks(5))
-    dots = "".join(f'<circle class="dot" cx="{num(scale(v))}" cy="{num(y + 5 * math.sin(7.3 * i))}" r="2.4"/>' for i, v in enumerate(values))
+    spots = ((scale(v), y + 5 * math.sin(7.3 * i)) for i, v in enumerate(values))
+    dots = "".join(f'<circle class="dot" cx="{num(cx)}" cy="{num(cy)}" r="2.4"/>' for cx, cy in spots)
     bar = line(scale(estimate.ci95[0]), y, scale(estimate.ci95[1]), y, "ci") if estimate.ci95 else ""
     mean = marker(scale(estimate.mean), y, look.number, "mean", 4.6) if estimate.mean is not None else ""
     said = "no valid trial" if estimate.mean is None else f"{look.label}: mean {estimate.mean:.3f}"
@@ -106,12 +110,12 @@ def components(rows: Mapping[Look, Mapping[str, float | None]], title: str) -> s
 def _component_bar(look: Look, bitrate: float, stall: float, switch: float, scale: Scale, y: float) -> str:
     qoe, before_stall = bitrate - stall - switch, bitrate - switch
     zero, end = scale(0.0), scale(bitrate)
-    said = f"{look.label}\nbitrate {bitrate:.3f} Mbit/s\nstalls {-stall:.3f}\nswitches {-switch:.3f}\nQoE {qoe:.3f}".replace("-", "\N{MINUS SIGN}")
-    tip = f'data-tip="{said.replace(chr(10), "&#10;")}"'
+    said = f"{look.label}\nbitrate {bitrate:.3f} Mbit/s\nstalls {signed(-stall, 3)}\nchanges {signed(-switch, 3)}\nQoE {signed(qoe, 3)}"
+    tip = f'data-tip="{escape(said)}"'
     solid = rect(min(zero, scale(qoe)), y + 16, abs(scale(qoe) - zero), 16, "solid" if qoe >= 0 else "debt")
     stalls = rect(scale(qoe), y + 16, scale(before_stall) - scale(qoe), 16, "lost-stall")
     switches = rect(scale(before_stall), y + 16, end - scale(before_stall), 16, "lost-switch")
-    label = text(zero + 1, y + 10, look.label, "lbl") + text(max(end, zero) + 6, y + 28, f"{qoe:.2f}".replace("-", "\N{MINUS SIGN}"), "lbl num")
+    label = text(zero + 1, y + 10, look.label, "lbl") + text(max(end, zero) + 6, y + 28, signed(qoe, 2), "lbl num")
     hit = rect(16, y, WIDTH - 32, 40, "hit", tip)
     return look.group(solid + stalls + switches + label + hit)
 
@@ -124,7 +128,7 @@ def scatter(
     *,
     diagonal: bool = False,
     band: tuple[float, float] | None = None,
-    ) -> str:
+) -> str:
     """Points (x, y, name) per policy; a diagonal where both axes mean the same; a band of (share, least) around it."""
     pooled = [p for part in points.values() for p in part]
     if not pooled:
@@ -184,11 +188,13 @@ def lateness(upper_ms: Sequence[float], counts: Sequence[int], p99_ms: float | N
     for i, (edge, share) in enumerate(zip(upper, shares, strict=True)):
         x, y = frame.x(i), frame.y(share)
         width = frame.x(i + 1) - x
-        parts.append(rect(x + 1, y, width - 2, frame.y.start - y, "hist", f'data-tip="at most {edge:g} ms late&#10;{share:.3f} % of packets"'))
+        tip = f'data-tip="at most {edge:g} ms late&#10;{share:.3f} % of packets"'
+        parts.append(rect(x + 1, y, width - 2, frame.y.start - y, "hist", tip))
         if last <= 14 or i % (last // 12 + 1) == 0:
             parts.append(text(x + width / 2, HEIGHT - 28, f"{edge:.3g}", anchor="middle"))
     if p99_ms is not None:
         x = frame.x(next((i for i, edge in enumerate(upper) if p99_ms <= edge), last - 1) + 0.5)
         side, anchor = (6, "start") if x < WIDTH / 2 else (-6, "end")
-        parts += [line(x, _TOP, x, HEIGHT - 46, "deadline"), text(x + side, _TOP + 12, f"worst trial's p99 {p99_ms:.2f} ms", "ax warn", anchor)]
+        parts.append(line(x, _TOP, x, HEIGHT - 46, "deadline"))
+        parts.append(text(x + side, _TOP + 12, f"worst trial's p99 {p99_ms:.2f} ms", "ax warn", anchor))
     return figure(WIDTH, HEIGHT, title, parts)

@@ -157,7 +157,8 @@ class LiveView:
         done = self.share_done()
         line = Table.grid(padding=(0, 1))
         invalid = f", [red]{self.invalid} invalid[/]" if self.invalid else ""
-        line.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{self.ended} of {self.total_trials} trials{invalid}", self._left(done))
+        counted = f"{self.ended} of {self.total_trials} trials{invalid}"
+        line.add_row(ProgressBar(total=1.0, completed=done, width=30), counted, self._left(done))
         return line
 
     def share_done(self) -> float:

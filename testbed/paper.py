@@ -1,7 +1,8 @@
-"""Figures for a paper, by matplotlib: vector formats with embedded TrueType fonts, as publishers ask for. The same numbers and colours as the report's."""
+"""Figures for a paper, by matplotlib, with embedded TrueType fonts as publishers ask for; the same numbers and colours as the report's."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,12 +11,13 @@ from matplotlib.figure import Figure
 from testbed.errors import UserError
 from testbed.events import Run
 from testbed.report import Page
-from testbed.summary import MODELLED, summarise
+from testbed.summary import summarise
+from testbed.terminal import MODELLED
 
 FORMATS = ("pdf", "png", "svg")
 _COLUMN_INCHES = 3.4
 """Width of a column in two-column proceedings."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "none",
@@ -98,7 +100,8 @@ def _differences(page: Page, axes: Axes) -> bool:
         axes.plot(list(pair.differences.values()), [i] * len(pair.differences), "|", color=look.colour, alpha=0.35, markersize=7)
         if pair.estimate.ci95:
             axes.plot(pair.estimate.ci95, [i, i], color=look.colour, linewidth=3, solid_capstyle="butt")
-        axes.plot([pair.estimate.mean], [i], "o", color=look.colour, markeredgecolor="white", markersize=6)
+        if pair.estimate.mean is not None:
+            axes.plot([pair.estimate.mean], [i], "o", color=look.colour, markeredgecolor="white", markersize=6)
     if pairs:
         axes.axvline(0, color="#222222", linewidth=0.8)
         axes.set_yticks(range(len(pairs)), [page.looks[p.b].label for p in reversed(pairs)])

@@ -160,7 +160,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, tag="trace", tag_field
 
 
 class LatenessRow(msgspec.Struct, frozen=True, kw_only=True, tag="lateness", tag_field="event"):
-    """How late packets left one direction of a trial's link: `counts[i]` packets were at most `upper_ms[i]` late (and more than the bin before)."""
+    """How late packets left one direction of a trial's link: `counts[i]` were at most `upper_ms[i]` late and more than the bin before."""
 
     trial_id: str
     direction: str

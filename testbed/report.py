@@ -16,7 +16,8 @@ from testbed.events import Run
 from testbed.figures import Look
 from testbed.records import TrialRow
 from testbed.sessions import groups, selection_sentence
-from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, MODELLED, agrees, comparisons, main_policy, modelled, policy_names, verdict
+from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, agrees, comparisons, main_policy, modelled, policy_names, verdict
+from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -25,7 +26,7 @@ METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
 LEAST_TRACES_FOR_SCATTER = 4
-_COLOUR = re.compile(r"#[0-9a-fA-F]{3,8}|[a-zA-Z]{3,20}")
+_COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("player", "Player", "{}"),
     ("video", "Video", "{}"),
@@ -208,13 +209,15 @@ class Page:
         """CDF per trial, or per chunk where there are few trials."""
         if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
             series = {self.looks[n]: [t.qoe for t in trials if t.qoe is not None] for n, trials in self.trials.items()}
-            return {"of": "trials", "svg": Markup(figures.cdf(series, f"{self.metric} per chunk, mean of a trial", "trials", "Distribution over trials"))}
+            label = f"{self.metric} {self.run.header.unit}, mean of a trial"
+            return {"of": "trials", "svg": Markup(figures.cdf(series, label, "trials", "Distribution over trials"))}
         chunks = self.run.tables["chunks"].filter(pl.col("index") > 0)
         series = {
             self.looks[n]: chunks.filter(pl.col("trial_id").is_in([t.trial_id for t in trials]))["qoe"].to_list()
             for n, trials in self.trials.items()
         }
-        return {"of": "chunks", "svg": Markup(figures.cdf(series, f"{self.metric} of a chunk, first chunks left out", "chunks", "Distribution over chunks"))}
+        label = f"{self.metric} of a chunk, first chunks left out"
+        return {"of": "chunks", "svg": Markup(figures.cdf(series, label, "chunks", "Distribution over chunks"))}
 
     def parts(self) -> Markup:
         """What QoE is made of."""
@@ -229,9 +232,10 @@ class Page:
         of_a, of_b = (stats.per_trace(self.trials[name]) for name in (pair.a, pair.b))
         a, b = self.looks[pair.a], self.looks[pair.b]
         duel = {a: [(of_b[key], of_a[key], key[0]) for key in pair.differences]}
-        drawn = figures.scatter(duel, f"{self.metric} of {b.label}", f"{self.metric} of {a.label}", f"{a.label} against {b.label}", diagonal=True)
-        found = [{"title": f"{a.label} against {b.label}", "text": f"One point a trace; above the line {a.label} has more.", "svg": Markup(drawn)}]
-        rates = {sha: mbps_from_bps(stats_rate(t.edges_s, t.rates_bps)) for sha, t in self.run.traces.items()}
+        title = f"{a.label} against {b.label}"
+        drawn = figures.scatter(duel, f"{self.metric} of {b.label}", f"{self.metric} of {a.label}", title, diagonal=True)
+        found = [{"title": title, "text": f"One point a trace; above the line {a.label} has more.", "svg": Markup(drawn)}]
+        rates = {sha: mbps_from_bps(mean_rate_bps(t.edges_s, t.rates_bps)) for sha, t in self.run.traces.items()}
         cloud = {
             look: [(rates[key[1]], q, key[0]) for key, q in stats.per_trace(self.trials[name]).items() if key[1] in rates]
             for name, look in self.looks.items()
@@ -283,29 +287,27 @@ class Page:
         ]
         if not rows:
             return None
-        points = {
-            self.looks[n]: [(t.simulated_qoe, t.qoe, t.trace) for t in trials if t.simulated_qoe is not None and t.qoe is not None]
-            for n, trials in self.trials.items()
-        }
-        svg = figures.scatter(points, "simulated QoE", "emulated QoE", "Emulation against simulation", diagonal=True, band=(AGREEMENT_SHARE, AGREEMENT_LEAST))
-        both = [t for trials in self.trials.values() for t in trials if t.simulated_qoe is not None and t.qoe is not None]
-        apart = [t for t in both if not agrees(t.qoe, t.simulated_qoe)]
-        apart.sort(key=lambda t: -abs(t.qoe - t.simulated_qoe))
-        return {"rows": rows, "svg": Markup(svg), "apart": apart[:10], "outside": len(apart), "trials": len(both)}
+        both = [(t.simulated_qoe, t.qoe, t) for ts in self.trials.values() for t in ts if t.simulated_qoe is not None and t.qoe is not None]
+        points = {look: [(s, e, t.trace) for s, e, t in both if t.policy == name] for name, look in self.looks.items()}
+        band = (AGREEMENT_SHARE, AGREEMENT_LEAST)
+        svg = figures.scatter(points, "simulated QoE", "emulated QoE", "Emulation against simulation", diagonal=True, band=band)
+        apart = sorted((pair for pair in both if not agrees(pair[1], pair[0])), key=lambda pair: -abs(pair[1] - pair[0]))
+        return {"rows": rows, "svg": Markup(svg), "apart": [t for _, _, t in apart[:10]], "outside": len(apart), "trials": len(both)}
 
     def invalid(self) -> list[TrialRow]:
         """Trials that were left out."""
         return [t for t in self.run.trials if not t.valid]
 
 
-def stats_rate(edges_s: Sequence[float], rates_bps: Sequence[float]) -> float:
+def mean_rate_bps(edges_s: Sequence[float], rates_bps: Sequence[float]) -> float:
     """Time-weighted mean of a step function, bit/s."""
     return sum((b - a) * r for a, b, r in zip(edges_s, edges_s[1:], rates_bps, strict=False)) / (edges_s[-1] - edges_s[0])
 
 
 def _look(index: int, name: str, described: Mapping[str, str]) -> Look:
     colour = described.get("colour", "")
-    return Look(index, name, described.get("label") or name, colour if _COLOUR.fullmatch(colour) else "#777777", described.get("citation", ""))
+    shown = colour if _COLOUR.fullmatch(colour) else "#777777"  # it goes into a style sheet: nothing but a colour may pass
+    return Look(index, name, described.get("label") or name, shown, described.get("citation", ""))
 
 
 def _fact(name: str, value: str, state: str) -> dict[str, str]:
@@ -325,7 +327,8 @@ def _spread(trials: Sequence[TrialRow], field: str) -> tuple[float | None, float
 def render(run: Run, summary: Mapping[str, Any]) -> str:
     """The whole page."""
     page = Page(run, summary)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Callable[..., str]] = {"number": number, "interval": interval, "brief": brief, "count": count}
     environment.filters.update(filters)
     shown = groups(run, page.looks)

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from testbed import stats
 from testbed.events import Run
 from testbed.figures import Look
 from testbed.records import ChunkRow, DecisionRow, StallRow, TrialRow
@@ -44,8 +43,7 @@ def groups(run: Run, looks: Mapping[str, Look]) -> list[Group]:
     if len(keys) > room:
         keys = _spread(by_key, room, main_policy(list(looks)))
     many_seeds = len({key[3] for key in by_key}) > 1
-    tables = {name: run.tables[name] for name in ("chunks", "decisions", "stalls", "links")}
-    return [_group(run, looks, key, by_key[key], tables, many_seeds) for key in keys]
+    return [_group(run, looks, key, by_key[key], many_seeds) for key in keys]
 
 
 def selection_sentence(run: Run, shown: Sequence[Group]) -> str:
@@ -66,29 +64,30 @@ def _spread(by_key: Mapping[_GroupKey, Sequence[TrialRow]], room: int, main: str
 
     troubled = [key for key, trials in by_key.items() if any(not t.valid or t.fallbacks for t in trials)][: room // 4]
     others = sorted((key for key in by_key if key not in set(troubled)), key=rank)
-    places = np.unique(np.linspace(0, len(others) - 1, room - len(troubled)).round().astype(int)) if others else []
+    if not others:
+        return troubled
+    places = np.unique(np.linspace(0, len(others) - 1, room - len(troubled)).round().astype(int))
     return [*troubled, *(others[i] for i in places)]
 
 
-def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], tables: Mapping[str, pl.DataFrame], seeds: bool) -> Group:
+def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], many_seeds: bool) -> Group:
     ordered = sorted(trials, key=lambda trial: looks[trial.policy].number)
-    sessions = [_session(run, trial, tables) for trial in ordered]
+    sessions = [_session(run, trial) for trial in ordered]
     reach = extent(sessions)
     items = tuple(
-        {"look": looks[s.trial.policy], "trial": s.trial, "svg": Markup(timeline(looks[s.trial.policy], s, reach))}
-        for s in sessions
+        {"look": looks[s.trial.policy], "trial": s.trial, "svg": Markup(timeline(looks[s.trial.policy], s, reach))} for s in sessions
     )
     about = []
     if (trace := run.traces.get(key[1])) is not None:
         widths = np.diff(trace.edges_s)
         about.append(f"mean capacity {mbps_from_bps(float(widths @ np.asarray(trace.rates_bps)) / float(widths.sum())):.2f} Mbit/s")
     about += [f"from {key[2]:g} s"] if key[2] else []
-    about += [f"seed {key[3]}"] if seeds else []
+    about += [f"seed {key[3]}"] if many_seeds else []
     return Group(key[0], ", ".join(about), items)
 
 
-def _session(run: Run, trial: TrialRow, tables: Mapping[str, pl.DataFrame]) -> Session:
-    of_trial = {name: table.filter(pl.col("trial_id") == trial.trial_id) for name, table in tables.items()}
+def _session(run: Run, trial: TrialRow) -> Session:
+    of_trial = {name: table.filter(pl.col("trial_id") == trial.trial_id) for name, table in run.tables.items()}
     return Session(
         trial=trial,
         chunks=_structs(of_trial["chunks"].sort("index"), ChunkRow),

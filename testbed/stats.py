@@ -55,7 +55,7 @@ class Comparison:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean of `values` and its bias-corrected and accelerated bootstrap interval (Efron 1987), with a fixed seed.
 
-    BCa is undefined when all values are equal; the percentile interval stands in then, and is that one value.
+    The interval depends neither on the order of the values nor on the metric's unit or zero. Equal values give an interval of no width.
     """
     n = len(values)
     if n == 0:
@@ -63,24 +63,31 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if n < LEAST_FOR_INTERVAL:
         return Estimate(mean, None, n)
-    low, high = _bootstrap(values, "BCa")
-    if not (np.isfinite(low) and np.isfinite(high)):
-        low, high = _bootstrap(values, "percentile")
-    return Estimate(mean, (low, high), n)
+    least, spread = float(np.min(values)), float(np.ptp(values))
+    if spread <= TIE:
+        return Estimate(mean, (mean, mean), n)
+    # In shares of the spread, rounded: BCa counts resamples equal to the mean, and those must not hang on the last bit.
+    shares = np.round((np.sort(np.asarray(values, dtype=float)) - least) / spread, 9)
+    low, high = _bootstrap(shares)
+    return Estimate(mean, (least + spread * low, least + spread * high), n)
 
 
-def _bootstrap(values: Sequence[float], method: str) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (np.asarray(values, dtype=float),),
-            np.mean,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method=method,
-            batch=1000,
-            rng=np.random.default_rng(SEED),
-        ).confidence_interval
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """The BCa interval of the mean; the percentile interval where BCa is undefined."""
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            interval = stats.bootstrap(
+                (values,),
+                np.mean,
+                n_resamples=RESAMPLES,
+                confidence_level=CONFIDENCE,
+                method=method,
+                batch=1000,
+                rng=np.random.default_rng(SEED),
+            ).confidence_interval
+        if np.isfinite(interval.low) and np.isfinite(interval.high):
+            break
     return float(interval.low), float(interval.high)
 
 

@@ -1,4 +1,4 @@
-"""Compact SVG by hand: scales, axes and paths. Colours and type come from the page's style sheet through class names, so figures follow its theme."""
+"""Compact SVG by hand: scales, axes and paths. Colours and type come from the page's style sheet by class, so figures follow its theme."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -64,6 +64,11 @@ def tick_label(value: float) -> str:
     return "0" if text == "-0" else text.replace("-", "\N{MINUS SIGN}")
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with a real minus sign."""
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def line_path(points: Iterable[Point]) -> str:
     """A path through `points`, in relative coordinates, each rounded so that errors don't add up."""
     parts: list[str] = []
@@ -104,7 +109,8 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 
 def rect(x: float, y: float, width: float, height: float, css: str, extra: str = "") -> str:
     """A rectangle."""
-    return f'<rect class="{css}" x="{num(x)}" y="{num(y)}" width="{num(max(width, 0))}" height="{num(max(height, 0))}"{" " + extra if extra else ""}/>'
+    size = f'width="{num(max(width, 0))}" height="{num(max(height, 0))}"'
+    return f'<rect class="{css}" x="{num(x)}" y="{num(y)}" {size}{" " + extra if extra else ""}/>'
 
 
 def text(x: float, y: float, content: str, css: str = "ax", anchor: str = "start") -> str:
@@ -121,8 +127,8 @@ def marker(x: float, y: float, shape: int, css: str, radius: float = 4.0, tip: s
     kind = shape % 6
     if kind == 0:
         return f'<circle class="{css}" cx="{num(x)}" cy="{num(y)}" r="{num(radius)}"{extra}/>'
-    sides, start = corners[kind], math.radians(turn[kind])
-    around = [(x + 1.2 * radius * math.cos(start + k * math.tau / sides), y + 1.2 * radius * math.sin(start + k * math.tau / sides)) for k in range(sides)]
+    angles = [math.radians(turn[kind]) + k * math.tau / corners[kind] for k in range(corners[kind])]
+    around = [(x + 1.2 * radius * math.cos(angle), y + 1.2 * radius * math.sin(angle)) for angle in angles]
     return f'<path class="{css}" d="{line_path(around)}z"{extra}/>'
 
 

@@ -13,7 +13,12 @@ _WIDE = 100
 MODELLED = "modelled, not measured"
 """What every table and report says of traces that were drawn from a model."""
 _METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT, s", "mae_deg": "MAE, degrees"}
-_COMPONENTS = {"bitrate_mbps": ("bitrate\nMbit/s", 2), "rebuffer_s": ("stall\ns/chunk", 3), "switch_mbps": ("change\nMbit/s", 3), "startup_s": ("start-up\ns", 2)}
+_COMPONENTS = {
+    "bitrate_mbps": ("bitrate\nMbit/s", 2),
+    "rebuffer_s": ("stall\ns/chunk", 3),
+    "switch_mbps": ("change\nMbit/s", 3),
+    "startup_s": ("start-up\ns", 2),
+}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
@@ -36,12 +41,13 @@ def _policies(summary: Mapping[str, Any], wide: bool) -> Table:
     trace = summary["trace"]
     where = "/".join(str(part) for part in (trace["name"], trace["split"]) if part)
     modelled = f", {MODELLED}" if "model" in str(trace["source"]).split("+") else ""
-    table = Table(title=f"{summary['task']} over {escape(where)}{modelled}, {summary['mode']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    title = f"{summary['task']} over {escape(where)}{modelled}, {summary['mode']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     metric = _METRICS.get(summary["metric"], summary["metric"])
-    shown = list(dict.fromkeys(c for row in summary["policies"].values() for c in row["components"])) if wide else []
-    headings = [metric, "95 % interval", *(_COMPONENTS.get(c, (c, 2))[0] for c in shown), "decision\np50, p99 ms", "fallbacks", "valid\ntrials"]
-    for heading in headings:
+    shown = list(dict.fromkeys(c for row in summary["policies"].values() for c in row["components"] if wide))
+    parts = [_COMPONENTS.get(c, (c, 2))[0] for c in shown]
+    for heading in (metric, "95 % interval", *parts, "decision\np50, p99 ms", "fallbacks", "valid\ntrials"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in summary["policies"].items():
         table.add_row(escape(name), *_cells(row, shown))

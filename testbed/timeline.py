@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -58,12 +57,12 @@ def capacity(trace: TraceRow, offset_s: float, end_s: float) -> tuple[list[float
 def buffer_points(chunks: Sequence[ChunkRow]) -> list[Point]:
     """Media held over time: it drains in real time and jumps up when a chunk is added."""
     points: list[Point] = [(0.0, 0.0)]
-    for chunk, following in pairwise([*chunks, None]):
-        if not points[-1][0] > chunk.end_s:
-            points.append((chunk.end_s, points[-1][1] if len(points) == 1 else max(points[-1][1] - (chunk.end_s - points[-1][0]), 0.0)))
-        points.append((chunk.end_s, chunk.buffer_s))
-        if following is not None and following.end_s - chunk.end_s > chunk.buffer_s:
-            points.append((chunk.end_s + chunk.buffer_s, 0.0))
+    for chunk in chunks:
+        before_s, held_s = points[-1]
+        dry_s = before_s + held_s
+        if held_s > 0 and dry_s < chunk.end_s:
+            points.append((dry_s, 0.0))
+        points += [(chunk.end_s, max(dry_s - chunk.end_s, 0.0)), (chunk.end_s, chunk.buffer_s)]
     return points
 
 
@@ -113,7 +112,8 @@ def _grid(frame: Frame, label: str, ticks: int) -> str:
 def _time_axis(x: Scale) -> str:
     parts = [line(x.start, _BUFFER_BOTTOM, x.end, _BUFFER_BOTTOM, "tick")]
     for tick in x.ticks(12):
-        parts += [line(x(tick), _BUFFER_BOTTOM, x(tick), _BUFFER_BOTTOM + 4, "tick"), text(x(tick), _BUFFER_BOTTOM + 18, f"{tick:g} s", anchor="middle")]
+        parts.append(line(x(tick), _BUFFER_BOTTOM, x(tick), _BUFFER_BOTTOM + 4, "tick"))
+        parts.append(text(x(tick), _BUFFER_BOTTOM + 18, f"{tick:g} s", anchor="middle"))
     return "".join(parts)
 
 
@@ -135,7 +135,8 @@ def _link(session: Session, frame: Frame) -> str:
 
 def _stall(stall: StallRow, x: Scale) -> str:
     left, width = x(stall.start_s), x(stall.end_s) - x(stall.start_s)
-    return rect(left, _RATE_TOP, max(width, 1), _BUFFER_BOTTOM - _RATE_TOP, "stall", f'data-tip="stall of {stall.end_s - stall.start_s:.2f} s"')
+    tip = f'data-tip="stall of {stall.end_s - stall.start_s:.2f} s"'
+    return rect(left, _RATE_TOP, max(width, 1), _BUFFER_BOTTOM - _RATE_TOP, "stall", tip)
 
 
 def _levels(chunks: Sequence[ChunkRow], frame: Frame) -> str:

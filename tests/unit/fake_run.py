@@ -40,7 +40,15 @@ class FakeRun:
 
     def header(self) -> RunHeader:
         """Its first line."""
-        spec = {"trace": ["fcc"], "chunks": self.chunks, "rtt_ms": 80.0, "queue": 100_000, "cc": "cubic", "link": "userspace", "deadline_ms": 1000.0}
+        spec = {
+            "trace": ["fcc"],
+            "chunks": self.chunks,
+            "rtt_ms": 80.0,
+            "queue": 100_000,
+            "cc": "cubic",
+            "link": "userspace",
+            "deadline_ms": 1000.0,
+        }
         return RunHeader(
             task="abr",
             mode=self.mode,
@@ -49,7 +57,7 @@ class FakeRun:
             started_utc="2026-11-23T18:47:00+00:00",
             command="testbed/run.py --trace fcc --chunks 48",
             commit="1122914aa0bb",
-            spec={**spec, "player": "headless", "video": "video1", "seeds": list(self.seeds), "parallel": 4},
+            spec={**spec, "player": "headless", "video": "video1", "seeds": list(self.seeds), "parallel": 4, "link": "userspace"},
             experiment_toml='trace = ["fcc"]\nchunks = 48\n',
             policies={name: POLICIES[name] for name in self.policies},
             trace={"name": "fcc", "split": "test", "source": self.source, "traces": self.traces, "sha256": "ab" * 32},
@@ -74,7 +82,9 @@ class FakeRun:
         if self.ended:
             yield EndRow(ended_utc="2026-11-23T18:51:00+00:00", reason="complete")
 
-    def _trial(self, trial_id: str, policy: str, trace: TraceRow, seed: int, lane: int, invalid: bool, rng: np.random.Generator) -> Iterator[Event]:
+    def _trial(
+        self, trial_id: str, policy: str, trace: TraceRow, seed: int, lane: int, invalid: bool, rng: np.random.Generator
+    ) -> Iterator[Event]:
         chunks = list(play(trial_id, trace, self.chunks, CAUTION[policy], np.random.default_rng([seed, *policy.encode()])))
         yield from chunks
         decisions = [self._decision(chunk, policy, rng) for chunk in chunks[1:]]

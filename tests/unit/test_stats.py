@@ -1,0 +1,133 @@
+"""Statistics over traces: what must hold for any numbers, and for numbers known beforehand."""
+
+import math
+
+import numpy as np
+import pytest
+from fake_run import FakeRun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed import stats
+from testbed.records import TrialRow
+
+numbers = st.lists(st.floats(-50, 50, allow_nan=False).map(lambda x: round(x, 3)), min_size=3, max_size=12)
+quick = settings(max_examples=25, deadline=None)
+
+
+def trial(policy: str, trace: str, qoe: float | None, seed: int = 1, offset_s: float = 0.0, valid: bool = True) -> TrialRow:
+    model = next(e for e in FakeRun(traces=1, policies=("bba",), chunks=3, link_rows=False).events() if isinstance(e, TrialRow))
+    changes = {"policy": policy, "trace": trace, "trace_sha256": trace, "qoe": qoe, "seed": seed, "offset_s": offset_s, "valid": valid}
+    return TrialRow(**{name: getattr(model, name) for name in model.__struct_fields__} | changes)
+
+
+@quick
+@given(numbers)
+def test_interval_lies_within_the_values_and_is_the_same_again(values):
+    found = stats.estimate(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    low, high = found.ci95
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert stats.estimate(values) == found
+
+
+@quick
+@given(numbers, st.randoms(use_true_random=False))
+def test_interval_does_not_depend_on_the_order_in_which_trials_ended(values, random):
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    assert stats.estimate(shuffled).ci95 == stats.estimate(values).ci95
+
+
+@quick
+@given(numbers, st.floats(-5, 5))
+def test_interval_follows_the_metrics_unit_and_zero(values, shift):
+    here, there = stats.estimate(values), stats.estimate([1000 * v + shift for v in values])
+    assert there.ci95 == pytest.approx([1000 * end + shift for end in here.ci95], abs=1e-4)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
+def test_no_interval_of_fewer_than_three(values):
+    found = stats.estimate(values)
+    assert found.ci95 is None
+    assert found.mean == (np.mean(values) if values else None)
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert stats.estimate([1.25] * 7).ci95 == (1.25, 1.25)
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(100):
+        low, high = stats.estimate(rng.normal(1.0, 0.5, 25)).ci95
+        covered += low <= 1.0 <= high
+    assert 88 <= covered <= 99
+
+
+def test_seeds_are_averaged_before_traces():
+    trials = [trial("a", "x", 1.0, seed=1), trial("a", "x", 3.0, seed=2), trial("a", "y", 10.0)]
+    assert stats.per_trace(trials) == {("x", "x"): 2.0, ("y", "y"): 10.0}
+
+
+def test_offsets_weigh_the_same_whatever_their_seeds():
+    trials = [trial("a", "x", 0.0, seed=1), trial("a", "x", 2.0, seed=2), trial("a", "x", 5.0, offset_s=10.0)]
+    assert stats.per_trace(trials) == {("x", "x"): 3.0}
+
+
+def test_files_of_one_name_in_two_folders_are_two_traces():
+    twin = trial("a", "x", 4.0)
+    other = TrialRow(**{name: getattr(twin, name) for name in twin.__struct_fields__} | {"trace_sha256": "other"})
+    assert len(stats.per_trace([twin, other])) == 2
+
+
+grids = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("uvwxyz"), st.integers(1, 3), st.floats(-9, 9)), min_size=1, max_size=30)
+
+
+@quick
+@given(grids)
+def test_comparison_turned_round_changes_its_sign(cells):
+    trials = [trial(policy, trace, qoe, seed) for policy, trace, seed, qoe in cells]
+    there, back = stats.compare("a", "b", trials), stats.compare("b", "a", trials)
+    assert there.differences == {key: pytest.approx(-d) for key, d in back.differences.items()}
+    assert (there.wins, there.losses, there.ties) == (back.losses, back.wins, back.ties)
+    assert there.wins + there.losses + there.ties == there.estimate.n == len(there.differences)
+
+
+@quick
+@given(grids, st.floats(-99, 99))
+def test_invalid_trials_change_nothing(cells, wild):
+    trials = [trial(policy, trace, qoe, seed) for policy, trace, seed, qoe in cells]
+    invalid = [trial("a", "u", wild, seed=9, valid=False), trial("b", "new", wild, valid=False), trial("a", "v", None, seed=8)]
+    assert stats.compare("a", "b", [*trials, *invalid]) == stats.compare("a", "b", trials)
+
+
+def test_difference_is_taken_only_where_both_have_a_valid_trial():
+    trials = [trial("a", "x", 5.0), trial("b", "x", 4.0), trial("a", "hard", -50.0), trial("b", "hard", 1.0, valid=False)]
+    pair = stats.compare("a", "b", trials)
+    assert pair.differences == {("x", "x"): 1.0}
+    assert (pair.wins, pair.losses, pair.ties) == (1, 0, 0)
+
+
+def test_less_is_better_for_costs():
+    trials = [trial("a", "x", 5.0), trial("b", "x", 4.0)]
+    assert stats.compare("a", "b", trials, metric="avg_jct_s").losses == 1
+    assert stats.strongest({"a": 5.0, "b": 4.0, "c": None}, "avg_jct_s") == "b"
+    assert stats.strongest({"a": 5.0, "b": 4.0}) == "a"
+    assert stats.strongest({"c": None}) is None
+
+
+def test_rounding_is_a_tie():
+    trials = [trial("a", "x", 0.1 + 0.2), trial("b", "x", 0.3)]
+    assert stats.compare("a", "b", trials).ties == 1
+
+
+@quick
+@given(st.lists(st.floats(-1e6, 1e6), max_size=20), st.floats(0, 1))
+def test_quantile_is_one_of_or_between_the_values(values, q):
+    found = stats.quantile(values, q)
+    assert (found is None) == (not values)
+    if values:
+        assert min(values) - 1e-6 <= found <= max(values) + 1e-6
+        assert math.isclose(stats.quantile(values, 0), min(values)) and math.isclose(stats.quantile(values, 1), max(values))
