@@ -13,7 +13,7 @@ from controllers.api import Manifest
 from testbed.errors import UserError, suggestion
 from testbed.units import bps_from_kbps, bytes_per_s_from_bps
 from traces.catalog import load_catalog
-from traces.store import find_video
+from traces.store import obtain
 
 CHUNK_S = 4.0
 CHUNKS = 49
@@ -34,24 +34,24 @@ def video_names() -> tuple[str, ...]:
     return (*(entry.name for entry in load_catalog().values() if entry.kind == "video"), SYNTHETIC_VIDEO)
 
 
-def load_manifest(name: str, root: str | Path | None = None) -> Manifest:
-    """The manifest of the video `name`. Raises `UserError` for an unknown name and for a video that is not on this machine."""
+def load_manifest(name: str, root: str | Path | None = None, fetch: bool = True) -> Manifest:
+    """The manifest of the video `name`, fetched if need be. Raises `UserError` for an unknown name and for a video that can't be had."""
     if name == SYNTHETIC_VIDEO:
         return synthetic_manifest()
     if name not in video_names():
         raise UserError(f"video {name!r} is unknown: {suggestion(name, video_names())}")
-    folder = find_video(name, root)
+    folder, lack = obtain(name, root, fetch)
     if folder is None:
-        raise UserError(f"video {name} is not on this machine: run scripts/fetch_data {name}, or use {SYNTHETIC_VIDEO}")
+        raise UserError(f"video {name} is not on this machine ({lack}): run scripts/fetch_data {name}, or use {SYNTHETIC_VIDEO}")
     return _read_manifest(name, folder)
 
 
-def default_manifest(root: str | Path | None = None) -> tuple[Manifest, str]:
-    """`video1`, or the synthetic video and a sentence that says so (empty for `video1`)."""
-    if find_video(DEFAULT_VIDEO, root) is not None:
-        return load_manifest(DEFAULT_VIDEO, root), ""
-    note = f"video {DEFAULT_VIDEO} is not on this machine (scripts/fetch_data {DEFAULT_VIDEO} gets it)"
-    return synthetic_manifest(), f"{note}: chunk sizes are those of our synthetic video"
+def default_manifest(root: str | Path | None = None, fetch: bool = True) -> tuple[Manifest, str]:
+    """`video1`, fetched if need be; or the synthetic video and a sentence that says so (empty for `video1`)."""
+    folder, lack = obtain(DEFAULT_VIDEO, root, fetch)
+    if folder is not None:
+        return _read_manifest(DEFAULT_VIDEO, folder), ""
+    return synthetic_manifest(), f"chunk sizes are those of our synthetic video: {DEFAULT_VIDEO} is not on this machine ({lack})"
 
 
 def _read_manifest(name: str, folder: Path) -> Manifest:

@@ -41,7 +41,7 @@ class CatalogSet:
     title: str
     upstream: Upstream
     paths: tuple[str, ...]
-    """Folders of the upstream repository that are fetched."""
+    """Folders and files of the upstream repository that are fetched."""
     folder: str
     """Where the set is kept, below the data folder."""
     format: str

@@ -72,12 +72,12 @@ def _check_out(entry: CatalogSet, checkout: Path, say: Callable[[str], None]) ->
     say(f"{entry.name}: fetching {', '.join(entry.paths)} of {upstream.url} at {upstream.commit[:12]}")
     _git(entry, ["init", "--quiet"], checkout)
     _git(entry, ["remote", "add", "origin", upstream.url], checkout)
-    _git(entry, ["sparse-checkout", "set", "--no-cone", *(f"/{path}/" for path in entry.paths)], checkout)
+    _git(entry, ["sparse-checkout", "set", "--no-cone", *(f"/{path}" for path in entry.paths)], checkout)
     _git(entry, ["fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", upstream.commit], checkout)
     _git(entry, ["checkout", "--quiet", "--detach", upstream.commit], checkout)
     for path in entry.paths:
-        if not (checkout / path).is_dir():
-            raise TestbedError(f"fetching {entry.name}: {upstream.url} has no folder {path} at {upstream.commit[:12]}")
+        if not (checkout / path).exists():
+            raise TestbedError(f"fetching {entry.name}: {upstream.url} has no {path} at {upstream.commit[:12]}")
 
 
 def _git(entry: CatalogSet, arguments: list[str], folder: Path, timeout_s: float = GIT_TIMEOUT_S) -> None:

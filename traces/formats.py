@@ -121,7 +121,7 @@ def to_opportunities(trace: RateTrace) -> OpportunityTrace:
         raise UserError(f"trace {trace.name}: carries {trace.capacity_bytes:.0f} bytes, {wanted}")
     widths_s = np.diff(trace.edges_s)
     passed = np.append(0.0, np.cumsum(widths_s * bytes_per_s_from_bps(np.asarray(trace.rates_bps))))  # (edges,), bytes
-    wanted = passed[-1] * np.arange(1, count + 1) / count
+    wanted = np.minimum(passed[-1] * np.arange(1, count + 1) / count, passed[-1])
     # An outage makes `passed` flat: searching from the left finds the segment that filled it.
     segment = np.clip(np.searchsorted(passed, wanted, side="left") - 1, 0, len(widths_s) - 1)
     share = (wanted - passed[segment]) / (passed[segment + 1] - passed[segment])
@@ -172,17 +172,18 @@ def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
             raise UserError(f"{at}: rate is {_seen(rate)}, wanted a finite number of at least 0 Mbit/s")
         if len(times_s) > 1 and not float(times_s[-1] - times_s[0]) > float(times_s[-2] - times_s[0]):
             raise UserError(f"{at}: time is {_seen(time)}, wanted later than {times_s[-2]} s of the row before")
-        rates_bps.append(_finite(rate_mbps.scaleb(6), "rate", at))
+        rates_bps.append(_finite(rate_mbps.scaleb(6), "rate", at, rate))
     if not any(rates_bps[1:]):
         raise UserError(f"{where}: every rate after the first row is 0 Mbit/s, wanted at least one above 0 (the first row's is never used)")
     edges_s = tuple(_finite(_EXACT.subtract(t, times_s[0]), "time", where) for t in times_s)
     return RateTrace(name, edges_s, tuple(rates_bps[1:]), where)
 
 
-def _finite(number: Decimal, what: str, where: str) -> float:
+def _finite(number: Decimal, what: str, where: str, written: object = None) -> float:
+    """`number` as a float; an error shows it as it was `written`."""
     value = float(number)
     if not math.isfinite(value):
-        raise UserError(f"{where}: {what} is {_seen(str(number))}, wanted a finite number")
+        raise UserError(f"{where}: {what} is {_seen(str(written or number))}, wanted a finite number")
     return value
 
 
@@ -208,7 +209,7 @@ def _read_sabre(text: str, name: str, where: str) -> RateTrace:
     for number, (duration_ms, rate_kbps, latency_ms) in enumerate(entries, 1):
         at = f"{where}: entry {number}"
         edges_ms.append(_EXACT.add(edges_ms[-1], duration_ms))
-        rates_bps.append(_finite(rate_kbps.scaleb(3), "bandwidth_kbps", at))
+        rates_bps.append(_finite(rate_kbps.scaleb(3), "bandwidth_kbps", at, rate_kbps))
         if latency_ms != entries[0][2]:
             wanted = f"{entries[0][2]} as in the first entry, because a path has one round-trip time"
             raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {wanted}")
@@ -249,7 +250,9 @@ def _sabre_entry(entry: object, at: str) -> tuple[Decimal, Decimal, Decimal | No
 
 
 def _plain(number: Decimal) -> str:
-    """`number` without an exponent and without trailing zeros after the point."""
+    """`number` without trailing zeros after the point, and without an exponent unless it is far from 1."""
+    if abs(number.adjusted()) > 30:
+        return str(number)
     text = format(number, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -71,7 +71,9 @@ def _norway(entry: CatalogSet, upstream: Path) -> Chosen:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below `folder` but hidden ones, in order."""
+    """All files below `folder` but hidden ones, in order; `folder` itself when it is a file."""
+    if folder.is_file():
+        return [folder]
     found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not found:
         raise TestbedError(f"{folder}: holds no file, wanted the upstream's traces")

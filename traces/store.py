@@ -80,13 +80,7 @@ def resolve(reference: str, root: str | Path | None = None, fetch: bool = True) 
     if not reference.strip() or reference.startswith((".", "/", "~")) or name not in load_catalog():
         return _resolve_path(reference)
     entry, split = _named_split(name, split_name)
-    folder, lack = find_split(entry, split, root), f"not in {data_roots(root)[-1]}"
-    if folder is None and fetch:
-        try:
-            fetch_set(entry, data_roots(root)[-1])
-            folder = find_split(entry, split, root)
-        except TestbedError as error:
-            lack = str(error)
+    folder, lack = find_or_fetch(entry, split, root, fetch)
     if folder is not None:
         return _from_store(entry, split, folder, file)
     if name == MODELLED and not file:
@@ -130,6 +124,18 @@ def find_split(entry: CatalogSet, split: Split, root: str | Path | None = None) 
             _verify(entry, split, folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
             return folder
     return None
+
+
+def find_or_fetch(entry: CatalogSet, split: Split, root: str | Path | None = None, fetch: bool = True) -> tuple[Path | None, str]:
+    """The folder that holds `split`, fetched into the last data folder if need be (and allowed); or None, and why it can't be had."""
+    folder, target = find_split(entry, split, root), data_roots(root)[-1]
+    if folder is None and fetch:
+        try:
+            fetch_set(entry, target)
+        except TestbedError as error:
+            return None, str(error)
+        folder = find_split(entry, split, root)
+    return folder, "" if folder else f"not in {target}"
 
 
 @cache
@@ -188,14 +194,19 @@ def _listing(entry: CatalogSet, root: str | Path | None) -> SetListing:
         found = [find_split(entry, split, root) for split in entry.splits]
     except UserError as error:
         return SetListing(entry.name, entry.kind, entry.title, entry.format, splits, False, str(error))
-    where = ", ".join(sorted({str(folder) for folder in found})) if all(found) else f"scripts/fetch_data {entry.name}"
+    folders = sorted({str(_set_folder(entry, folder)) for folder in found if folder})
+    where = ", ".join(folders) if all(found) else f"scripts/fetch_data {entry.name}"
     return SetListing(entry.name, entry.kind, entry.title, entry.format, splits, all(found), where)
 
 
-def find_folder(name: str, root: str | Path | None = None) -> Path | None:
-    """The folder of a catalogued set without splits (a video, a workload, viewports), None when no data folder has it."""
+def _set_folder(entry: CatalogSet, folder: Path) -> Path:
+    return folder if folder.as_posix().endswith(entry.folder) else folder.parent
+
+
+def obtain(name: str, root: str | Path | None = None, fetch: bool = True) -> tuple[Path | None, str]:
+    """The folder of a catalogued set without splits (a video, a workload, viewports), fetched if need be; or None, and why."""
     entry = load_catalog()[name]
-    return find_split(entry, entry.splits[0], root)
+    return find_or_fetch(entry, entry.splits[0], root, fetch)
 
 
 def find_video(name: str, root: str | Path | None = None) -> Path | None:
@@ -204,4 +215,4 @@ def find_video(name: str, root: str | Path | None = None) -> Path | None:
     if entry is None or entry.kind != "video":
         videos = (each.name for each in load_catalog().values() if each.kind == "video")
         raise UserError(f"video {name!r} is not catalogued: {suggestion(name, videos)}")
-    return find_folder(name, root)
+    return find_split(entry, entry.splits[0], root)

@@ -1,0 +1,225 @@
+"""Trace files: what is written reads back the same, kinds convert without losing bytes, and errors name file and line."""
+
+import math
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+
+from testbed.errors import UserError
+from traces.formats import decode, detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
+from traces.trace import OpportunityTrace, RateTrace
+
+rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e11))
+times, no_latency = st.floats(1e-6, 1e6), st.none()
+sane_rates = st.one_of(st.just(0.0), st.floats(1e3, 1e6))
+
+
+@st.composite
+def rate_traces(draw, rate=rates, time=times, latency=no_latency):
+    edges = sorted(draw(st.sets(time, min_size=1, max_size=20)))
+    values = draw(st.lists(rate, min_size=len(edges), max_size=len(edges)).filter(any))
+    return RateTrace("t", (0.0, *edges), tuple(values), latency_s=draw(latency))
+
+
+@st.composite
+def opportunity_traces(draw):
+    times_ms = sorted(draw(st.lists(st.integers(0, 10**5), min_size=1, max_size=50)))
+    return OpportunityTrace("t", tuple(t / 1e3 for t in [*times_ms, times_ms[-1] + draw(st.integers(1, 1000))]))
+
+
+@given(rate_traces())
+@example(RateTrace("t", (0.0, 0.1, 0.30000000000000004), (2130394.44995, 1e-300)))
+def test_pensieve_round_trip(trace):
+    assert parse_trace(format_trace(trace, "pensieve"), "t", "t") == trace
+
+
+@given(rate_traces(latency=st.one_of(st.none(), st.floats(0, 10).map(lambda s: round(s, 6)))))
+def test_sabre_round_trip(trace):
+    assert parse_trace(format_trace(trace, "sabre"), "t", "t") == trace
+
+
+@given(opportunity_traces())
+def test_mahimahi_round_trip(trace):
+    assert parse_trace(format_trace(trace, "mahimahi"), "t", "t") == trace
+
+
+@pytest.mark.parametrize("format", ["pensieve", "sabre"])
+@given(trace=rate_traces())
+def test_what_is_written_is_detected(format, trace):
+    assert detect(format_trace(trace, format)) == format
+
+
+def test_files_round_trip_and_the_content_decides_not_the_name(tmp_path):
+    trace = RateTrace("odd.json", (0.0, 1.0, 2.5), (1e6, 3e6))
+    write_trace(trace, tmp_path / "odd.json", "pensieve")
+    assert read_trace(tmp_path / "odd.json") == trace
+    assert read_trace(tmp_path / "odd.json").source == str(tmp_path / "odd.json")
+
+
+def test_the_rate_of_a_row_holds_before_its_time_and_the_first_is_unused():
+    trace = parse_trace("0 99\n1.5 2\n4 3\n", "t", "t")
+    assert trace == RateTrace("t", (0.0, 1.5, 4.0), (2e6, 3e6))
+
+
+@pytest.mark.parametrize("text", ["10\t5\n11\t2\n13\t3\n", "\ufeff10 5\r\n11 2\r\n\r\n13 3", "10  5.0\n11 2e0\n+13 .3e1\n\n\n"])
+def test_other_beginnings_line_ends_and_notations(text):
+    assert parse_trace(decode(text.encode(), "t"), "t", "t") == RateTrace("t", (0.0, 1.0, 3.0), (2e6, 3e6))
+
+
+def test_one_latency_is_kept_and_not_part_of_another_format():
+    trace = parse_trace('[{"duration_ms": 500, "bandwidth_kbps": 1200.5, "latency_ms": 20}]', "t", "t")
+    assert trace == RateTrace("t", (0.0, 0.5), (1200500.0,), latency_s=0.02)
+    assert trace.sha256 == RateTrace("t", (0.0, 0.5), (1200500.0,)).sha256
+
+
+BAD = {
+    "": ["t: is empty"],
+    " \n\n": ["t: is empty"],
+    "1 2 3\n": ["t:1", "3 columns"],
+    "0,1.2\n1,1.3\n": ["t:1", "'0,1.2'", "whole milliseconds"],
+    "0 1\n1 2\n1 3\n": ["t:3", "'1'", "later than 1 s"],
+    "0 1\n1 2\n0.5 3\n": ["t:3", "'0.5'", "later than 1 s"],
+    "0 1\n1 -2\n": ["t:2", "-2", "at least 0"],
+    "0 -1\n1 2\n": ["t:1", "-1", "at least 0"],
+    "0 1\n1 nan\n": ["t:2", "'nan'", "finite"],
+    "0 1\n1 inf\n": ["t:2", "'inf'", "finite"],
+    "0 1\nnan 1\n": ["t:2", "'nan'", "seconds"],
+    "0 1\n1 1e999\n": ["t:2", "1e999", "finite"],
+    "0 1\n1 1_0\n": ["t:2", "'1_0'"],
+    "0 1\n1 0\n2 0.0\n": ["t:", "every rate", "at least one above 0"],
+    "0 1\n": ["t:1", "only row", "at least two"],
+    "0 1\n5\n": ["t:2", "1 columns", "wanted 2"],
+    "5\n0 1\n": ["t:2", "2 columns", "wanted 1"],
+    "0 1\n" + "9" * 100_000 + " 1\n": ["t:2", "100002 characters", "at most 200"],
+    "1\n2.5\n": ["t:2", "'2.5'", "whole milliseconds"],
+    "1\n-2\n": ["t:2", "'-2'", "whole milliseconds"],
+    "5\n4\n": ["t:2", "4 ms", "at least the 5 ms"],
+    "0\n0\n": ["t:2", "0 ms", "above 0"],
+    "{}": ["t:", "a JSON dict", "list"],
+    "[]": ["t:", "empty list"],
+    "[1, 2]": ["t: entry 1", "1", "duration_ms"],
+    '[{"duration_ms": 1}]': ["t: entry 1", "duration_ms", "bandwidth_kbps"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 2, "rtt": 3}]': ["t: entry 1", "rtt"],
+    '[{"duration_ms": 0, "bandwidth_kbps": 2}]': ["t: entry 1", "duration_ms is '0'", "above 0"],
+    '[{"duration_ms": 1, "bandwidth_kbps": -2}]': ["t: entry 1", "bandwidth_kbps is '-2'", "at least 0"],
+    '[{"duration_ms": 1, "bandwidth_kbps": NaN}]': ["t: entry 1", "bandwidth_kbps is 'NaN'", "finite"],
+    '[{"duration_ms": 1, "bandwidth_kbps": true}]': ["t: entry 1", "'True'", "finite"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 1e9999999999}]': ["t: entry 1", "bandwidth_kbps", "finite"],
+    '[{"duration_ms": 1e-9999999, "bandwidth_kbps": 1}]': ["t: entry 1", "duration_ms is 1E-9999999", "above 0"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 0}]': ["t:", "every bandwidth_kbps is 0"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 2, "latency_ms": 3}, {"duration_ms": 1, "bandwidth_kbps": 2, "latency_ms": 4}]': [
+        "t: entry 2",
+        "latency_ms is 4",
+        "wanted 3",
+        "round-trip time",
+    ],
+    '[\n{"duration_ms": 1,\n': ["t:", "not JSON"],
+    "[" * 100_000: ["t: is JSON nested too deep"],
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD.items(), ids=[repr(text[:30]) for text in BAD])
+def test_a_bad_trace_is_one_sentence_with_place_seen_and_wanted(text, said):
+    with pytest.raises(UserError) as caught:
+        parse_trace(text, "t", "t")
+    message = str(caught.value)
+    assert all(part in message for part in said), message
+    assert "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"0 1\n1 \xff\n", "t:2: byte 0xff"), (b"\x80\x04\x95" * 50, "t:1: byte 0x80"), (b"0 1\n\0 1\n", "t:2: byte 0x00")],
+)
+def test_bytes_that_are_no_text(content, said):
+    with pytest.raises(UserError, match=said):
+        decode(content, "t")
+
+
+@pytest.mark.parametrize("name", ["absent", "folder"])
+def test_a_file_that_cant_be_read(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"{name}: can't be read"):
+        read_trace(tmp_path / name)
+
+
+@given(
+    st.one_of(st.text(), st.text(alphabet='0123456789.-+e \t\n[]{},:"_durationmsbwhkplcy'), st.binary().map(lambda b: b.decode("latin-1")))
+)
+def test_any_text_gives_a_trace_or_a_user_error(text):
+    try:
+        trace = parse_trace(decode(text.encode(), "t"), "t", "t")
+    except UserError:
+        return
+    assert trace.duration_s > 0 and trace.capacity_bytes > 0
+
+
+@given(opportunity_traces(), st.floats(0.01, 100))
+def test_binning_opportunities_keeps_bytes_and_period(trace, bin_s):
+    binned = to_rates(trace, bin_s)
+    assert math.isclose(binned.capacity_bytes, trace.capacity_bytes, rel_tol=1e-9)
+    assert binned.duration_s == trace.duration_s
+
+
+def test_an_opportunity_on_an_edge_belongs_to_the_earlier_bin():
+    trace = OpportunityTrace("t", (0.0, 1.0, 2.0, 2.5))
+    assert to_rates(trace, 1.0) == RateTrace("t", (0.0, 1.0, 2.0, 2.5), (24000.0, 12000.0, 24000.0))
+
+
+@given(rate_traces(rate=sane_rates, time=st.floats(0.01, 60)))
+def test_spreading_opportunities_keeps_bytes_period_and_pace(trace):
+    assume(trace.capacity_bytes > 750)
+    spread = to_opportunities(trace)
+    assert abs(spread.capacity_bytes - trace.capacity_bytes) <= 750
+    assert trace.duration_s - 1e-6 <= spread.duration_s < trace.duration_s + 0.0011
+    edges, times = np.asarray(trace.edges_s), np.asarray(spread.times_s[:-1])
+    passed = np.append(0, np.cumsum(np.diff(edges) * np.asarray(trace.rates_bps) / 8))
+    due = passed[-1] * np.arange(1, len(times) + 1) / len(spread.times_s)
+    # Each opportunity comes within the millisecond in which its share of the capacity has passed.
+    assert (np.interp(times - 0.001001, edges, passed) <= due + 0.01).all()
+    assert (np.interp(times + 0.000001, edges, passed) >= due - 0.01).all()
+
+
+def test_a_constant_rate_gives_even_opportunities_and_back():
+    trace = RateTrace("t", (0.0, 1.0), (12e6,))
+    spread = to_opportunities(trace)
+    assert spread.times_s == tuple((i + 1) / 1000 for i in range(1000))
+    assert to_rates(spread, 1.0) == trace
+
+
+def test_an_outage_gets_no_opportunity_but_the_last():
+    spread = to_opportunities(RateTrace("t", (0.0, 1.0, 2.0, 3.0), (1.2e6, 0.0, 0.0)))
+    assert sum(t <= 1.0 for t in spread.times_s) == 99
+    assert spread.times_s[-1] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("trace", "format", "said"),
+    [
+        (RateTrace("r", (0.0, 1.0), (1e6,)), "mahimahi", "to_opportunities"),
+        (OpportunityTrace("o", (1.0,)), "pensieve", "to_rates"),
+        (OpportunityTrace("o", (0.0005,)), "mahimahi", "whole milliseconds"),
+        (RateTrace("r", (0.0, 1.0), (1e6,)), "csv", "wanted one of pensieve, mahimahi, sabre"),
+    ],
+)
+def test_writing_what_a_format_cant_hold_is_refused(trace, format, said):
+    with pytest.raises(UserError, match=said):
+        format_trace(trace, format)
+
+
+@pytest.mark.parametrize("bin_s", [0.0, -1.0, math.nan, math.inf])
+def test_a_bin_without_width_is_refused(bin_s):
+    with pytest.raises(UserError, match="wanted a time above 0"):
+        to_rates(OpportunityTrace("o", (1.0,)), bin_s)
+
+
+def test_a_trace_without_half_an_opportunity_is_refused():
+    with pytest.raises(UserError, match="carries 1 bytes"):
+        to_opportunities(RateTrace("r", (0.0, 1.0), (8.0,)))
+
+
+def test_no_reader_is_fooled_by_a_path():
+    assert isinstance(parse_trace("1\n2\n", "x.json", str(Path("x.json"))), OpportunityTrace)
