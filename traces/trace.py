@@ -32,8 +32,8 @@ class RateTrace:
         if self.edges_s[0] != 0:
             raise UserError(f"trace {self.name}: starts at {self.edges_s[0]} s, wanted 0 s")
         for i, (a, b) in enumerate(zip(self.edges_s, self.edges_s[1:], strict=False)):
-            if not b > a:
-                raise UserError(f"trace {self.name}: sample {i + 1} is at {b} s, wanted later than {a} s")
+            if not (b > a and np.isfinite(b)):
+                raise UserError(f"trace {self.name}: sample {i + 1} is at {b} s, wanted a finite time later than {a} s")
         for i, rate in enumerate(self.rates_bps):
             if not (rate >= 0 and np.isfinite(rate)):
                 raise UserError(f"trace {self.name}: sample {i + 1} has a rate of {rate} bit/s, wanted a finite number of at least 0")
