@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from controllers.api import AbrSession, Manifest
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
@@ -41,7 +42,7 @@ def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: Pat
     problems = [*path.reasons, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
     rated = chunks[1:]
     bitrates_bps = [chunk.bitrate_bps for chunk in chunks]
-    switches_bps = [abs(b - a) for a, b in zip(bitrates_bps, bitrates_bps[1:], strict=False)]
+    switches_bps = [abs(b - a) for a, b in pairwise(bitrates_bps)]
     return TrialRow(
         trial_id=trial.trial_id,
         policy=trial.policy,

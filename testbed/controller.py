@@ -32,7 +32,7 @@ class Controller:
         self._network, self._user = network, user
         self._config = ControllerConfig(host="0.0.0.0", port=PORT, unix_socket=str(folder / "controller.sock"), policies=tuple(references))
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._asked_s = 0.0
         self.restarts = 0
         self.ready: ControllerReady | None = None

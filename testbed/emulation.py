@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from controllers.api import Manifest
 from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest, PlayerConfig
 from testbed import owned
 from testbed.abr import PathFacts
@@ -21,8 +20,9 @@ from testbed.controller import PORT, Controller
 from testbed.errors import TestbedError
 from testbed.link import LinkReport, PathSpec
 from testbed.network import Lane, Network
+from testbed.prepared import Prepared
+from testbed.recorder import Recorder
 from testbed.records import Row
-from testbed.spec import Experiment
 from testbed.trial import Trial, default_lanes
 from testbed.units import ms_from_s, s_from_ms
 from testbed.user import invoking_user
@@ -31,40 +31,20 @@ ORIGIN_PORT = 8000
 WATCH_EVERY_S = 0.1
 
 
-class Recorder(Protocol):
-    """Takes what the lanes see; called from several threads."""
-
-    def started(self, trial: Trial, lane: int) -> None:
-        """A trial begins in a lane."""
-
-    def row(self, row: Row) -> None:
-        """A row of a trial that goes on."""
-
-    def extend(self, rows: Sequence[Any]) -> None:
-        """Rows by the thousand."""
-
-    def close(self, trial_id: str, path: PathFacts) -> None:
-        """A trial is over."""
-
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
-
-
 @contextlib.contextmanager
-def emulated(
-    experiment: Experiment, trials: Sequence[Trial], video: Manifest, references: Mapping[str, str]
-) -> Iterator["Emulation"]:
-    """Bring up network, origins and controller for `trials`; undo all of it in any case. `references`: policy name to what loads it."""
+def emulated(prepared: Prepared) -> Iterator["Emulation"]:
+    """Bring up network, origins and controller; undo all of it in any case. Raises `UserError` when this host or user can't."""
     owned.require_root()
+    experiment, trials = prepared.experiment, prepared.trials
     path = PathSpec(rtt_s=s_from_ms(experiment.rtt_ms), queue_bytes=experiment.queue, back_end=experiment.link)
     count = default_lanes(experiment, trials)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
         network = stack.enter_context(Network(count, path, experiment.cc, run))
-        controller = Controller(network, list(references.values()), invoking_user(), _shared_folder(run))
+        controller = Controller(network, list(prepared.references.values()), invoking_user(), _shared_folder(run))
         stack.callback(controller.stop)
         controller.launch()
-        players = [LanePlayer(lane, experiment, video, references, controller) for lane in network.lanes]
+        players = [LanePlayer(lane, prepared, controller) for lane in network.lanes]
         for player in players:
             stack.callback(player.stop)
             player.start_origin()
@@ -111,9 +91,9 @@ class Emulation:
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own."""
 
-    def __init__(self, lane: Lane, experiment: Experiment, video: Manifest, references: Mapping[str, str], controller: Controller) -> None:
-        self._lane, self._experiment, self._video = lane, experiment, video
-        self._references, self._controller = references, controller
+    def __init__(self, lane: Lane, prepared: Prepared, controller: Controller) -> None:
+        self._lane, self._controller = lane, controller
+        self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
         self._origin: subprocess.Popen[bytes] | None = None
         self._player: subprocess.Popen[bytes] | None = None
         self._sent_bytes: collections.Counter[str] = collections.Counter()
@@ -122,7 +102,8 @@ class LanePlayer:
 
     def start_origin(self) -> None:
         """Start the lane's origin server and wait until it listens."""
-        config = OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=str(self._lane.link.start_path))
+        start_socket = str(self._lane.link.start_path)
+        config = OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=start_socket)
         self._origin = self._lane.popen_server(
             [sys.executable, "-m", "players.origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

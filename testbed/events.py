@@ -95,7 +95,7 @@ class _Reader:
         self.trials: list[TrialRow] = []
         self.traces: dict[str, TraceRow] = {}
         self.lateness: list[LatenessRow] = []
-        self.simulated_qoe: dict[str, float] = {}
+        self.twins: dict[str, SimulatedRow] = {}
         self.truncated = False
         self._names = {row: name for name, row in TABLES.items()}
         self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in TABLES}
@@ -129,7 +129,7 @@ class _Reader:
             case LatenessRow():
                 self.lateness.append(event)
             case SimulatedRow():
-                self.simulated_qoe[event.trial_id] = event.qoe
+                self.twins[event.trial_id] = event
             case TrialRow():
                 self.trials.append(event)
             case PlaybackEndRow():
@@ -156,8 +156,12 @@ class _Reader:
         return Run(self.header, tuple(trials), tables, self.traces, tuple(self.lateness), self.end, self.truncated)
 
     def _with_twin(self, trial: TrialRow) -> TrialRow:
-        qoe = self.simulated_qoe.get(trial.trial_id)
-        return trial if qoe is None else msgspec.structs.replace(trial, simulated_qoe=qoe)
+        twin = self.twins.get(trial.trial_id)
+        if twin is None:
+            return trial
+        return msgspec.structs.replace(
+            trial, simulated_qoe=twin.qoe, replayed_qoe=twin.replayed_qoe, parts_at_chunk=twin.parts_at_chunk
+        )
 
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:

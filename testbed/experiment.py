@@ -1,100 +1,26 @@
 """An experiment from its specification to its result folder: check everything, run the grid, write what was seen."""
 
-import dataclasses
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from rich.console import Console
 
-from controllers.api import Manifest
-from controllers.describe import PolicyCard
-from testbed.abr import PathFacts, session, trial_row
 from testbed.clock import utc_now
-from testbed.errors import TestbedError, UserError
+from testbed.errors import UserError
 from testbed.live import LiveView, print_summary
-from testbed.records import PlaybackEndRow, Row, RunHeader, SimulatedRow
+from testbed.prepared import Prepared, describe_policies, job, prepare
+from testbed.recorder import Recorder, twins
+from testbed.records import RunHeader
 from testbed.results import ResultFolder, rebuild, trace_row
-from testbed.sim.worker import SimulationJob
 from testbed.simulation import simulate
 from testbed.spec import Experiment
-from testbed.trial import Trial, plan
-from testbed.user import invoking_user, popen_as
-from traces.store import TraceSet, resolve
-from traces.trace import OpportunityTrace, RateTrace
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment whose every part was found: nothing in it can be the user's mistake any more."""
-
-    experiment: Experiment
-    policies: tuple[PolicyCard, ...]
-    traces: tuple[TraceSet, ...]
-    video: Manifest
-    trials: tuple[Trial, ...]
-    notes: tuple[str, ...]
-
-
-class Sink(Protocol):
-    """Where the rows of a running experiment go."""
-
-    def row(self, row: Row) -> None:
-        """Take a row of a trial that goes on."""
-
-
-def prepare(experiment: Experiment) -> Prepared:
-    """Find policies, traces and video. Raises `UserError` before anything is started."""
-    from players.media import default_manifest, load_manifest
-
-    policies = describe_policies(experiment)
-    trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
-    video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
-    experiment = dataclasses.replace(experiment, trace=experiment.trace_references, video=video.name)
-    trials = plan(experiment, [card.name for card in policies], [trace for trace_set in trace_sets for trace in trace_set.traces])
-    notes = [text for text in (note, *(trace_set.note for trace_set in trace_sets), _wrap_note(trials, experiment.chunks * video.chunk_s)) if text]
-    return Prepared(experiment, policies, trace_sets, video, trials, tuple(notes))
-
-
-def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
-    """A sentence on traces that are shorter than the video; empty when none is."""
-    short = {trial.trace.sha256: trial.trace for trial in trials if trial.trace.duration_s < media_s}
-    if not short:
-        return ""
-    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
-    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
-    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
-
-
-def describe_policies(experiment: Experiment) -> tuple[PolicyCard, ...]:
-    """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code."""
-    references = [with_backbone(reference, experiment.llm) for reference in experiment.policy_references]
-    process = popen_as(
-        invoking_user(),
-        [sys.executable, "-m", "controllers.describe", *references],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, errors = process.communicate()
-    if process.returncode == 2:
-        raise UserError(errors.decode().strip())
-    if process.returncode != 0:
-        raise TestbedError(f"reading the policies failed: {errors.decode().strip()[-2000:]}")
-    return msgspec.json.decode(out, type=tuple[PolicyCard, ...])
-
-
-def with_backbone(reference: str, llm: str | None) -> str:
-    """A policy reference with the experiment's backbone added where it matters."""
-    bare = reference.partition("+")[0]
-    return f"{reference}+llm={llm}" if llm and bare == "netllm" and "+llm=" not in reference else reference
 
 
 def run(experiment: Experiment, console: Console) -> None:
@@ -103,72 +29,12 @@ def run(experiment: Experiment, console: Console) -> None:
     for note in prepared.notes:
         console.print(f"note: {note}")
     if experiment.simulate:
-        _recorded(prepared, console, lambda recorder: simulate(jobs(prepared, prepared.trials), recorder.row), {})
+        _recorded(prepared, console, lambda recorder: simulate([job(prepared, trial) for trial in prepared.trials], recorder.row), {})
     else:
         from testbed.emulation import emulated
 
-        references = {card.name: card.reference for card in prepared.policies}
-        with emulated(prepared.experiment, prepared.trials, prepared.video, references) as emulation:
+        with emulated(prepared) as emulation:
             _recorded(prepared, console, emulation.run, emulation.facts)
-
-
-def jobs(prepared: Prepared, trials: Iterable[Trial]) -> list[SimulationJob]:
-    """The trials as work for the simulator twin."""
-    references = {card.name: card.reference for card in prepared.policies}
-    return [
-        SimulationJob(
-            trial_id=trial.trial_id,
-            policy=references[trial.policy],
-            session=session(trial, prepared.video, prepared.experiment),
-            seed=trial.seed,
-            offset_s=trial.offset_s,
-            rate_trace=trial.trace if isinstance(trial.trace, RateTrace) else None,
-            opportunity_trace=trial.trace if isinstance(trial.trace, OpportunityTrace) else None,
-        )
-        for trial in trials
-    ]
-
-
-class Recorder:
-    """Takes rows from all lanes, writes them through to the result folder and closes each trial."""
-
-    def __init__(self, prepared: Prepared, folder: ResultFolder, view: LiveView) -> None:
-        self._prepared, self._folder, self._view = prepared, folder, view
-        self._trials = {trial.trial_id: trial for trial in prepared.trials}
-        self._rows: dict[str, list[Row]] = defaultdict(list)
-        self.ended: list[Trial] = []
-
-    def started(self, trial: Trial, lane: int) -> None:
-        """A trial begins in a lane."""
-        self._view.trial_started(trial.trial_id, trial.policy, trial.trace.name, lane)
-
-    def row(self, row: Row) -> None:
-        """A row of a trial; in simulation the playback's end closes the trial."""
-        self._rows[row.trial_id].append(row)
-        if isinstance(row, PlaybackEndRow):
-            if self._prepared.experiment.simulate:
-                self.close(row.trial_id, PathFacts())
-            return
-        self._folder.append(row)
-        self._view.row(row)
-
-    def extend(self, rows: Iterable[Any]) -> None:
-        """Link counters of a trial, by the thousand."""
-        self._folder.extend(rows)
-
-    def note(self, text: str) -> None:
-        """A sentence for the user."""
-        self._view.note(text)
-
-    def close(self, trial_id: str, path: PathFacts) -> None:
-        """A trial is over: judge it and write its row."""
-        trial = self._trials[trial_id]
-        playback = session(trial, self._prepared.video, self._prepared.experiment)
-        mode = "simulation" if self._prepared.experiment.simulate else "emulation"
-        row = trial_row(trial, playback, self._rows.pop(trial_id, []), path, mode)
-        self._folder.append(row)
-        self._view.trial_ended(row)
-        self.ended.append(trial)
 
 
 def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any]) -> None:
@@ -183,7 +49,7 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
             work(recorder)
             if not prepared.experiment.simulate:
                 view.note("running the same trials in the simulator twin")
-                _twins(prepared, recorder.ended, folder)
+                folder.extend(twins(prepared, recorder.played))
         reason = "complete"
     except KeyboardInterrupt:
         reason = "interrupted"
@@ -192,19 +58,6 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
         summary = folder.finish(reason)
         print_summary(summary, console)
         console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})")
-
-
-def _twins(prepared: Prepared, trials: Iterable[Trial], folder: ResultFolder) -> None:
-    """Score each emulated trial's twin in the simulator."""
-    qoe: dict[str, list[float]] = defaultdict(list)
-
-    def take(row: Row) -> None:
-        if getattr(row, "qoe", None) is not None and getattr(row, "index", 0) > 0:
-            qoe[row.trial_id].append(row.qoe)  # type: ignore[union-attr]
-
-    simulate(jobs(prepared, trials), take)
-    for trial_id, values in qoe.items():
-        folder.append(SimulatedRow(trial_id=trial_id, qoe=sum(values) / len(values)))
 
 
 def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:

@@ -112,6 +112,10 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """The same policy, trace and offset in the simulator twin (emulation only)."""
     fidelity: str | None = None
     """The link's verdict, `pass` or `fail`; None when no link was emulated."""
+    replayed_qoe: float | None = None
+    """The simulator twin's QoE when it plays the levels of this trial (emulation only)."""
+    parts_at_chunk: int | None = None
+    """First chunk at which the twin under the same policy chose another level (emulation only)."""
 
 
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow
@@ -174,6 +178,10 @@ class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", t
     trial_id: str
     qoe: float
     """Mean per chunk, as `TrialRow.qoe`."""
+    replayed_qoe: float | None = None
+    """The same when the simulator plays the very levels that the emulated trial chose: what path and player alone differ by."""
+    parts_at_chunk: int | None = None
+    """First chunk whose level differs from the emulated trial's; None when all are the same."""
 
 
 class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):

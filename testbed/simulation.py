@@ -10,7 +10,7 @@ import msgspec
 
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
-from testbed.sim.worker import SimulationJob
+from testbed.twin import SimulationJob
 from testbed.user import invoking_user, popen_as
 
 JOBS_PER_WORKER = 8
@@ -38,7 +38,7 @@ class _Worker:
     def __init__(self, jobs: Sequence[SimulationJob], on_row: Callable[[Row], None]) -> None:
         self._process = popen_as(
             invoking_user(),
-            [sys.executable, "-m", "testbed.sim.worker"],
+            [sys.executable, "-m", "testbed.twin"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -39,7 +39,7 @@ class Experiment:
     task: Literal["abr"] = "abr"
     """The workload: abr, adaptive bitrate streaming."""
     trace: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or any file or folder in a known format. Repeatable. Default: fcc."""
+    """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or a file or folder in a known format. Default: fcc."""
     policies: str = "netllm,robust_mpc,bola,bba"
     """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
     player: Literal["headless"] = "headless"
@@ -82,7 +82,8 @@ class Experiment:
             ("queue", self.queue, 3_000 <= self.queue <= 100_000_000, "3000 to 100000000 bytes"),
             ("deadline_ms", self.deadline_ms, math.isfinite(self.deadline_ms) and self.deadline_ms > 0, "more than 0"),
             ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
-            ("seeds", self.seeds, bool(self.seeds) and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0, "different numbers of at least 0"),
+            ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0, "numbers of at least 0"),
+            ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "each seed once"),
             ("policies", self.policies, bool(self.policy_references), "at least one policy"),
         )
         for name, seen, ok, wanted in checks:

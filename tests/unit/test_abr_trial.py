@@ -6,7 +6,7 @@ import pytest
 from controllers.api import AbrSession, Manifest
 from testbed.abr import PathFacts, most_bytes, trial_row
 from testbed.records import PlaybackEndRow, Row
-from testbed.sim.worker import SimulationJob, simulate
+from testbed.twin import SimulationJob, simulate
 from testbed.trial import Trial
 from traces.trace import OpportunityTrace, RateTrace
 

@@ -1,4 +1,4 @@
-"""Runs trials in the simulator twin, in a process of its own: `python -m testbed.sim.worker` reads jobs from stdin and writes rows to stdout.
+"""Runs trials in the simulator twin, in a process of its own: `python -m testbed.twin` reads jobs from stdin and writes rows to stdout.
 
 The process that builds the network is root and must not load a user's policy or torch; this one runs as the user and may.
 """
@@ -14,7 +14,7 @@ from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
-from testbed.sim.abr import run_session
+from testbed.sim.abr import AbrSimulator, run_session
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 
@@ -26,6 +26,8 @@ class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
     session: AbrSession
     seed: int
     offset_s: float
+    levels: tuple[int, ...] = ()
+    """When given, these levels (of all chunks) are played and `policy` is not asked."""
     rate_trace: RateTrace | None = None
     opportunity_trace: OpportunityTrace | None = None
 
@@ -57,6 +59,10 @@ class _Timed(AbrPolicy):
 
 def simulate(job: SimulationJob) -> Iterator[Row]:
     """The rows of one simulated trial, as a player would have written them."""
+    if job.levels:
+        simulator = AbrSimulator(job.trace, job.session, job.offset_s)
+        yield from chunk_rows(job.trial_id, job.session.video, [simulator.step(level) for level in job.levels])
+        return
     policy = _Timed(load(parse_reference(job.policy))())
     chunks = run_session(job.trace, job.session, policy, job.seed, job.offset_s)
     rows = chunk_rows(job.trial_id, job.session.video, chunks)

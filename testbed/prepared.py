@@ -1,0 +1,106 @@
+"""`Prepared`: an experiment with everything it names found; and its trials as work for the simulator twin."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from controllers.api import Manifest
+from players.media import default_manifest, load_manifest
+from testbed.abr import session
+from testbed.errors import TestbedError, UserError
+from testbed.spec import Experiment
+from testbed.trial import Trial, plan
+from testbed.twin import SimulationJob
+from testbed.user import invoking_user, popen_as
+from traces.store import TraceSet, resolve
+from traces.trace import OpportunityTrace, RateTrace
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """How a policy is named and shown, and the reference that loads it in any process from anywhere."""
+
+    name: str
+    label: str
+    colour: str
+    citation: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment whose every part was found: nothing in it can be the user's mistake any more."""
+
+    experiment: Experiment
+    policies: tuple[PolicyCard, ...]
+    traces: tuple[TraceSet, ...]
+    video: Manifest
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Name of a policy in tables to what loads it."""
+        return {card.name: card.reference for card in self.policies}
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Find policies, traces and video. Raises `UserError` before anything is started."""
+    policies = describe_policies(experiment)
+    trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
+    video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
+    experiment = dataclasses.replace(experiment, trace=experiment.trace_references, video=video.name)
+    trials = plan(experiment, [card.name for card in policies], [trace for trace_set in trace_sets for trace in trace_set.traces])
+    notes = (note, *(trace_set.note for trace_set in trace_sets), _wrap_note(trials, experiment.chunks * video.chunk_s))
+    return Prepared(experiment, policies, trace_sets, video, trials, tuple(text for text in notes if text))
+
+
+def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
+    """A sentence on traces that are shorter than the video; empty when none is."""
+    short = {trial.trace.sha256: trial.trace for trial in trials if trial.trace.duration_s < media_s}
+    if not short:
+        return ""
+    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
+
+
+def describe_policies(experiment: Experiment) -> tuple[PolicyCard, ...]:
+    """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code."""
+    references = [with_backbone(reference, experiment.llm) for reference in experiment.policy_references]
+    process = popen_as(
+        invoking_user(),
+        [sys.executable, "-m", "controllers.loader", *references],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, errors = process.communicate()
+    if process.returncode == 2:
+        raise UserError(errors.decode().strip())
+    if process.returncode != 0:
+        raise TestbedError(f"reading the policies failed: {errors.decode().strip()[-2000:]}")
+    return msgspec.json.decode(out, type=tuple[PolicyCard, ...])
+
+
+def with_backbone(reference: str, llm: str | None) -> str:
+    """A policy reference with the experiment's backbone added where it matters."""
+    bare = reference.partition("+")[0]
+    return f"{reference}+llm={llm}" if llm and bare == "netllm" and "+llm=" not in reference else reference
+
+
+def job(prepared: Prepared, trial: Trial, levels: tuple[int, ...] = ()) -> SimulationJob:
+    """A trial as work for the simulator twin: under its policy, or with the `levels` that an emulated trial chose."""
+    return SimulationJob(
+        trial_id=trial.trial_id,
+        policy=prepared.references[trial.policy],
+        session=session(trial, prepared.video, prepared.experiment),
+        seed=trial.seed,
+        offset_s=trial.offset_s,
+        levels=levels,
+        rate_trace=trial.trace if isinstance(trial.trace, RateTrace) else None,
+        opportunity_trace=trial.trace if isinstance(trial.trace, OpportunityTrace) else None,
+    )
