@@ -1,1 +1,17 @@
-"""A language model adapted for networking (NetLLM, SIGCOMM 2024): one of each part for all tasks."""
+"""A language model adapted for networking (NetLLM, SIGCOMM 2024): one frozen backbone, one small adapter per task.
+
+`collect` gathers experience in the simulator, `adapt` trains an adapter on it, `test` measures one. Importing this package loads no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"collect": "netllm.experience", "adapt": "netllm.adapt", "test": "netllm.evaluate"}
+
+__all__ = ["adapt", "collect", "test"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""NetLLM for ABR: an adapted language model chooses the level, with the whole session in its context."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controllers.api import AbrObservation, AbrPolicy, AbrSession
+from testbed.errors import UserError
+
+if TYPE_CHECKING:
+    from netllm.tasks.abr import AbrReader
+
+SHIPPED_ADAPTER = Path(__file__).resolve().parents[2] / "netllm" / "adapters" / "abr"
+
+
+class NetLLM(AbrPolicy):
+    """NetLLM (Wu et al., SIGCOMM 2024) with cached keys and values: a decision reads only its new tokens. Decodes greedily.
+
+    Differs from the paper's code: a session never sees another one's tokens, all of the session is in the context (not 20 steps), the most
+    probable level is taken (not a sampled one), and the adapter learnt from a teacher's answers to every state it met.
+    """
+
+    label = "NetLLM"
+    colour = "#c2185b"
+    citation = "Wu et al., NetLLM: Adapting Large Language Models for Networking, SIGCOMM 2024"
+
+    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16") -> None:
+        from netllm.adapter import load_adapter  # torch takes seconds: only who uses this policy pays
+        from netllm.tasks.abr import AbrTask
+
+        self._model = load_adapter(adapter or SHIPPED_ADAPTER, llm, dtype)
+        if not isinstance(self._model.task, AbrTask):
+            raise UserError(f"adapter {adapter} is for task {self._model.task.name}, wanted abr")
+        self._task = self._model.task
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        """Start with an empty context."""
+        from netllm.tasks.abr import AbrReader, check_session
+
+        super().reset(session, seed)
+        check_session(self._model, self._task, session)
+        self._reader: AbrReader = AbrReader(self._model, self._task)
+
+    def decide(self, observation: AbrObservation) -> int:
+        """The most probable level. Chunks that were decided elsewhere since the last call are read first."""
+        from netllm.tasks.abr import choose
+
+        return choose(self._reader.decide([observation])[0], observation, self._task)

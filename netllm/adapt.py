@@ -1,0 +1,318 @@
+"""`scripts/adapt abr`: train an adapter on a teacher's labels over whole sessions, with DAgger rounds (Ross et al., AISTATS 2011).
+
+A session is one sequence, so one pass gives 47 decisions to learn from. Rounds of DAgger let the student play, ask the teacher what it would
+have done in the states met, and add them to the pool. The model kept is the one with the best QoE in validation sessions: held-out
+measurement units and logs, fcc/valid, and synthetic traces. Test splits are never read but to prove that training shares nothing with them.
+
+Equal seeds, versions and thread counts give equal data, order and initial weights. With `--steps` the result repeats to the last bit on one
+machine; with `--minutes` the number of steps, and so the weights, depend on its speed.
+"""
+
+import csv
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+
+from controllers.api import AbrObservation
+from netllm import experience
+from netllm.adapter import new_model, save_adapter
+from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED
+from netllm.card import write_card
+from netllm.experience import CollectSettings, Episode, Job, Sources
+from netllm.lora import LoraSettings
+from netllm.model import TaskModel
+from netllm.tasks.abr import AbrReader, AbrTask, choose
+from netllm.teacher import Teacher
+from netllm.training import (
+    OptimiserSettings,
+    Progress,
+    load_checkpoint,
+    loss_of,
+    make_optimiser,
+    pick,
+    prepare,
+    save_checkpoint,
+    set_rate,
+    stack,
+    train_step,
+)
+from testbed.clock import now_s, utc_now
+from testbed.errors import UserError
+from testbed.metrics import summarise
+
+CURVE = "curve.csv"
+COLUMNS = ("step", "elapsed_s", "sessions", "train_loss", "valid_loss", "valid_qoe", "valid_qoe_ci95", "teacher_qoe", "tokens_per_s", "dagger_rounds")
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How to adapt the language model."""
+
+    minutes: float = 45.0
+    """Time budget for training, over all resumed runs; collecting the first experience comes on top."""
+    steps: int = 0
+    """Optimiser steps instead of a time budget, for a run that repeats exactly."""
+    out: Path = Path("results/adapt-abr")
+    """Folder for checkpoints, learning curve and the adapter (`OUT/adapter`)."""
+    resume: bool = False
+    """Go on from the last checkpoint in OUT."""
+    llm: str = EMBEDDED
+    """Backbone: the embedded one, or a folder with a Hugging Face causal language model."""
+    dtype: str = DEFAULT_DTYPE
+    """Type of the frozen weights, bfloat16 or float32; what is trained is kept in float32."""
+    threads: int = 2
+    """CPU threads."""
+    rounds: int = 3
+    """DAgger rounds, spread over the middle of the budget."""
+    round_sessions: int = 160
+    """Sessions that the student plays in each."""
+    validate_minutes: float = 5.0
+    """Time between two validations."""
+    checkpoint_minutes: float = 2.0
+    """Time between two checkpoints."""
+    experience: Path | None = None
+    """An experience file made by `netllm.collect`, instead of collecting."""
+    collect: CollectSettings = field(default_factory=CollectSettings)
+    """What to collect, and the seed of everything."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """The adapter's size."""
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    """How to train it."""
+
+
+def adapt(settings: AdaptSettings | None = None, console: Console | None = None) -> Path:
+    """Train an adapter and return its folder, `settings.out / "adapter"`."""
+    settings = settings or AdaptSettings()
+    torch.set_num_threads(settings.threads)
+    run = Run(settings, console or Console(stderr=True))
+    run.start()
+    run.train()
+    return run.finish()
+
+
+class Run:
+    """One training run: the model, the pools of experience, and how far it is."""
+
+    def __init__(self, settings: AdaptSettings, console: Console) -> None:
+        self.settings, self.console = settings, console
+        if settings.out.exists() and any(settings.out.iterdir()) and not settings.resume:
+            raise UserError(f"{settings.out}: is not empty, wanted a new folder (or --resume)")
+        settings.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.collect.seed)
+        self.task, self.teacher = AbrTask(), Teacher()
+        self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
+        self.optimiser = make_optimiser(self.model, settings.optimiser)
+        self.progress = Progress()
+        self.sources: Sources = experience.load_sources(settings.collect)
+        self.pools: list[list[dict[str, np.ndarray]]] = []
+        self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources)
+        self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
+        self.last_checkpoint_s = 0.0
+
+    def start(self) -> None:
+        """Collect or read experience, and take up the last checkpoint."""
+        first = self.settings.experience or self._first_pool()
+        self.pools.append(prepare(self.task, experience.read(first)))
+        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser)):
+            self.progress = found
+            self.last_checkpoint_s = found.elapsed_s
+            self.console.print(f"resumed at step {found.step}, {found.elapsed_s / 60:.1f} min of training done")
+        for number in range(self.progress.rounds):
+            self._add_round(experience.read(self._round_file(number)))
+        self.teacher_plays = experience.play(experience.as_teacher(self.validation), self.teacher)
+        self.held_out = stack(prepare(self.task, self.teacher_plays))
+        self.teacher_qoe = _mean_qoe(self.teacher_plays)[0]
+        self.console.print(f"{sum(map(len, self.pools))} sessions; the teacher reaches {self.teacher_qoe:.3f} in validation")
+
+    def _first_pool(self) -> Path:
+        path = self.settings.out / "experience.parquet"
+        if not path.is_file():
+            self.console.print(f"collecting {self.settings.collect.sessions} sessions")
+            experience.collect(path, self.settings.collect)
+        return path
+
+    def train(self) -> None:
+        """Until the budget is spent; Ctrl-C leaves a checkpoint."""
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[eta]}")
+        with ProgressBar(*columns, console=self.console) as bar:
+            row = bar.add_task("adapt", total=1.0, eta="")
+            try:
+                while self.done < 1:
+                    self._advance()
+                    bar.update(row, completed=self.done, description=self._state(), eta=f"{self._left_s() / 60:.0f} min left")
+            except KeyboardInterrupt:
+                self._checkpoint()
+                raise
+
+    @property
+    def done(self) -> float:
+        """Share of the budget spent."""
+        settings = self.settings
+        return self.progress.step / settings.steps if settings.steps else self.progress.elapsed_s / 60 / settings.minutes
+
+    def _left_s(self) -> float:
+        return self.progress.elapsed_s * (1 / self.done - 1) if self.done else 0.0
+
+    def _state(self) -> str:
+        loss = float(np.mean(self.losses[-50:])) if self.losses else float("nan")
+        speed = self.seen_tokens / self.seen_s if self.seen_s else 0.0
+        return f"step {self.progress.step}  loss {loss:.3f}  best QoE {max(self.progress.best_qoe, -9):.3f}  {speed:.0f} tokens/s"
+
+    def _advance(self) -> None:
+        """One optimiser step and whatever is due after it."""
+        started_s = now_s()
+        step = self.progress.step
+        set_rate(self.optimiser, self.settings.optimiser, step, self.done)
+        batches = self._batches(step)
+        self.model.train()
+        self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches))
+        took_s = now_s() - started_s
+        self.seen_tokens += sum(batch["weight"].size * self.model.layout.tokens for batch in batches)
+        self.seen_s += took_s
+        self.progress = replace(self.progress, step=step + 1, elapsed_s=self.progress.elapsed_s + took_s)
+        self._timed(self._dagger_if_due)
+        self._timed(self._validate_if_due)
+        if self.progress.elapsed_s - self.last_checkpoint_s >= self.settings.checkpoint_minutes * 60:
+            self._checkpoint()
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        started_s = now_s()
+        work()
+        self.progress = replace(self.progress, elapsed_s=self.progress.elapsed_s + now_s() - started_s)
+
+    def _batches(self, step: int) -> list[dict[str, np.ndarray]]:
+        """Half of each batch from the first pool, half from the DAgger rounds once there are any."""
+        optimiser = self.settings.optimiser
+        places = pick(self.settings.collect.seed, step, optimiser.batch * optimiser.accumulation, [len(pool) for pool in self.pools])
+        chosen = [self.pools[pool][session] for pool, session in places]
+        return [stack(chosen[i : i + optimiser.batch]) for i in range(0, len(chosen), optimiser.batch)]
+
+    def _dagger_if_due(self) -> None:
+        """Round k of n at a share k / (n + 1) of the budget, squeezed a little to the front."""
+        number = self.progress.rounds
+        if number >= self.settings.rounds or self.done < 0.9 * (number + 1) / (self.settings.rounds + 1):
+            return
+        seed = self.settings.collect.seed + 1000 * (number + 1)
+        collect = replace(self.settings.collect, seed=seed, sessions=self.settings.round_sessions)
+        found = self._play(experience.jobs(collect, self.sources, behaviours=("student",)))
+        experience.write(self._round_file(number), found, experience.header(collect, self.sources, dagger_round=number + 1))
+        self._add_round(found)
+        self.progress = replace(self.progress, rounds=number + 1)
+        self._checkpoint()
+
+    def _round_file(self, number: int) -> Path:
+        return self.settings.out / f"experience-round-{number + 1}.parquet"
+
+    def _add_round(self, episodes: Sequence[Episode]) -> None:
+        prepared = prepare(self.task, episodes)
+        if len(self.pools) == 1:
+            self.pools.append([])
+        self.pools[1].extend(prepared)
+
+    def _play(self, batch: Sequence[Job]) -> list[Episode]:
+        """The student plays, greedily; the teacher labels."""
+        self.model.eval()
+        return experience.play(batch, self.teacher, student_of(self.model, self.task))
+
+    def _validate_if_due(self) -> None:
+        if self.done >= 1 or self.progress.elapsed_s - self.progress.last_validation_s >= self.settings.validate_minutes * 60:
+            self._validate()
+
+    def _validate(self) -> None:
+        """QoE of the student in the validation sessions and its loss on the teacher's; keeps the best model."""
+        episodes = self._play([replace(job, behaviour="greedy") for job in self.validation])
+        qoe, ci95 = _mean_qoe(episodes)
+        with torch.inference_mode():
+            valid_loss = loss_of(self.model, self.held_out).item()
+        self.progress = replace(self.progress, last_validation_s=self.progress.elapsed_s)
+        self._record(qoe, ci95, valid_loss)
+        if qoe > self.progress.best_qoe:
+            self.progress = replace(self.progress, best_qoe=qoe)
+            save_adapter(self.model, self.settings.out / "adapter", self._facts(qoe, ci95))
+
+    def _record(self, qoe: float, ci95: float, valid_loss: float) -> None:
+        path = self.settings.out / CURVE
+        new = not path.exists()
+        sessions = self.progress.step * self.settings.optimiser.batch * self.settings.optimiser.accumulation
+        speed = self.seen_tokens / max(self.seen_s, 1e-9)
+        loss = float(np.mean(self.losses[-50:]))
+        row = (self.progress.step, round(self.progress.elapsed_s), sessions, loss, valid_loss, qoe, ci95, self.teacher_qoe, speed)
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(COLUMNS)
+            writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in (*row, self.progress.rounds)])
+        self.console.print(f"step {self.progress.step}: validation QoE {qoe:.3f} ± {ci95:.3f} (teacher {self.teacher_qoe:.3f}), loss {valid_loss:.3f}")
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress)
+        self.last_checkpoint_s = self.progress.elapsed_s
+
+    def _facts(self, qoe: float, ci95: float) -> dict[str, Any]:
+        """What the adapter's settings file tells of its making."""
+        settings = self.settings
+        return {
+            "trained": {
+                "utc": utc_now().isoformat(timespec="seconds"),
+                "commit": _commit(),
+                "seed": settings.collect.seed,
+                "steps": self.progress.step,
+                "minutes": round(self.progress.elapsed_s / 60, 1),
+                "dagger_rounds": self.progress.rounds,
+                "dtype": settings.dtype,
+                "optimiser": asdict(settings.optimiser),
+                "experience": experience.header(settings.collect, self.sources),
+                "sessions": [len(pool) for pool in self.pools],
+                "hardware": f"{_processor()}, {settings.threads} threads",
+                "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+            },
+            "validation": {"qoe": round(qoe, 4), "ci95": round(ci95, 4), "sessions": len(self.validation), "teacher_qoe": round(self.teacher_qoe, 4)},
+        }
+
+    def finish(self) -> Path:
+        """Write the model card of the best adapter."""
+        folder = self.settings.out / "adapter"
+        write_card(folder, self.settings.out / CURVE)
+        self.model.switch.remove()
+        return folder
+
+
+def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObservation]], list[int]]:
+    """Greedy decisions for a batch of sessions, with a context of their own."""
+    reader = AbrReader(model, task)
+
+    def decide(observations: Sequence[AbrObservation]) -> list[int]:
+        return [choose(row, each, task) for row, each in zip(reader.decide(observations), observations, strict=True)]
+
+    return decide
+
+
+def _mean_qoe(episodes: Sequence[Episode]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval over sessions."""
+    values = np.array([summarise(each.chunks, each.session.video).qoe for each in episodes])
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
+
+
+def _commit() -> str:
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

