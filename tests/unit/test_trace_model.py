@@ -32,7 +32,7 @@ def test_the_stream_is_the_same_on_every_machine():
     assert [round(rate) for rate in first.rates_bps[:3]] == FIRST_RATES_BPS
 
 
-FIRST_RATES_BPS = [1167930, 1218726, 1213227]
+FIRST_RATES_BPS = [1507109, 1572656, 1565561]
 
 
 @pytest.mark.parametrize("duration_s", [320.0, 5.0, 3.0, 12.5])
