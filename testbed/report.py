@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page about a run. It fetches nothing; figures are inline SVG, and the page works without scripts."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,9 @@ METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
 LEAST_TRACES_FOR_SCATTER = 4
+FIDELITY_FIELDS = ("lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses")
+MOST_TWINS = 40
+"""Trials listed beside their twins, those farthest apart first."""
 _COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("player", "Player", "{}"),
@@ -275,13 +278,22 @@ class Page:
         upper = sorted(edges)
         svg = figures.lateness(upper, [edges[e] for e in upper], self.summary["fidelity"]["lateness_ms_p99"], "Lateness of packets")
         failed = sum(verdict(t) == "fail" for t in self.run.trials)
-        spread = {f: _spread(self.run.trials, f) for f in ("lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses")}
+        spread = {f: _spread(getattr(t, f) for t in self.run.trials) for f in FIDELITY_FIELDS} | self._link_use()
         return {**self.summary["fidelity"], "svg": Markup(svg), "failed": failed, "trials": len(self.run.trials), "spread": spread}
+
+    def _link_use(self) -> dict[str, tuple[float | None, float | None]]:
+        """Per cent of each trial's capacity that was used, and of its bytes that the full queue dropped: median and greatest trial."""
+        names = ("allowed_bytes", "delivered_bytes", "dropped_bytes")
+        sums = self.run.tables["links"].group_by("trial_id").agg(pl.col(name).sum() for name in names)
+        rows = list(sums.select(names).iter_rows())
+        used = _spread(100 * delivered / allowed for allowed, delivered, _ in rows if allowed)
+        dropped = _spread(100 * lost / (delivered + lost) for _, delivered, lost in rows if delivered + lost)
+        return {"used_pct": used, "dropped_pct": dropped}
 
     def twins(self) -> dict[str, Any] | None:
         """Emulation beside simulation; None when no twin was simulated."""
         rows = [
-            {"look": look, "emulated": s["mean"] + s["difference"], **s, "allowed": max(AGREEMENT_SHARE * abs(s["mean"]), AGREEMENT_LEAST)}
+            {"look": look, "emulated": s["mean"] + s["difference"], "allowed": max(AGREEMENT_SHARE * abs(s["mean"]), AGREEMENT_LEAST), **s}
             for name, look in self.looks.items()
             if (s := self.summary["policies"][name]["simulation"])
         ]
@@ -291,8 +303,11 @@ class Page:
         points = {look: [(s, e, t.trace) for s, e, t in both if t.policy == name] for name, look in self.looks.items()}
         band = (AGREEMENT_SHARE, AGREEMENT_LEAST)
         svg = figures.scatter(points, "simulated QoE", "emulated QoE", "Emulation against simulation", diagonal=True, band=band)
-        apart = sorted((pair for pair in both if not agrees(pair[1], pair[0])), key=lambda pair: -abs(pair[1] - pair[0]))
-        return {"rows": rows, "svg": Markup(svg), "apart": [t for _, _, t in apart[:10]], "outside": len(apart), "trials": len(both)}
+        far = sorted(both, key=lambda pair: -abs(pair[1] - pair[0]))
+        outside = [(e, t) for s, e, t in both if not agrees(e, s)]
+        decided = sum(t.replayed_qoe is not None and agrees(e, t.replayed_qoe) for e, t in outside)
+        shown = [(t, agrees(e, s)) for s, e, t in far[:MOST_TWINS]]
+        return {"rows": rows, "svg": Markup(svg), "shown": shown, "outside": len(outside), "decided": decided, "trials": len(both)}
 
     def invalid(self) -> list[TrialRow]:
         """Trials that were left out."""
@@ -318,9 +333,9 @@ def _estimate(row: Mapping[str, Any], n: int) -> stats.Estimate:
     return stats.Estimate(row["mean"], tuple(row["ci95"]) if row["ci95"] else None, n)
 
 
-def _spread(trials: Sequence[TrialRow], field: str) -> tuple[float | None, float | None]:
-    """Median and worst of a field over trials."""
-    values = [abs(v) for t in trials if (v := getattr(t, field)) is not None]
+def _spread(found: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Median and greatest of what is known."""
+    values = [abs(v) for v in found if v is not None]
     return stats.quantile(values, 0.5), max(values, default=None)
 
 

@@ -7,7 +7,8 @@
 | policies.NAME.invalid | how many of them are invalid: shown, counted, and in no other number |
 | policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.estimate` |
 | policies.NAME.decision_ms | what the player waited for a decision, fallbacks included |
-| policies.NAME.simulation | mean of the simulator twin on the same trials, the difference, and whether it is within 10 % or 0.1 |
+| policies.NAME.simulation | the simulator twin on the same trials: its mean, emulation minus it, whether that is within 10 % or 0.1 |
+| policies.NAME.simulation.same_levels_mean | the twin's mean when it plays the very levels that the emulated trials chose |
 | comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
 | fidelity | over ALL trials: the worst p99 lateness and rate error, the sum of uncounted losses; fails if one trial failed |
 | unfinished | trials that began but did not end (the run was cut short) |
@@ -166,7 +167,8 @@ def _simulation(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
     emulated, simulated = _mean(both, "qoe"), _mean(both, "simulated_qoe")
     if emulated is None or simulated is None:
         return None
-    return {"mean": simulated, "difference": emulated - simulated, "within": agrees(emulated, simulated)}
+    same_levels = _mean(both, "replayed_qoe") if all(t.replayed_qoe is not None for t in both) else None
+    return {"mean": simulated, "difference": emulated - simulated, "within": agrees(emulated, simulated), "same_levels_mean": same_levels}
 
 
 def _comparison(pair: stats.Comparison) -> dict[str, Any]:

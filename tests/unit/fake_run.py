@@ -157,6 +157,8 @@ class FakeRun:
             rate_error_pct_100ms=float(rng.uniform(0.05, 0.3)) if emulated else None,
             uncounted_losses=0 if emulated else None,
             simulated_qoe=qoe + float(rng.normal(0.01, 0.03)) if emulated else None,
+            replayed_qoe=qoe + float(rng.normal(0.005, 0.01)) if emulated else None,
+            parts_at_chunk=int(rng.integers(1, 40)) if emulated else None,
             fidelity=("fail" if invalid else "pass") if emulated else None,
         )
 

@@ -158,7 +158,8 @@ def test_trial_without_a_verdict_counts_by_its_validity(tmp_path):
 def test_agreement_with_the_simulator_is_within_ten_per_cent_or_a_tenth(tmp_path):
     def twin(event):
         if isinstance(event, TrialRow):
-            return msgspec.structs.replace(event, simulated_qoe=event.qoe + {"netllm": 0.09, "bba": 5.0}.get(event.policy, 0.0))
+            gap = {"netllm": 0.09, "bba": 5.0}[event.policy]
+            return msgspec.structs.replace(event, simulated_qoe=event.qoe + gap, replayed_qoe=event.qoe - 0.01, parts_at_chunk=7)
         return event
 
     run = run_of(tmp_path, FakeRun(traces=3, policies=("netllm", "bba")), twin)
@@ -169,6 +170,9 @@ def test_agreement_with_the_simulator_is_within_ten_per_cent_or_a_tenth(tmp_path
     assert not summary["policies"]["bba"]["simulation"]["within"]
     text = outline(render(run, summary)).text
     assert "1 of 2 policies" in text and "3 of 6 trials are outside the limits" in text
+    assert "They are inside when the simulator plays the very levels" in text
+    row = summary["policies"]["bba"]["simulation"]
+    assert row["same_levels_mean"] == pytest.approx(summary["policies"]["bba"]["mean"] - 0.01)
 
 
 def test_modelled_traces_are_said_to_be_in_every_table(tmp_path):
