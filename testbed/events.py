@@ -159,9 +159,7 @@ class _Reader:
         twin = self.twins.get(trial.trial_id)
         if twin is None:
             return trial
-        return msgspec.structs.replace(
-            trial, simulated_qoe=twin.qoe, replayed_qoe=twin.replayed_qoe, parts_at_chunk=twin.parts_at_chunk
-        )
+        return msgspec.structs.replace(trial, simulated_qoe=twin.qoe, replayed_qoe=twin.replayed_qoe, parts_at_chunk=twin.parts_at_chunk)
 
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:

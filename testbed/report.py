@@ -65,6 +65,13 @@ def brief(value: float | None) -> str:
     return number(value, digits)
 
 
+def plain(value: Any) -> str:
+    """A fact about the host for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
 def count(n: int, what: str) -> str:
     """`1 fallback`, `2 fallbacks`."""
     return f"{n} {what}{'' if n == 1 else 's'}"
@@ -124,8 +131,10 @@ class Page:
         """The result in one or two sentences, no stronger than the intervals allow."""
         main = main_policy(list(self.looks))
         row = self.summary["policies"].get(main, {}) if main else {}
-        if not main or row.get("mean") is None:
+        if not main or not any(self.trials.values()):
             return "No valid trial: there is nothing to compare."
+        if row.get("mean") is None:
+            return f"{self.looks[main].label} has no valid trial: there is nothing to compare it by."
         label, unit = self.looks[main].label, f"{self.metric} {self.run.header.unit}"
         n = len(stats.per_trace(self.trials[main]))
         over = f"over {n} traces" if n > 1 else "on one trace"
@@ -137,7 +146,8 @@ class Page:
         rival, mean, ci95 = self.looks[pair.b].label, pair.estimate.mean, pair.estimate.ci95
         others = f"{rival}, the strongest of the others," if len(self.pairs) > 1 else rival
         if mean is None or ci95 is None:
-            return f"It differs from {others} by {number(mean, 2, True)}; {pair.estimate.n} traces are too few for an interval."
+            few = "one trace is" if pair.estimate.n == 1 else f"{pair.estimate.n} traces are"
+            return f"It differs from {others} by {number(mean, 2, True)}; {few} too few for an interval."
         traces = "" if self.same_traces else f", on the {pair.estimate.n} traces where both are valid"
         if ci95[0] <= 0 <= ci95[1]:
             return f"Its difference from {others} is not clear: {number(mean, 3, True)} ({interval(ci95, 3, True)}){traces}."
@@ -344,7 +354,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
     page = Page(run, summary)
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Callable[..., str]] = {"number": number, "interval": interval, "brief": brief, "count": count}
+    filters: dict[str, Callable[..., str]] = {"number": number, "interval": interval, "brief": brief, "count": count, "plain": plain}
     environment.filters.update(filters)
     shown = groups(run, page.looks)
     return environment.get_template("report.html.j2").render(

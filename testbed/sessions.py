@@ -20,6 +20,8 @@ from testbed.units import bits_from_bytes, mbps_from_bps
 MOST_TIMELINES = 96
 """Drawn at most; each is about 12 kB."""
 DELIVERED_BIN_S = 1.0
+LINK_WINDOW_S = 0.1
+"""What one `LinkRow` covers."""
 _RowT = TypeVar("_RowT", bound=msgspec.Struct)
 _GroupKey = tuple[str, str, float, int]
 
@@ -88,13 +90,15 @@ def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence
 
 def _session(run: Run, trial: TrialRow) -> Session:
     of_trial = {name: table.filter(pl.col("trial_id") == trial.trial_id) for name, table in run.tables.items()}
+    chunks = _structs(of_trial["chunks"].sort("index"), ChunkRow)
+    end_s = chunks[-1].end_s if chunks else 0.0
     return Session(
         trial=trial,
-        chunks=_structs(of_trial["chunks"].sort("index"), ChunkRow),
+        chunks=chunks,
         decisions=_structs(of_trial["decisions"].sort("chunk_index"), DecisionRow),
         stalls=_structs(of_trial["stalls"].sort("start_s"), StallRow),
         trace=run.traces.get(trial.trace_sha256),
-        delivered=_delivered(of_trial["links"]),
+        delivered=_delivered(of_trial["links"], end_s),
     )
 
 
@@ -102,14 +106,16 @@ def _structs(table: pl.DataFrame, row: type[_RowT]) -> list[_RowT]:
     return [row(**values) for values in table.to_dicts()]
 
 
-def _delivered(links: pl.DataFrame) -> tuple[list[float], list[float]]:
-    """Edges (s) and rates (bit/s) of the direction that carried the media, in bins of a second, from the trial's start on."""
+def _delivered(links: pl.DataFrame, end_s: float) -> tuple[list[float], list[float]]:
+    """Edges (s) and rates (bit/s) of the direction that carried the media, in bins of a second, from the trial's start to `end_s`."""
     totals = links.group_by("direction").agg(pl.col("delivered_bytes").sum()).sort("delivered_bytes", "direction", descending=True)
     if totals.is_empty():
         return [], []
-    media = links.filter((pl.col("direction") == totals["direction"][0]) & (pl.col("start_s") >= 0))
+    media = links.filter((pl.col("direction") == totals["direction"][0]) & pl.col("start_s").is_between(0, end_s, closed="left"))
     if media.is_empty():
         return [], []
     bins = (media["start_s"].to_numpy() / DELIVERED_BIN_S + 1e-6).astype(int)
-    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=media["delivered_bytes"].to_numpy()) / DELIVERED_BIN_S
-    return [DELIVERED_BIN_S * i for i in range(len(rates) + 1)], rates.tolist()
+    seconds = np.maximum(np.bincount(bins), 1) * LINK_WINDOW_S  # the last bin may hold a few windows only
+    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=media["delivered_bytes"].to_numpy()) / seconds
+    edges = [DELIVERED_BIN_S * i for i in range(len(rates) + 1)]
+    return [*edges[:-1], min(edges[-1], end_s)], rates.tolist()

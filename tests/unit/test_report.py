@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import polars as pl
 import pytest
 from fake_run import POLICIES, FakeRun, make_trace, play
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from testbed.paper import export
 from testbed.records import RunHeader, TrialRow
 from testbed.report import Page, render
 from testbed.results import ResultFolder, rebuild
+from testbed.sessions import _delivered
 from testbed.summary import summarise
 from testbed.timeline import buffer_points, capacity
 
@@ -169,7 +171,7 @@ def test_agreement_with_the_simulator_is_within_ten_per_cent_or_a_tenth(tmp_path
     ] == pytest.approx(-0.09)
     assert not summary["policies"]["bba"]["simulation"]["within"]
     text = outline(render(run, summary)).text
-    assert "1 of 2 policies" in text and "3 of 6 trials are outside the limits" in text
+    assert "1 of 2 policies" in text and "Outside the limits: 3 of 6 trials" in text
     assert "They are inside when the simulator plays the very levels" in text
     row = summary["policies"]["bba"]["simulation"]
     assert row["same_levels_mean"] == pytest.approx(summary["policies"]["bba"]["mean"] - 0.01)
@@ -298,6 +300,16 @@ def test_buffer_drawn_drains_in_real_time_and_is_dry_only_in_stalls(seed, cautio
             assert b0 - b1 == pytest.approx(s1 - s0, abs=1e-6)
         dry_s += (s1 - s0) if b0 == b1 == 0 else 0.0
     assert dry_s == pytest.approx(chunks[0].end_s + sum(c.rebuffer_s for c in chunks[1:]), abs=1e-6)
+
+
+def test_delivered_rate_is_that_of_the_links_counters(tmp_path):
+    run = run_of(tmp_path, FakeRun(traces=1, policies=("bba",)))
+    end_s = run.tables["chunks"]["end_s"].max()
+    edges, rates = _delivered(run.tables["links"], end_s)
+    assert edges[0] == 0 and end_s - 0.2 <= edges[-1] <= end_s and len(edges) == len(rates) + 1
+    carried_bits = 8 * run.tables["links"].filter(pl.col("start_s") < end_s)["delivered_bytes"].sum()
+    assert float(np.diff(edges) @ np.asarray(rates)) == pytest.approx(carried_bits, rel=0.01)
+    assert _delivered(run.tables["links"].clear(), end_s) == ([], [])
 
 
 def test_figures_for_a_paper_embed_their_fonts(tmp_path):
