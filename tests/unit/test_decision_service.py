@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -212,7 +213,7 @@ async def test_idle_sessions_expire_and_too_many_are_refused() -> None:
     ):
         await first.open(5.0)
         await first.open(5.0)
-        with pytest.raises(DecisionFailed, match="") as raised:
+        with pytest.raises(DecisionFailed) as raised:
             await second.open(5.0)
         assert (raised.value.reason, raised.value.message) == ("error", "there are 1 sessions, wanted fewer than 1")
     async with (
@@ -445,6 +446,21 @@ async def test_nobody_listens_and_nobody_accepts() -> None:
     async with client(f"http://127.0.0.1:{port}", "dice") as asking:
         failed = await failure(asking)
     assert (failed.reason, failed.message) == ("unreachable", f"http://127.0.0.1:{port}: Connect call failed ('127.0.0.1', {port})")
+
+
+async def test_a_controller_that_accepts_no_connection_is_unreachable_not_late() -> None:
+    """A full backlog drops every further SYN, as a controller that is gone without a word does."""
+    with socket.socket() as full, contextlib.ExitStack() as filling:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            filler = filling.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        async with client("http://127.0.0.1:{1}".format(*full.getsockname()), "dice") as asking:
+            failed = await failure(asking, 0.2)
+    assert failed.reason == "unreachable"
+    assert failed.message.endswith("no connection within 0.1 s")
 
 
 # --- the process ---

@@ -23,6 +23,7 @@ from controllers.sessions import Sessions
 from players import origin
 from players.config import OriginConfig, PlayerConfig
 from players.headless import PlayerRow, play
+from players.throughput import ThroughputEstimate
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, StallRow
 from tests.unit.loopback import VIDEO, Process, listening, running
 
@@ -130,7 +131,10 @@ async def test_a_whole_playback() -> None:
     assert sum(row.rebuffer_s for row in rows.chunks[1:]) == pytest.approx(rows.end.rebuffer_s)
     assert rows.chunks[0].request_s == 0.0
     assert rows.end.began_at_s is not None
-    assert rows.end.throughput_bps is not None and rows.end.throughput_bps > 0
+    estimate = ThroughputEstimate()
+    for row in rows.chunks:
+        estimate.add(row.size_bytes, row.end_s - row.first_byte_s)  # the time to the first byte is left out
+    assert rows.end.throughput_bps == pytest.approx(estimate.average_bps, rel=1e-3)
     mbps = [bitrate_bps / 1e6 for bitrate_bps in SHORT.bitrates_bps]
     row = rows.chunks[1]
     assert row.qoe == pytest.approx(mbps[1] - 4.3 * row.rebuffer_s - (mbps[1] - mbps[0]))
