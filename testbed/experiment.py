@@ -51,7 +51,7 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
                 view.note("running the same trials in the simulator twin")
                 folder.extend(twins(prepared, recorder.played))
         reason = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         reason = "interrupted"
         raise
     finally:

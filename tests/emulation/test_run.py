@@ -1,0 +1,238 @@
+"""The main job on real Mininet, as a user runs it: results, faults, and that nothing is left behind however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars
+import pytest
+
+pytestmark = [pytest.mark.emulation, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes network namespaces")]
+
+CLI = [sys.executable, "-m", "testbed.cli"]
+FAULTY = """
+import time
+from controllers.api import AbrPolicy
+
+class Faulty(AbrPolicy):
+    '''Right, late, outside the ladder, raising, in turn.'''
+    def decide(self, observation):
+        match observation.chunk_index % 4:
+            case 1: return 1
+            case 2: time.sleep(1.2)
+            case 3: return 99
+            case 0: raise RuntimeError("no idea")
+        return 2
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """3 Mbit/s for five minutes."""
+    path = tmp_path / "steady.txt"
+    path.write_text("".join(f"{second} 3.0\n" for second in range(0, 301, 5)))
+    return path
+
+
+def interfaces() -> set[str]:
+    """Interfaces of the root namespace."""
+    lines = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split(": ")[1] for line in lines}
+
+
+def namespaces() -> set[str]:
+    """Network namespaces that some process is in."""
+    out = subprocess.run(["lsns", "-t", "net", "-n", "-r", "-o", "NS"], capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+def ours() -> dict[int, str]:
+    """Processes that a run of the testbed may have left: by what their command lines say."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if any(word in command for word in ("players.", "controllers.server", "testbed.shapers", "mininet:", "testbed.twin")):
+            found[int(entry.name)] = command
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Interfaces, namespaces and processes are the same before and after."""
+    before = interfaces(), namespaces(), ours()
+    yield
+    deadline_s = time.monotonic() + 5
+    while (interfaces(), namespaces(), ours()) != before and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert (interfaces(), namespaces(), ours()) == before
+
+
+def start(folder: Path, trace: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The main job on `trace`, results in `folder`/results."""
+    command = [*CLI, "--trace", str(trace), "--out", str(folder / "results"), *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def events(folder: Path) -> list[dict]:
+    """Events of the newest run, as far as they are written."""
+    path = folder / "results" / "latest" / "events.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, kind: str, count: int = 1) -> None:
+    """Wait until the run wrote `count` events of a kind."""
+    deadline_s = time.monotonic() + 60
+    while sum(event["event"] == kind for event in events(folder)) < count:
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            pytest.fail(f"no {count} {kind} events; the run said: {process.communicate()}")
+        time.sleep(0.05)
+
+
+def controller_of(process: subprocess.Popen[str]) -> int:
+    """The pid of the run's decision service."""
+    found = [pid for pid, command in ours().items() if "-m controllers.server" in command and "setpriv" not in command]
+    assert len(found) == 1, (found, process.poll())
+    return found[0]
+
+
+def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from controllers.api import AbrPolicy\n\nclass Mine(AbrPolicy):\n    def decide(self, observation):\n        return 3\n")
+    process = start(tmp_path, trace, "--policies", f"bba,{mine}", "--chunks", "5", "--trials", "1", "--seeds", "1,2")
+    out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, (out, errors)
+    folder = tmp_path / "results" / "latest"
+    names = {"experiment.toml", "events.jsonl", "trials.parquet", "chunks.parquet", "decisions.parquet", "links.parquet", "report.html"}
+    assert names | {"summary.json"} <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["version"], summary["task"], summary["mode"], summary["metric"]) == (1, "abr", "emulation", "qoe_lin")
+    assert summary["trace"]["source"] == "path"
+    assert set(summary["policies"]) == {"bba", "mine"}
+    for policy in summary["policies"].values():
+        assert policy["trials"] + policy["invalid"] == 2
+        assert policy["decisions"] + 0 <= 8 and policy["fallbacks"] == 0
+    trials = polars.read_parquet(folder / "trials.parquet")
+    assert trials.height == 4
+    assert set(trials["end_reason"]) == {"complete"}
+    assert set(trials["congestion_control"]) == {"cubic"}
+    assert trials["uncounted_losses"].sum() == 0
+    assert trials["simulated_qoe"].null_count() == 0
+    chunks = polars.read_parquet(folder / "chunks.parquet")
+    assert chunks.height == 20
+    assert set(chunks.filter(polars.col("index") > 0).join(trials, on="trial_id").filter(polars.col("policy") == "mine")["level"]) == {3}
+    links = polars.read_parquet(folder / "links.parquet").join(trials.select("trial_id", "policy"), on="trial_id")
+    assert links.filter(polars.col("delivered_bytes") > polars.col("allowed_bytes") + 1500).height == 0
+    for sent, carried in zip(
+        chunks.group_by("trial_id").agg(polars.col("size_bytes").sum()).sort("trial_id")["size_bytes"],
+        links.group_by("trial_id").agg(polars.col("delivered_bytes").sum()).sort("trial_id")["delivered_bytes"],
+        strict=True,
+    ):
+        assert sent < carried < 1.1 * sent  # headers, and nothing else, on top
+
+
+def test_faulty_decisions_fall_back_and_say_why(tmp_path: Path, trace: Path) -> None:
+    faulty = tmp_path / "faulty.py"
+    faulty.write_text(FAULTY)
+    process = start(tmp_path, trace, "--policies", str(faulty), "--chunks", "9", "--deadline-ms", "500")
+    out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, (out, errors)
+    decisions = polars.read_parquet(tmp_path / "results" / "latest" / "decisions.parquet").sort("chunk_index")
+    assert decisions["reason"].to_list() == ["", "late", "invalid", "error"] * 2
+    assert decisions["source"].to_list() == ["policy", "fallback", "fallback", "fallback"] * 2
+    summary = json.loads((tmp_path / "results" / "latest" / "summary.json").read_text())
+    assert summary["policies"]["faulty"]["fallbacks"] == 6
+
+
+def test_a_killed_controller_is_restarted_and_the_players_go_on(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "fixed+level=2,bba", "--chunks", "16")
+    wait_for(process, tmp_path, "decision", 4)
+    os.kill(controller_of(process), signal.SIGKILL)
+    out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, (out, errors)
+    trials = polars.read_parquet(tmp_path / "results" / "latest" / "trials.parquet")
+    assert set(trials["end_reason"]) == {"complete"}
+    assert trials["controller_restarts"].to_list() == [1, 1]
+    decisions = polars.read_parquet(tmp_path / "results" / "latest" / "decisions.parquet")
+    fallbacks = decisions.filter(polars.col("source") == "fallback")
+    assert set(fallbacks["reason"]) <= {"unreachable", "error", "late"}
+    assert fallbacks.height >= 1
+    last = decisions.filter(polars.col("chunk_index") == 15)
+    assert last["source"].to_list() == ["policy", "policy"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_undoes_everything_and_keeps_its_results(tmp_path: Path, trace: Path, number: int, code: int) -> None:
+    process = start(tmp_path, trace, "--policies", "bba,bola", "--chunks", "48")
+    wait_for(process, tmp_path, "chunk", 4)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == code, (out, errors)
+    assert "Traceback" not in errors
+    assert events(tmp_path)[-1]["event"] == "end"
+    assert events(tmp_path)[-1]["reason"] == "interrupted"
+    assert (tmp_path / "results" / "latest" / "report.html").stat().st_size > 0
+
+
+def test_after_kill_9_clean_removes_the_rest_and_the_report_can_be_made(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "bba,bola", "--chunks", "48")
+    wait_for(process, tmp_path, "chunk", 4)
+    process.kill()
+    process.communicate()
+    assert subprocess.run([*CLI, "clean"], capture_output=True, text=True, check=False).returncode == 0
+    again = subprocess.run([*CLI, "clean"], capture_output=True, text=True, check=False)
+    assert "nothing to remove" in again.stdout
+    made = subprocess.run([*CLI, "report", str(tmp_path / "results" / "latest")], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "results" / "latest" / "summary.json").exists()
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "bba", "--chunks", "48")
+    wait_for(process, tmp_path, "chunk")
+    (tmp_path / "second").mkdir()
+    second = start(tmp_path / "second", trace, "--policies", "bba", "--chunks", "2")
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode == 2
+    assert "another run is under way" in errors and errors.count("\n") == 1
+    assert not (tmp_path / "second" / "results").exists()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def test_without_root_it_is_refused_in_one_sentence(tmp_path: Path, trace: Path) -> None:
+    for path in (*tmp_path.parents, tmp_path):
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o755)
+    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *CLI, "--trace", str(trace), "--policies", "bba"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 2, process.stderr
+    assert "this needs root" in process.stderr and process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--cc", "nonsense"], "congestion control 'nonsense' is not available"),
+        (["--link", "kernel"], "netem"),
+    ],
+)
+def test_what_the_host_cannot_give_is_one_sentence(tmp_path: Path, trace: Path, arguments: list[str], wanted: str) -> None:
+    from testbed.shapers.kernel import netem_available
+
+    if "kernel" in arguments and netem_available():
+        pytest.skip("this host has netem")
+    process = start(tmp_path, trace, "--policies", "bba", "--chunks", "2", *arguments)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert wanted in errors and errors.count("\n") == 1
+    assert not (tmp_path / "results").exists()
