@@ -30,12 +30,10 @@ class Recorder:
     def row(self, row: Row) -> None:
         """A row of a trial; in simulation the playback's end closes the trial."""
         self._rows[row.trial_id].append(row)
-        if isinstance(row, PlaybackEndRow):
-            if self._prepared.experiment.simulate:
-                self.close(row.trial_id, PathFacts())
-            return
         self._folder.append(row)
         self._view.row(row)
+        if isinstance(row, PlaybackEndRow) and self._prepared.experiment.simulate:
+            self.close(row.trial_id, PathFacts())
 
     def extend(self, rows: Iterable[Any]) -> None:
         """Link counters of a trial, by the thousand."""
