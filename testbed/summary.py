@@ -87,7 +87,7 @@ def notes(run: Run) -> list[str]:
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
-        found.append(f"The run was cut short: the numbers are of the {len(run.trials)} trials that ended.{began}")
+        found.append(f"The run was cut short, or still goes on: the numbers are of the {len(run.trials)} trials that ended.{began}")
     elif run.end.reason != "complete":
         found.append(f"The run ended early ({run.end.reason}): the numbers are of the {len(run.trials)} trials that ended.")
     return found
