@@ -150,7 +150,11 @@ def _real_time() -> Iterator[Finding]:
     budget, period = (host.read_number(f"/proc/sys/kernel/sched_rt_{name}_us") for name in ("runtime", "period"))
     share = f", at most {budget / period:.0%} of the time" if budget and period and budget > 0 else ""
     yield _judge("real-time scheduling", allowed, f"SCHED_FIFO{share}" if allowed else "refused")
-    median_s, worst_s = host.wake_up_lateness_s(allowed)
+    try:
+        median_s, worst_s = host.wake_up_lateness_s(allowed)
+    except OSError as error:
+        yield Finding("timer lateness", "unknown", str(error))
+        return
     lateness = f"median {ms_from_s(median_s):.3f} ms, worst {ms_from_s(worst_s):.3f} ms"
     yield _judge("timer lateness", worst_s < MOST_LATE_S, f"{lateness}, in {host.WAKE_UPS} sleeps of 1 ms")
 
