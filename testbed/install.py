@@ -100,7 +100,8 @@ class Recipe:
 def lacks(recipe: Recipe, groups: Iterable[str]) -> tuple[str, ...]:
     """What is missing for `groups`, in words; empty when nothing is. Takes some 20 ms: it runs at every start."""
     chosen = [GROUPS[name] for name in groups]
-    found = [f"Debian package {name}" for name in debian.missing(_packages(chosen))] if recipe.root else []
+    packages = debian.missing(_packages(chosen)) if recipe.root else []
+    found = [f"the Debian packages {', '.join(packages)}"] if packages else []
     if fault := _venv_fault(recipe):
         return (*found, fault)
     state = _read_state(recipe)

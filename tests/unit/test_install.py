@@ -89,7 +89,7 @@ def test_root_wants_the_environment_made_from_the_systems_python(tmp_path, monke
 def test_only_root_asks_for_debian_packages(ready, monkeypatch):
     monkeypatch.setattr(debian, "missing", lambda wanted: [name for name in wanted if name == "mininet"])
     assert lacks(ready, ["run"]) == ()
-    assert "Debian package mininet" in lacks(replace(ready, root=True), ["run"])
+    assert "the Debian packages mininet" in lacks(replace(ready, root=True), ["run"])
 
 
 def test_the_checkouts_owner_behind_sudo_runs_the_steps_and_nobody_else(tmp_path):
