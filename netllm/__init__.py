@@ -8,7 +8,7 @@ from typing import Any
 
 _HOMES = {"collect": "netllm.experience", "adapt": "netllm.adapt", "test": "netllm.evaluate"}
 
-__all__ = ["adapt", "collect", "test"]  # noqa: F822
+__all__ = ["adapt", "collect", "test"]
 
 
 def __getattr__(name: str) -> Any:

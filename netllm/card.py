@@ -47,8 +47,8 @@ def _front(facts: dict[str, Any]) -> list[str]:
         f"# NetLLM adapter for {facts['task']}",
         "",
         f"LoRA, encoders and head for the frozen backbone `{backbone['name']}` (width {backbone['width']}). Use: the policy `netllm`,",
-        "or `netllm.adapter.load_adapter(FOLDER)`. Imitates a scenario-MPC teacher; research use, trained on throughput of FCC broadband and",
-        "Norwegian 3G and on synthetic traces between 0.4 and 5 Mbit/s. Other rates or ladders with more levels are outside what it knows.",
+        "or `netllm.adapter.load_adapter(FOLDER)`. It imitates a scenario-MPC teacher. For research; trained on FCC broadband and Norwegian 3G",
+        "throughput and on synthetic traces between 0.4 and 5 Mbit/s: other rates, and ladders with more levels, are outside what it knows.",
         "",
     ]
 
@@ -66,7 +66,8 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| data | {sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%}) |",
         f"| held out for validation | {held_out}; fcc/valid |",
         f"| sessions | {' + '.join(map(str, trained['sessions']))} (collected + DAgger), labelled by the teacher |",
-        f"| seed, steps, time | {trained['seed']}, {trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min |",
+        f"| seed | {trained['seed']} |",
+        f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min |",
         f"| hardware | {trained['hardware']}, {trained['dtype']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in trained['versions'].items())} |",
         "",

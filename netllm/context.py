@@ -19,7 +19,9 @@ class Context:
         """Read `embeddings` (B, new, width) after all that was read before; returns the outputs at their places (B, new, width)."""
         new = embeddings.shape[1]
         if self.tokens + new > self._backbone.max_tokens:
-            raise ValueError(f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for")
+            raise ValueError(
+                f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
+            )
         result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True)
         self.tokens += new
         return result.last_hidden_state

@@ -23,7 +23,9 @@ class SeriesEncoder(nn.Module):
         super().__init__()
         filters = hidden // 4
         self.convolution = nn.Conv1d(channels, filters, kernel)
-        self.projection = nn.Sequential(nn.GELU(), nn.Flatten(), nn.Linear(filters * (length - kernel + 1), hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.projection = nn.Sequential(
+            nn.GELU(), nn.Flatten(), nn.Linear(filters * (length - kernel + 1), hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, channels, length) to (B, T, width)."""

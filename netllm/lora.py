@@ -32,7 +32,8 @@ def target_modules(backbone: Backbone) -> tuple[str, ...]:
     present = {name.rpartition(".")[2] for name, _ in _linear_layers(backbone.model)}
     chosen = tuple(name for name in known or () if name in present) or tuple(sorted(_in_attention(backbone.model)))
     if not chosen:
-        raise UserError(f"language model {backbone.name} ({backbone.model.config.model_type}) has no linear layer in an attention module, wanted one to adapt")
+        architecture = backbone.model.config.model_type
+        raise UserError(f"language model {backbone.name} ({architecture}) has no linear layer in an attention module, wanted one to adapt")
     return chosen
 
 
@@ -49,17 +50,19 @@ class Switch:
     """One named adapter on a backbone: `activate` makes the backbone compute with it."""
 
     def __init__(self, backbone: Backbone, settings: LoraSettings, name: str) -> None:
-        self.name = name
-        self._model = backbone.model
+        self.name = name = f"netllm_{name}"  # peft makes it an attribute of torch modules, which have attributes such as `float`
+        self._model, self._active = backbone.model, backbone.active
         targets = settings.targets or target_modules(backbone)
-        self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=list(targets), inference_mode=False)
+        self.config = LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=list(targets), inference_mode=False
+        )
         with backbone.lock:
             if any(name in layer.lora_A for layer in self._layers()):
                 raise ValueError(f"the backbone has an adapter named {name} already")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # peft warns of a second adapter, which is what we want
                 inject_adapter_in_model(self.config, self._model, adapter_name=name)
-            self._model._netllm_active = None
+            self._active.adapter = ""
             self.cast(torch.float32)
 
     def _layers(self) -> list[LoraLayer]:
@@ -67,10 +70,10 @@ class Switch:
 
     def activate(self) -> None:
         """Compute with this adapter from now on. The caller holds the backbone's lock."""
-        if getattr(self._model, "_netllm_active", None) != self.name:
+        if self._active.adapter != self.name:
             for layer in self._layers():
                 layer.set_adapter(self.name)
-            self._model._netllm_active = self.name
+            self._active.adapter = self.name
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """This adapter's matrices."""
@@ -96,7 +99,9 @@ class Switch:
         if seen != wanted:
             name = sorted(set(seen.items()) ^ set(wanted.items()))[0][0]
             raise ValueError(f"{name} has shape {seen.get(name)}, wanted {wanted.get(name)}")
-        set_peft_model_state_dict(self._model, {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, adapter_name=self.name)
+        set_peft_model_state_dict(
+            self._model, {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, adapter_name=self.name
+        )
 
     def remove(self) -> None:
         """Take the adapter off the backbone."""
@@ -104,4 +109,4 @@ class Switch:
             warnings.simplefilter("ignore", UserWarning)  # peft warns that another adapter becomes active
             for layer in self._layers():
                 layer.delete_adapter(self.name)
-        self._model._netllm_active = None
+        self._active.adapter = ""

@@ -29,9 +29,20 @@ Features = Mapping[str, np.ndarray]
 class Task(Protocol):
     """What differs between tasks: which encoders, how many choices, how many steps."""
 
-    name: str
-    choices: int
-    max_steps: int
+    @property
+    def name(self) -> str:
+        """`abr`, ..."""
+        ...
+
+    @property
+    def choices(self) -> int:
+        """Slots of the head."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Steps with an embedding of their own."""
+        ...
 
     def encoders(self, width: int) -> dict[str, nn.Module]:
         """One encoder per token of a step, in order; the last is `action`."""

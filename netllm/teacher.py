@@ -1,11 +1,10 @@
-"""The teacher of the ABR adapter: model-predictive control over several throughput scenarios. It labels states; it doesn't ship as a policy.
+"""The teacher of the ABR adapter: model-predictive control over several throughput scenarios. It labels states and is no policy of ours.
 
 RobustMPC (Yin et al., SIGCOMM 2015) plans against one pessimistic throughput. Here the plan is scored under several, spread as the
-session's own prediction errors are, so that a stall that is merely possible costs in proportion. It tells the value of every level, not only
-the best one: a student that learns from values knows which mistakes are cheap.
+session's own prediction errors are, so that a stall that is merely possible costs in proportion. It tells the value of every level, not
+only the best one: a student that learns from values knows which mistakes are cheap.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +55,9 @@ class Teacher(AbrPolicy):
     def values(self, observation: AbrObservation) -> np.ndarray:
         """QoE over the horizon when the next chunk has each level, (levels,): mean over scenarios of the best fixed plan."""
         end = min(observation.chunk_index + self.settings.horizon, observation.session.chunks)
-        sizes_mbit = mbps_from_bps(bits_from_bytes(1)) * np.array(observation.video.sizes_bytes[observation.chunk_index : end], dtype=np.float32)
+        sizes_mbit = mbps_from_bps(bits_from_bytes(1)) * np.array(
+            observation.video.sizes_bytes[observation.chunk_index : end], dtype=np.float32
+        )
         scenarios_mbps = self._scenarios(observation)
         plans = plan_values(observation, sizes_mbit, scenarios_mbps.astype(np.float32)).mean(axis=0)  # (levels ** steps,)
         return plans.reshape(observation.video.levels, -1).max(axis=1)
@@ -92,8 +93,3 @@ def plan_values(observation: AbrObservation, sizes_mbit: np.ndarray, rates_mbps:
         value, buffer_s = (each.reshape(len(rates_mbps), -1, 1) for each in (value, buffer_s))
         gain = np.tile(gains, (value.shape[1] // len(quality), 1))[None]
     return value[..., 0]
-
-
-def noisy(levels: Sequence[int], rng: np.random.Generator, share: float, choices: int) -> list[int]:
-    """`levels` with a `share` of them replaced by random ones."""
-    return [int(rng.integers(choices)) if rng.random() < share else level for level in levels]

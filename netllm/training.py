@@ -126,7 +126,7 @@ def train_step(
 
 
 def pick(seed: int, step: int, count: int, pools: Sequence[int]) -> list[tuple[int, int]]:
-    """(pool, session) of each of `count` places of step `step`: a pool in turn, then any of its `pools[i]` sessions. Depends on nothing else."""
+    """(pool, session) of each of `count` places of step `step`: a pool in turn, then any of its `pools[i]` sessions."""
     rng = np.random.default_rng([seed, 7, step])
     return [(i % len(pools), int(rng.integers(pools[i % len(pools)]))) for i in range(count)]
 

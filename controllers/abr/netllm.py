@@ -7,7 +7,7 @@ from controllers.api import AbrObservation, AbrPolicy, AbrSession
 from testbed.errors import UserError
 
 if TYPE_CHECKING:
-    from netllm.tasks.abr import AbrReader
+    pass
 
 SHIPPED_ADAPTER = Path(__file__).resolve().parents[2] / "netllm" / "adapters" / "abr"
 

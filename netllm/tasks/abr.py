@@ -83,7 +83,7 @@ def slots(bitrates_bps: tuple[int, ...], ladder_bps: tuple[int, ...]) -> tuple[i
 
 
 def step_features(task: AbrTask, observation: AbrObservation, reached: float, action: int = 0) -> dict[str, np.ndarray]:
-    """One step: what is observed before chunk `observation.chunk_index`, with the QoE `reached` before and the level `action` taken then."""
+    """One step: what is observed before chunk `observation.chunk_index`, the QoE `reached` before and the level `action` taken then."""
     video, history, index = observation.video, observation.history, observation.chunk_index
     places = list(slots(video.bitrates_bps, task.ladder_bps))
     allowed = np.zeros(task.choices, dtype=bool)
@@ -156,7 +156,8 @@ def session_features(
     """
     reached = np.concatenate([[0.0, 0.0], np.cumsum(chunk_qoe(history, session.video)[1:])])  # reached[c]: over chunks 1 .. c - 1
     decided = [
-        step_features(task, _observed(session, history, chunk), reached[chunk], history[chunk].level) for chunk in range(first, len(history))
+        step_features(task, _observed(session, history, chunk), reached[chunk], history[chunk].level)
+        for chunk in range(first, len(history))
     ]
     if buffer_s is not None:
         decided.append(step_features(task, AbrObservation(session, tuple(history), buffer_s), reached[len(history)]))
@@ -170,7 +171,7 @@ def _observed(session: AbrSession, history: Sequence[Chunk], chunk: int) -> AbrO
 
 
 class AbrReader:
-    """Decides for a batch of sessions that are at the same chunk. Catches up on chunks decided elsewhere, or rebuilds from the whole history."""
+    """Decides for a batch of sessions that are at the same chunk. Reads chunks decided elsewhere, too, or rebuilds from the history."""
 
     def __init__(self, model: TaskModel, task: AbrTask) -> None:
         self._model, self._task = model, task
@@ -195,7 +196,9 @@ def check_session(model: TaskModel, task: AbrTask, session: AbrSession) -> None:
     tokens = session.chunks * model.layout.tokens
     if tokens > model.backbone.max_tokens:
         longest = model.backbone.max_tokens // model.layout.tokens
-        raise UserError(f"the session has {session.chunks} chunks, wanted at most the {longest} that fit the context of {model.backbone.name}")
+        raise UserError(
+            f"the session has {session.chunks} chunks, wanted at most the {longest} that fit the context of {model.backbone.name}"
+        )
 
 
 def choose(log_probabilities: np.ndarray, observation: AbrObservation, task: AbrTask) -> int:

@@ -1,0 +1,218 @@
+"""Training: it learns, it repeats, and it survives kill -9."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from netllm import training
+from netllm.adapt import AdaptSettings, Run, adapt
+from netllm.adapter import load_adapter, read_settings
+from netllm.command import adapt_command
+from netllm.experience import CollectSettings
+from netllm.lora import LoraSettings
+from netllm.tasks.abr import AbrTask
+from netllm.training import OptimiserSettings, loss_of, make_optimiser, pick, set_rate, stack, train_step
+from testbed.errors import UserError
+from tests.unit.test_netllm_experience import write_trace
+from tests.unit.tiny_models import lively, save_tiny
+
+torch.set_num_threads(1)
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A run of a few steps with a tiny model on traces of its own."""
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for number in range(8):
+        write_trace(folder / f"mine_{number}", number)
+    collect = CollectSettings(sessions=6, traces=(str(folder),), videos=("synthetic",), chunks=8, held_out=0.25)
+    return AdaptSettings(
+        steps=6,
+        out=tmp_path / "out",
+        llm=str(save_tiny(tmp_path / "llm")),
+        dtype="float32",
+        threads=1,
+        rounds=1,
+        round_sessions=3,
+        validate_minutes=1e9,
+        checkpoint_minutes=0.0,
+        collect=collect,
+        lora=LoraSettings(rank=2),
+        optimiser=OptimiserSettings(batch=3, warmup_steps=2),
+    )
+
+
+def weights(folder):
+    return {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        for key in one[name]:
+            assert torch.equal(one[name][key], other[name][key]), (name, key)
+
+
+def test_a_run_leaves_a_loadable_adapter_with_a_card_and_a_curve(settings):
+    folder = adapt(settings, QUIET)
+    model = load_adapter(folder, settings.llm, "float32")
+    assert model.task == AbrTask()
+    facts = read_settings(folder)
+    assert facts["trained"]["dagger_rounds"] == 1 and facts["trained"]["steps"] == 6
+    card = (folder / "README.md").read_text()
+    assert facts["trained"]["experience"]["sets"][0]["sha256"][:16] in card
+    assert f"{facts['validation']['qoe']:.3f}" in card
+    rows = list(csv.DictReader((settings.out / "curve.csv").open()))
+    assert rows[-1]["step"] == "6" and float(rows[-1]["valid_qoe"]) == pytest.approx(facts["validation"]["qoe"], rel=1e-3)
+    assert sorted(path.name for path in settings.out.glob("experience*")) == ["experience-round-1.parquet", "experience.parquet"]
+
+
+def test_equal_settings_give_equal_weights(settings, tmp_path):
+    one = weights(adapt(settings, QUIET))
+    assert_equal(one, weights(adapt(replace(settings, out=tmp_path / "again"), QUIET)))
+
+
+@pytest.mark.parametrize("crash_at", [2, 5])
+def test_a_run_taken_up_again_ends_with_the_weights_of_one_that_ran_through(settings, tmp_path, monkeypatch, crash_at):
+    expected = weights(adapt(settings, QUIET))
+    crashing = replace(settings, out=tmp_path / "crashed")
+    steps = []
+
+    def step_or_die(*args):
+        if len(steps) == crash_at:
+            raise SystemError("killed")
+        steps.append(0)
+        return train_step(*args)
+
+    monkeypatch.setattr("netllm.adapt.train_step", step_or_die)
+    run = Run(crashing, QUIET)
+    run.start()
+    with pytest.raises(SystemError, match="killed"):
+        run.train()
+    run.model.switch.remove()
+    monkeypatch.undo()
+    assert_equal(weights(adapt(replace(crashing, resume=True), QUIET)), expected)
+
+
+def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.unit.test_netllm_adapt import endless; from netllm.adapt import adapt; "
+        "adapt(endless(*map(Path, sys.argv[1:])))"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(settings.out), settings.llm, settings.collect.traces[0]],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:  # without a terminal each checkpoint prints a line
+        if line.startswith("step 3 "):
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    process.stderr.close()
+    run = Run(replace(settings, resume=True, rounds=0), QUIET)
+    run.start()
+    assert run.progress.step >= 3
+    run.model.switch.remove()
+
+
+def endless(out, llm, traces):
+    """What the killed process runs."""
+    collect = CollectSettings(sessions=6, traces=(str(traces),), videos=("synthetic",), chunks=8, held_out=0.25)
+    return AdaptSettings(
+        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0,
+        collect=collect, lora=LoraSettings(rank=2), optimiser=OptimiserSettings(batch=3, warmup_steps=2),
+    )  # fmt: skip
+
+
+def test_a_checkpoint_that_was_cut_short_is_never_pointed_at(settings, monkeypatch):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    run._advance()
+    before = training.load_checkpoint(settings.out, run.model, run.optimiser)
+    monkeypatch.setattr(training, "_moments", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run._advance()
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser) == before
+    run.model.switch.remove()
+
+
+def test_training_overfits_a_few_sessions(settings):
+    model = lively(Path(settings.llm), name="overfit")
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    batch = stack(run.pools[0])
+    before = loss_of(model, batch).item()
+    optimiser = make_optimiser(model, OptimiserSettings(lr_lora=3e-3, lr_modules=3e-3))
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"]
+    for _ in range(60):
+        train_step(model, optimiser, OptimiserSettings(), [batch])
+    floor = float(-(batch["label"] * np.log(np.maximum(batch["label"], 1e-30))).sum() / batch["weight"].sum())
+    assert loss_of(model, batch).item() - floor < 0.3 * (before - floor)
+    run.model.switch.remove()
+
+
+def test_training_never_changes_the_backbone(settings):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    frozen = {name: tensor.clone() for name, tensor in run.model.backbone.model.named_parameters() if "lora_" not in name}
+    moved = [parameter.clone() for parameter in run.model.switch.parameters()]
+    for _ in range(3):
+        run._advance()
+    for name, parameter in run.model.backbone.model.named_parameters():
+        assert "lora_" in name or torch.equal(parameter, frozen[name]), name
+    assert any(not torch.equal(a, b) for a, b in zip(moved, run.model.switch.parameters(), strict=True))
+    run.model.switch.remove()
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_one_batch(settings):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    sessions, found = run.pools[0], []
+    for parts in ([stack(sessions)], [stack(sessions[:3]), stack(sessions[3:])]):
+        run.optimiser.zero_grad()
+        for part in parts:
+            (loss_of(run.model, part) / len(parts)).backward()
+        found.append(torch.cat([p.grad.flatten() for p in run.model.adapt_parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-3)
+    run.model.switch.remove()
+
+
+def test_the_rate_warms_up_in_optimiser_steps_then_decays():
+    settings = OptimiserSettings(warmup_steps=10, final_share=0.1)
+    optimiser = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "peak": 1.0}])
+    assert set_rate(optimiser, settings, 0, 0.0) == pytest.approx(0.1)
+    assert set_rate(optimiser, settings, 9, 0.0) == pytest.approx(1.0)
+    assert set_rate(optimiser, settings, 500, 0.5) == pytest.approx(0.55)
+    assert set_rate(optimiser, settings, 500, 1.2) == pytest.approx(0.1)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_picks_depend_on_seed_and_step_only_and_use_every_pool():
+    assert pick(1, 5, 8, [10, 3]) == pick(1, 5, 8, [10, 3]) != pick(1, 6, 8, [10, 3])
+    assert [pool for pool, _ in pick(1, 5, 8, [10, 3])] == [0, 1] * 4
+
+
+def test_a_folder_in_use_is_refused_without_resume(settings):
+    settings.out.mkdir()
+    (settings.out / "precious").touch()
+    with pytest.raises(UserError, match=r"is not empty, wanted a new folder \(or --resume\)"):
+        adapt(settings, QUIET)
+
+
+def test_an_unknown_task_is_exit_code_2(capsys):
+    assert adapt_command(["chess"]) == 2
+    assert capsys.readouterr().err == "scripts/adapt: task 'chess' is unknown, wanted one of abr\n"

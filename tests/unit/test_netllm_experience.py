@@ -1,0 +1,190 @@
+"""Experience: leak-free, labelled everywhere, the same for the same seed, and readable without a pickle."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import polars as pl
+import pytest
+
+from controllers.api import AbrObservation, AbrSession
+from netllm import experience
+from netllm.experience import CollectSettings, collect, jobs, load_sources, play, read, read_header, validation_jobs
+from netllm.tasks.abr import AbrTask
+from netllm.teacher import Teacher, TeacherSettings, plan_values
+from netllm.training import prepare
+from players.media import synthetic_manifest
+from testbed.errors import UserError
+from testbed.metrics import qoe_lin, summarise
+from testbed.sim.abr import AbrSimulator, run_session
+from testbed.units import mbps_from_bps
+from tests.unit.tiny_models import a_session, played
+from traces.store import resolve
+from traces.synthetic import synthetic_trace
+from traces.trace import RateTrace
+
+
+def write_trace(path, seed, mbps=1.0):
+    rng = np.random.default_rng(seed)
+    path.write_text("".join(f"{t}\t{rng.uniform(0.5, 1.5) * mbps:.6f}\n" for t in range(0, 325, 5)))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Settings that need no catalogued data."""
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for number in range(8):
+        write_trace(folder / f"mine_{number}", number)
+    return CollectSettings(sessions=10, traces=(str(folder),), videos=("synthetic",), chunks=12, held_out=0.25)
+
+
+def needs(reference):
+    try:
+        if resolve(reference).source == "store":
+            return
+    except UserError:
+        pass
+    pytest.skip(f"{reference} is not on this machine")
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(own, tmp_path):
+    one, two = (pl.read_parquet(collect(tmp_path / name, own)) for name in ("one", "two"))
+    assert one.equals(two)
+    assert not one.equals(pl.read_parquet(collect(tmp_path / "three", replace(own, seed=2))))
+
+
+def test_a_file_read_back_is_what_was_played(own, tmp_path):
+    played_now = play(jobs(own, load_sources(own)), Teacher())
+    for then, now in zip(read(collect(tmp_path / "x", own)), played_now, strict=True):
+        assert (then.session, then.chunks, then.behaviour, then.trace, then.trace_sha256) == (
+            now.session,
+            now.chunks,
+            now.behaviour,
+            now.trace,
+            now.trace_sha256,
+        )
+        np.testing.assert_array_equal(then.labels, now.labels)
+
+
+def test_every_decision_of_every_whole_session_has_a_label(own, tmp_path):
+    episodes = read(collect(tmp_path / "x", replace(own, sub_ladders=0.5)))
+    assert {episode.behaviour for episode in episodes} == {"teacher", "noisy", "bba"}
+    assert any(episode.session.video.levels < 6 for episode in episodes)
+    for episode in episodes:
+        assert [chunk.index for chunk in episode.chunks] == list(range(12))
+        assert episode.labels.shape == (11, episode.session.video.levels)
+        np.testing.assert_allclose(episode.labels.sum(axis=1), 1)
+    for each, episode in zip(prepare(AbrTask(), episodes), episodes, strict=True):
+        np.testing.assert_allclose(each["label"].sum(axis=1), 1, rtol=1e-6)
+        assert not each["label"][~each["allowed"]].any()
+        assert each["allowed"].sum() == 11 * episode.session.video.levels
+
+
+def test_the_header_says_how_it_was_made(own, tmp_path):
+    facts = read_header(collect(tmp_path / "x", own))
+    assert facts["settings"]["seed"] == own.seed
+    assert facts["sets"][0]["sha256"] == resolve(own.traces[0]).sha256
+    assert len(facts["held_out"]) == 2
+    assert facts["teacher"]["horizon"] == TeacherSettings().horizon
+
+
+def test_held_out_traces_are_never_trained_on(own):
+    sources = load_sources(own)
+    held_out = {trace.name for trace in sources.held_out}
+    assert len(held_out) == 2 and len(sources.train) == 6
+    for job in jobs(replace(own, sessions=60, synthetic=0.0), sources):
+        assert job.trace.name.split(" x")[0] not in held_out
+
+
+@pytest.mark.parametrize("reference", ["fcc/test", "norway/test", "fcc/valid", "fcc"])
+def test_splits_that_are_not_for_training_are_refused(own, reference):
+    needs(reference)
+    with pytest.raises(UserError, match=r"is not for training, wanted a split named train"):
+        load_sources(replace(own, traces=(reference,)))
+
+
+def test_own_traces_that_share_a_run_with_a_test_split_are_refused(own, tmp_path):
+    needs("fcc/test")
+    trace = resolve("fcc/test").traces[3]
+    rows = [f"{t}\t{mbps_from_bps(rate)}\n" for t, rate in zip(trace.edges_s[1:], trace.rates_bps, strict=True)]
+    folder = tmp_path / "stolen"
+    folder.mkdir()
+    (folder / "innocent").write_text("0\t1\n" + "".join(rows[20:60]))
+    with pytest.raises(UserError, match=r"of fcc/test, wanted traces unknown to test sets"):
+        load_sources(replace(own, traces=(str(folder),)))
+
+
+def test_units_and_logs_stay_together():
+    needs("fcc/train"), needs("norway/train")
+    sources = load_sources(CollectSettings())
+    train, held_out = ({experience._group(trace) for trace in each} for each in (sources.train, sources.held_out))
+    assert train and held_out and not train & held_out
+    assert {group.partition(":")[0] for group in held_out} == {"unit", "log"}
+
+
+def test_validation_sessions_are_on_held_out_and_synthetic_traces_only(own):
+    sources = load_sources(own)
+    names = {job.trace.name for job in validation_jobs(own, sources, count=5)}
+    allowed = {trace.name for trace in sources.held_out}
+    assert all(name in allowed or name.startswith("synthetic:") or _valid(name) for name in names)
+    assert all(job.trace.mean_rate_bps > 0.59e6 for job in validation_jobs(own, sources, count=5))
+
+
+def _valid(name):
+    return any(trace.name == name for trace in resolve("fcc/valid").traces)
+
+
+@pytest.mark.parametrize("content", [b"", b"not parquet", None])
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content) if content is not None else pl.DataFrame({"a": [1]}).write_parquet(path)
+    with pytest.raises(UserError, match="is no experience file"):
+        read(path)
+
+
+def test_a_killed_collection_leaves_no_half_file(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        collect(tmp_path / "out" / "x.parquet", own)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_plan_values_equal_a_plain_search():
+    video = synthetic_manifest()
+    session, history = played(5)
+    observation = AbrObservation(session, history[:9], 7.3)
+    sizes = mbps_from_bps(8) * np.array(video.sizes_bytes[9:12], dtype=np.float32)
+    values = plan_values(observation, sizes, np.array([0.7, 2.9], dtype=np.float32)).reshape(2, 6, 6, 6)
+    for scenario, rate_mbps in enumerate((0.7, 2.9)):
+        for plan in product(range(6), repeat=3):
+            buffer_s, previous, total = 7.3, history[8].level, 0.0
+            for chunk, level in enumerate(plan):
+                download_s = float(sizes[chunk][level]) / rate_mbps
+                stall_s = max(download_s - buffer_s, 0)
+                total += qoe_lin(video.bitrates_bps[level], stall_s, video.bitrates_bps[previous])
+                buffer_s, previous = min(max(buffer_s - download_s, 0) + 4, session.buffer_cap_s), level
+            assert values[scenario][plan] == pytest.approx(total, rel=1e-4, abs=1e-3)
+
+
+def test_the_teacher_labels_its_own_choice_highest_and_beats_bba():
+    from controllers.abr.bba import BBA
+
+    rng = np.random.default_rng(3)
+    traces = [synthetic_trace(rng) for _ in range(12)]
+    teacher, bba = (
+        np.mean([summarise(run_session(trace, a_session(30), policy, 0), a_session().video).qoe for trace in traces])
+        for policy in (Teacher(), BBA())
+    )
+    assert teacher > bba + 0.05
+    session, history = played(5)
+    for chunk in (1, 10, 47):
+        observation = AbrObservation(session, history[:chunk], 6.0)
+        assert np.argmax(Teacher().labels(observation)) == Teacher().decide(observation)
+
+
+def test_the_teacher_plays_it_safe_when_it_cannot_know():
+    session = AbrSession("x", synthetic_manifest(), 48)
+    sim = AbrSimulator(RateTrace("slow", (0.0, 1000.0), (0.35e6,)), session)
+    sim.step(0)
+    assert Teacher().decide(sim.observation) == 0

@@ -1,0 +1,106 @@
+"""What the language model is told: finite whatever happened, only of the past, and relative to the ladder."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controllers.api import AbrObservation, AbrSession, Chunk
+from netllm.experience import with_levels
+from netllm.tasks.abr import AbrTask, choose, session_features, slots, step_features
+from players.media import synthetic_manifest
+from testbed.errors import UserError
+from testbed.metrics import chunk_qoe
+from tests.unit.tiny_models import a_session, played
+
+TASK = AbrTask()
+LADDER = TASK.ladder_bps
+
+
+@st.composite
+def histories(draw):
+    session = a_session(draw(st.integers(2, 48)))
+    chunks = []
+    for index in range(draw(st.integers(1, session.chunks - 1))):
+        level = draw(st.integers(0, 5))
+        times = st.floats(1e-3, 1e4)
+        chunks.append(
+            Chunk(
+                index,
+                level,
+                session.video.sizes_bytes[index][level],
+                draw(times),
+                draw(st.floats(0, 1e4)),
+                draw(st.floats(0, 70)),
+                draw(st.floats(0, 5)),
+            )
+        )
+    return AbrObservation(session, tuple(chunks), draw(st.floats(0, 70)))
+
+
+@given(histories())
+@settings(max_examples=60, deadline=None)
+def test_features_are_finite_and_of_one_shape(observation):
+    shapes = {name: values.shape for name, values in step_features(TASK, AbrObservation(*_plain()), 0.0).items()}
+    for name, values in step_features(TASK, observation, reached=-50.0).items():
+        assert values.shape == shapes[name], name
+        assert np.isfinite(values).all(), name
+        assert np.abs(values).max(initial=0) < 1e4, name
+
+
+def _plain():
+    session, history = played(0)
+    return session, history[:3], history[2].buffer_s
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 30])
+def test_a_step_depends_on_the_past_only(chunk):
+    session, one = played(1)
+    other = (*one[:chunk], *played(2)[1][chunk:])
+    first, second = (session_features(TASK, session, history) for history in (one, other))
+    for name in first:
+        if name != "action":
+            np.testing.assert_array_equal(first[name][:chunk], second[name][:chunk], err_msg=name)
+
+
+def test_the_return_token_is_the_target_less_what_was_reached():
+    session, history = played(3)
+    wanted = TASK.target_qoe * (session.chunks - 1) - np.cumsum([0.0, *chunk_qoe(history, session.video)[1:-1]])
+    np.testing.assert_allclose(session_features(TASK, session, history)["return"][:, 0] * 100, wanted, rtol=1e-5)
+
+
+def test_actions_are_the_levels_of_decided_chunks():
+    session, history = played(4)
+    assert session_features(TASK, session, history)["action"].tolist() == [chunk.level for chunk in history[1:]]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True).map(sorted))
+def test_levels_of_the_trained_ladder_keep_their_slots(levels):
+    assert slots(tuple(LADDER[level] for level in levels), LADDER) == tuple(levels)
+
+
+@given(st.lists(st.integers(100_000, 20_000_000), min_size=1, max_size=6, unique=True).map(sorted))
+def test_any_ladder_of_up_to_six_levels_has_slots_in_order(bitrates):
+    found = slots(tuple(bitrates), LADDER)
+    assert list(found) == sorted(set(found)) and len(found) == len(bitrates)
+    assert found[0] >= 0 and found[-1] < len(LADDER)
+
+
+def test_a_ladder_with_too_many_levels_is_refused():
+    with pytest.raises(UserError, match="the video has 7 levels, wanted at most the 6"):
+        slots((1, 2, 3, 4, 5, 6, 7), LADDER)
+
+
+def test_a_shorter_ladder_masks_what_it_lacks_and_never_chooses_it():
+    video = with_levels(synthetic_manifest(), (0, 2, 5))
+    history = (Chunk(0, 0, video.sizes_bytes[0][0], 1.0, 1.0, 4.0),)
+    observation = AbrObservation(AbrSession("x", video, 48), history, 4.0)
+    features = step_features(TASK, observation, 0.0, action=1)
+    assert features["allowed"].tolist() == [True, False, True, False, False, True]
+    assert features["action"] == 2
+    assert not features["sizes"][:, [1, 3, 4]].any()
+    assert choose(np.array([-3.0, 0.0, -2.0, 0.0, 0.0, -1.0]), observation, TASK) == 2
+
+
+def test_levels_between_the_slots_go_to_the_nearest():
+    assert slots((600_000, 1_500_000, 2_400_000), LADDER) == (1, 3, 4)  # 1500 is nearer to 1850 than to 1200 in logs
