@@ -281,7 +281,7 @@ def _pip(recipe: Recipe, extras: Sequence[str], progress: Progress, lock: int) -
 
 
 def _run(recipe: Recipe, progress: Progress, lock: int, title: str, command: Sequence[str]) -> None:
-    shown = ("Collecting", "Downloading", "Building", "Installing", "Converting")
+    shown = ("Collecting", "Downloading", "Building", "Installing")
     env = {"PIP_ROOT_USER_ACTION": "ignore", "PIP_QUIET": "0"}  # what pip says tells how far it got
     mortal = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []), *command]  # dies with this process
     progress.run(title, mortal, shown, user=recipe.user, cwd=recipe.checkout, keep_open=(lock,), env=env)

@@ -83,7 +83,7 @@ class Progress:
         output = _Output(process)
         with process:
             try:
-                self._follow(title, output, tuple(shown))
+                self._follow(output, tuple(shown))
             except BaseException:
                 _stop(process)
                 output.drain()
@@ -94,13 +94,15 @@ class Progress:
             raise CommandFailed(title, command, process.returncode, self.last_lines)
         return self.last_lines
 
-    def _follow(self, title: str, output: "_Output", shown: tuple[str, ...]) -> None:
+    def _follow(self, output: "_Output", shown: tuple[str, ...]) -> None:
         told_s = self._clock()
         while (fresh := output.read(1.0)) is not None:
             told = next((line for line in reversed(fresh) if shown and line.startswith(shown)), "")
             silence_s = self._clock() - told_s
-            if (told and silence_s >= CALM_S) or silence_s >= QUIET_S:
-                self.say(f"  {title}: {told[:100] or 'still at it'}")
+            if silence_s >= QUIET_S:
+                told = f"still at it: {output.lines[-1]}" if output.lines else "still at it"
+            if told and silence_s >= CALM_S:
+                self.say(f"  {told[:110]}")
                 told_s = self._clock()
 
 
@@ -124,7 +126,7 @@ class _Output:
             fresh, self._rest = [self._rest], b""
         else:
             *fresh, self._rest = (self._rest + data).split(b"\n")
-        lines = [line.decode(errors="replace").strip() for line in fresh if line.strip()]
+        lines = [line.decode(errors="replace").strip().rpartition("\r")[2] for line in fresh if line.strip()]
         self.lines.extend(lines)
         return lines if data or not (ready or ended) else None
 

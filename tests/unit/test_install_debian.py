@@ -117,14 +117,18 @@ def test_output_is_returned_and_chosen_lines_are_told():
     progress = Progress(told, lambda: float(next(clock)))
     lines = progress.run("count", ["sh", "-c", "echo Downloading a; echo b; printf c"], ("Downloading",))
     assert lines == ("Downloading a", "b", "c")
-    assert "count: Downloading a" in told.getvalue()
+    assert "s]   Downloading a\n" in told.getvalue()
 
 
 def test_silence_is_broken():
     told = io.StringIO()
     clock = iter(range(0, 100_000, 20))
     Progress(told, lambda: float(next(clock))).run("slow", ["sh", "-c", "echo x; sleep 0.01"])
-    assert "still at it" in told.getvalue()
+    assert "still at it: x\n" in told.getvalue()
+
+
+def test_of_a_line_that_is_drawn_again_and_again_the_last_is_taken():
+    assert quiet().run("bar", ["printf", "10 %%\\r50 %%\\r100 %%\\n"]) == ("100 %",)
 
 
 def test_a_service_that_keeps_the_pipe_open_does_not_keep_the_set_up_waiting():
