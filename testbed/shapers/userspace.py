@@ -19,7 +19,7 @@ from testbed.records import LatenessRow, LinkRow
 from testbed.shapers import messages
 from testbed.shapers.bottleneck import RATE_SCALE
 from testbed.shapers.kernelcalls import dropped_by_interface
-from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS
+from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
 from testbed.units import ms_from_s, ns_from_s, s_from_ns
 from traces.trace import RateTrace, Trace
 
@@ -136,7 +136,7 @@ class RelayLink(Link):
 
     def load(self, trace: Trace, offset_s: float, trial_id: str) -> None:
         """See `Link`."""
-        request, numbers = _encode(trace, offset_s, self.lane)
+        request, numbers = encode(trace, offset_s, self.lane)
         descriptor = os.memfd_create("trace")
         try:
             os.write(descriptor, numbers)
@@ -169,7 +169,7 @@ class RelayLink(Link):
         return rows
 
 
-def _encode(trace: Trace, offset_s: float, lane: int) -> tuple[messages.Load, bytes]:
+def encode(trace: Trace, offset_s: float, lane: int) -> tuple[messages.Load, bytes]:
     """The request and the numbers that go with it."""
     if not (math.isfinite(offset_s) and offset_s >= 0):
         raise UserError(f"trace {trace.name}: the offset is {offset_s} s, wanted a finite number of at least 0")
@@ -253,9 +253,17 @@ class Histogram:
     @classmethod
     def of(cls, direction: messages.Direction) -> "Histogram":
         """As the relay counted it."""
-        fine, coarse = array("I", direction.fine_us), array("I", direction.coarse_us)
+        return cls._of(array("I", direction.fine_us), array("I", direction.coarse_us), direction.max_ns)
+
+    @classmethod
+    def of_counts(cls, lateness: Lateness) -> "Histogram":
+        """As counted here."""
+        return cls._of(lateness.fine, lateness.coarse, lateness.max_ns)
+
+    @classmethod
+    def _of(cls, fine: "array[int]", coarse: "array[int]", max_ns: int) -> "Histogram":
         upper_s = [(i + 1) * US for i in range(FINE_US)] + [2**i * US for i in range(FINE_US.bit_length(), len(coarse))]
-        return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(direction.max_ns))
+        return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(max_ns))
 
     def __add__(self, other: "Histogram") -> "Histogram":
         """Both together."""

@@ -1,0 +1,70 @@
+"""Networks for tests, each with its own state folder (so that a run of somebody else is no obstacle), and sockets inside hosts."""
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from testbed.link import PathSpec
+from testbed.network import Network
+from testbed.owned import run_lock
+
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def inside(pid: int) -> Iterator[None]:
+    """Within, sockets made by this thread belong to the network namespace of `pid`."""
+    with open("/proc/self/ns/net") as own, open(f"/proc/{pid}/ns/net") as there:
+        assert _libc.setns(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert _libc.setns(own.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+
+
+@contextmanager
+def network(folder: Path, lanes: int = 1, path: PathSpec | None = None, congestion_control: str = "cubic") -> Iterator[Network]:
+    """A network whose state lies in `folder`."""
+    with run_lock(state_dir=folder) as run, Network(lanes, path or PathSpec(), congestion_control, run) as net:
+        yield net
+
+
+@pytest.fixture
+def udp_socket() -> Iterator[Callable[[int, str, int], socket.socket]]:
+    """Makes UDP sockets in the namespace of a process, bound to an address; closed at the end."""
+    made: list[socket.socket] = []
+
+    def make(pid: int, ip: str, port: int) -> socket.socket:
+        with inside(pid):
+            made.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made[-1].setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 2**23)
+        made[-1].setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2**23)
+        made[-1].bind((ip, port))
+        made[-1].settimeout(5)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def snapshot() -> dict[str, set[str]]:
+    """Interfaces, network namespaces and processes of this machine, kernel threads left out."""
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    spaces = subprocess.run(["lsns", "-n", "-t", "net", "-o", "NS"], capture_output=True, text=True, check=True).stdout
+    processes = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        if command:
+            processes.add(f"{entry.name} {command}")
+    return {"interfaces": {line.split(": ")[1] for line in links.splitlines()}, "namespaces": set(spaces.split()), "processes": processes}

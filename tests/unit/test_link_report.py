@@ -1,0 +1,184 @@
+"""Windows, lateness, rate error and verdict, from counters that are made up."""
+
+from array import array
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.errors import UserError
+from testbed.link import LinkReport, PathSpec
+from testbed.shapers.bottleneck import Bottleneck, constant
+from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness, Windows
+from testbed.shapers.messages import Direction, Stopped
+from testbed.shapers.userspace import Histogram, encode, link_rows, rate_error_pct, report
+from testbed.units import ns_from_s
+from traces.trace import OpportunityTrace, RateTrace
+
+MS = ns_from_s(1e-3)
+PACKETS_PER_WINDOW = 11
+
+
+def backlogged(lateness_ns, windows=20, rate_bps=PACKETS_PER_WINDOW * 1500 * 8 / 0.1 * 0.97):
+    """Windows of a link that is always backlogged, whose packet i is late by lateness_ns(i)."""
+    model = Bottleneck(constant(rate_bps, 0), 0, 10**9, 10**9)
+    book = Windows(model, 0)
+    for _ in range(windows * PACKETS_PER_WINDOW):
+        model.offer(0, 1500)
+    pending, i = [], 0
+    while model.due_ns is not None:
+        entry = model.take(model.due_ns)
+        pending.append((entry.departure_ns + lateness_ns(i), i, entry, lateness_ns(i)))
+        i += 1
+    model = Bottleneck(constant(rate_bps, 0), 0, 10**9, 10**9)
+    book = Windows(model, 0)
+    for _ in pending:
+        model.offer(0, 1500)
+    for now_ns, _, entry, late_ns in sorted(pending):
+        book.advance(now_ns)
+        book.served(entry, late_ns)
+    return book.rows
+
+
+def test_packets_that_straddle_windows_are_no_error():
+    rows = backlogged(lambda i: 0)
+    assert rate_error_pct(rows) == 0
+    per_window = [rows[i] for i in range(0, len(rows), COLUMNS)]
+    assert all(value == pytest.approx(PACKETS_PER_WINDOW * 1500 * 0.97, abs=0.01) for value in per_window)
+
+
+def test_constant_small_lateness_shifts_service_and_is_hardly_an_error():
+    assert rate_error_pct(backlogged(lambda i: MS // 5)) == pytest.approx(0.2 / 100 * 100 / 19, abs=0.05)  # only the first window is short
+
+
+def test_a_stall_is_an_error():
+    """Nothing for 20 ms once in 19 windows: 20 % are missing from one window and come in the next."""
+    stalled = backlogged(lambda i: max(0, 20 * MS - (i - 52) * 9 * MS) if i >= 52 else 0)
+    assert rate_error_pct(stalled) > 1
+
+
+def test_every_tenth_packet_late_by_its_own_service_time_is_an_error():
+    assert rate_error_pct(backlogged(lambda i: 9 * MS * (i % 10 == 0))) > 1
+
+
+@given(st.integers(0, 30 * MS), st.integers(0, 500 * MS), st.integers(0, 30 * MS))
+def test_a_late_packet_is_behind_at_each_window_end_in_between(begin_ns, service_ns, late_ns):
+    from testbed.shapers.bottleneck import Entry
+
+    book = Windows(Bottleneck(constant(1e6, 0), 0, 10**6), 0)
+    entry = Entry(begin_ns, begin_ns + service_ns, 1500, None)
+    book.served(entry, late_ns)
+    book.advance(2000 * MS)
+    for i in range(0, len(book.rows), COLUMNS):
+        end_ns = (i // COLUMNS + 1) * WINDOW_NS
+        due = min(max((end_ns - begin_ns) / service_ns, 0), 1) if service_ns else float(end_ns >= begin_ns)
+        served = min(max((end_ns - late_ns - begin_ns) / service_ns, 0), 1) if service_ns else float(end_ns - late_ns >= begin_ns)
+        assert book.rows[i + COLUMNS - 1] == pytest.approx((due - served) * 1500, abs=1e-6)
+
+
+def test_windows_say_what_was_allowed_wasted_dropped_and_queued():
+    model = Bottleneck(constant(1.2e6, 0), 0, 4500)  # 15000 bytes a window
+    book = Windows(model, 0)
+    for now_ns in (50 * MS, 50 * MS, 50 * MS, 50 * MS, 195 * MS):
+        book.advance(now_ns)
+        if not model.offer(now_ns, 1500):
+            book.drop(1500)
+    book.advance(300 * MS)
+    rows = link_rows("t", book.rows)
+    assert [row.allowed_bytes for row in rows] == [15000] * 3
+    assert [row.delivered_bytes for row in rows] == pytest.approx([4500, 750, 750])
+    assert [row.dropped_bytes for row in rows] == [1500, 0, 0]
+    assert [row.queue_bytes for row in rows] == [0, 1500, 0]
+    assert [row.start_s for row in rows] == pytest.approx([0, 0.1, 0.2])
+
+
+@given(st.lists(st.integers(0, 60 * MS), min_size=1, max_size=300))
+def test_quantiles_of_lateness(late):
+    counter = Lateness()
+    for value in late:
+        counter.add(value)
+    histogram = Histogram.of(direction(counter))
+    assert histogram.max_s == max(late) / 1e9
+    assert histogram.late_share == pytest.approx(sum(value >= 5 * MS for value in late) / len(late))
+    for q in (0.5, 0.99):
+        exact = sorted(late)[min(int(-(-q * len(late) // 1)) - 1, len(late) - 1)] / 1e9
+        assert exact <= histogram.quantile_s(q) + 1e-12
+        assert histogram.quantile_s(q) <= exact + 1.001e-6 if exact < FINE_US * 1e-6 else histogram.quantile_s(q) <= 2 * exact
+    row = histogram.row("t", "down")
+    assert sum(row.counts) == len(late) and row.upper_ms[: 2] == pytest.approx([0.001, 0.002][: len(row.upper_ms)])
+    for upper_ms, below in zip(row.upper_ms, [sum(row.counts[: i + 1]) for i in range(len(row.counts))], strict=True):
+        assert below == sum(value < upper_ms * MS for value in late)
+
+
+def direction(counter=None, **changes):
+    """A direction's counters of 1000 packets that were never late."""
+    if counter is None:
+        counter = Lateness()
+        for _ in range(1000):
+            counter.add(90_000)
+    values = {"packets_in": 1003, "packets_out": 1000, "inside": 1, "drops": {"queue": 2, "malformed": 0, "transmit": 0}, **changes}
+    return Direction(fine_us=counter.fine.tobytes(), coarse_us=counter.coarse.tobytes(), max_ns=counter.max_ns, **values)
+
+
+def made(down=None, interface_drops=0, rows=(), started_ns=5, **changes):
+    """A report of a good link, changed."""
+    stopped = Stopped(started_ns=started_ns, windows=0, windows_lost=0, wraps=0, down=down or direction(), up=direction(), **changes)
+    return report("t", stopped, array("d", rows), interface_drops, [])
+
+
+def test_a_good_link_passes():
+    good = made()
+    assert (good.verdict, good.reasons, good.uncounted_losses) == ("pass", (), 0)
+    assert good.drops == {"queue": 4, "malformed": 0, "transmit": 0}
+    assert good.lateness_p99_s == pytest.approx(90e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (made(started_ns=None), "never started"),
+        (made(direction(packets_out=999)), "lost uncounted"),
+        (made(direction(packets_out=1001)), "lost uncounted"),
+        (made(interface_drops=1), "lost uncounted"),
+        (made(rows=[1000, 0, 0, 0, 11]), "off by 1.10 %"),
+        (replace(made(), lateness_p99_s=1.01e-3), "p99"),
+        (replace(made(), late_share=1.1e-3), "later than 5 ms"),
+    ],
+)
+def test_each_rule_fails_a_link(bad, word):
+    assert bad.verdict == "fail" and len(bad.reasons) == 1 and word in bad.reasons[0]
+
+
+def test_only_backlogged_windows_judge_the_rate():
+    assert rate_error_pct(array("d", [1000, 1, 0, 0, 500, 1000, 0, 0, 0, 500])) == 0
+    assert rate_error_pct(array("d")) == 0
+
+
+@pytest.mark.parametrize("change", [{"rtt_s": -1}, {"rtt_s": float("nan")}, {"queue_bytes": 100}, {"back_end": "tc"}])
+def test_a_path_that_makes_no_sense_is_refused(change):
+    with pytest.raises(UserError, match="wanted"):
+        PathSpec(**change)
+
+
+def test_the_queue_in_bandwidth_delay_products():
+    assert PathSpec(rtt_s=0.08, queue_bytes=100_000).queue_bdp(10e6) == pytest.approx(1)
+
+
+def test_traces_go_to_the_relay_as_whole_ns_and_thousandths_of_bits():
+    request, numbers = encode(RateTrace("t", (0, 0.5, 1), (1e6, 0)), 0.25, lane=3)
+    assert (request.lane, request.points, request.rates, request.offset_ns) == (3, 3, 2, 250_000_000)
+    assert list(array("q", numbers)) == [0, 500_000_000, 1_000_000_000, 1_000_000_000, 0]
+    request, numbers = encode(OpportunityTrace("t", (0.001, 0.001, 1)), 0, lane=0)
+    assert (request.points, request.rates, list(array("q", numbers))) == (3, 0, [1_000_000, 1_000_000, 1_000_000_000])
+
+
+@pytest.mark.parametrize("offset_s", [-1, float("inf"), float("nan")])
+def test_a_bad_offset_is_refused(offset_s):
+    with pytest.raises(UserError, match="offset"):
+        encode(RateTrace("t", (0, 1), (1e6,)), offset_s, lane=0)
+
+
+def test_a_trace_below_resolution_is_refused():
+    with pytest.raises(UserError, match="carries nothing"):
+        encode(RateTrace("t", (0, 1), (1e-4,)), 0, lane=0)
