@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.context import Context
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
@@ -83,7 +84,18 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     _fill(model, folder)
     model.requires_grad_(False).eval()
     model.switch.cast(backbone.dtype)
+    _warm_up(model)
     return model
+
+
+@torch.inference_mode()
+def _warm_up(model: TaskModel) -> None:
+    """Two readings that nobody waits for: the first ones choose kernels and take several times as long."""
+    context = Context(model.backbone)
+    with model.backbone.lock:
+        model.switch.activate()
+        for _ in range(2):
+            context.extend(torch.zeros(1, model.layout.tokens, model.backbone.width, dtype=model.backbone.dtype))
 
 
 def new_model(llm: str, dtype: str, task: AbrTask, lora: LoraSettings, adapter_name: str = "") -> TaskModel:

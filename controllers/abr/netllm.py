@@ -17,16 +17,26 @@ class NetLLM(AbrPolicy):
 
     Differs from the paper's code: a session never sees another one's tokens, all of the session is in the context (not 20 steps), the most
     probable level is taken (not a sampled one), and the adapter learnt from a teacher's answers to every state it met.
+
+    | option | meaning |
+    | --- | --- |
+    | `adapter` | folder of an adapter made by `scripts/adapt`; default: the one that ships |
+    | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
+    | `dtype` | `bfloat16` or `float32` (about half as fast on a CPU with AVX512_BF16) |
+    | `threads` | CPU threads, for the whole process; more than one suffers badly when other processes want the same cores |
     """
 
     label = "NetLLM"
     colour = "#c2185b"
     citation = "Wu et al., NetLLM: Adapting Large Language Models for Networking, SIGCOMM 2024"
 
-    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16") -> None:
-        from netllm.adapter import load_adapter  # torch takes seconds: only who uses this policy pays
+    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16", threads: int = 1) -> None:
+        import torch  # takes seconds: only who uses this policy pays
+
+        from netllm.adapter import load_adapter
         from netllm.tasks.abr import AbrTask
 
+        torch.set_num_threads(threads)
         self._model = load_adapter(adapter or SHIPPED_ADAPTER, llm, dtype)
         if not isinstance(self._model.task, AbrTask):
             raise UserError(f"adapter {adapter} is for task {self._model.task.name}, wanted abr")

@@ -1,5 +1,7 @@
 """Cached keys and values: decisions equal those of full recomputation, whoever else is decided for, and cost the same at every chunk."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,17 @@ def test_two_adapters_on_one_backbone_are_switched_per_request(tmp_path):
             np.testing.assert_allclose(reader.decide([observed(*session, chunk)]), rows[:, chunk - 1], atol=2e-4)
     two.switch.remove()
     np.testing.assert_allclose(recomputed(one, session), expected[0], atol=1e-6)
+
+
+def test_two_threads_with_two_adapters_never_disturb_each_other(tmp_path):
+    folder = save_tiny(tmp_path)
+    models = [lively(folder, seed=seed, name=f"thread{seed}") for seed in (1, 2)]
+    session = played(11)
+    expected = [recomputed(each, session) for each in models]
+    with ThreadPoolExecutor(2) as pool:
+        for found, rows in zip(pool.map(lambda model: [read(model, session) for _ in range(3)], models), expected, strict=True):
+            for each in found:
+                np.testing.assert_allclose(each, rows, atol=2e-4)
 
 
 def test_bfloat16_decides_nearly_as_float32(tmp_path):
