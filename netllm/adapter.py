@@ -21,7 +21,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, READABLE, load_backbone
 from netllm.context import Context
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
@@ -41,6 +41,8 @@ def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype
     save_file({name: tensor.to(dtype) for name, tensor in model.switch.state().items()}, folder / LORA, metadata={"format": "pt"})
     modules = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(modules, folder / MODULES, metadata={"format": "pt"})
+    for name in (LORA, MODULES):
+        (folder / name).chmod(READABLE)
     config = model.switch.config
     config.base_model_name_or_path = model.backbone.name
     config.save_pretrained(str(folder))

@@ -47,7 +47,7 @@ def _front(facts: dict[str, Any]) -> list[str]:
         f"# NetLLM adapter for {facts['task']}",
         "",
         f"LoRA, encoders and head for the frozen backbone `{backbone['name']}` (width {backbone['width']}). Use: the policy `netllm`,",
-        "or `netllm.adapter.load_adapter(FOLDER)`. It imitates a scenario-MPC teacher. Trained on FCC broadband and Norwegian 3G throughput",
+        "or `netllm.adapter.load_adapter(FOLDER)`. It imitates a scenario-MPC teacher. Trained on FCC broadband and Norwegian 3G rates",
         "and on synthetic traces between 0.4 and 5 Mbit/s; other rates, and ladders with more levels, are outside that. For research.",
         "",
     ]

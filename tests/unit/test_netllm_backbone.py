@@ -116,6 +116,7 @@ def test_the_embedded_model_is_converted_once(fake_gguf, monkeypatch):
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == ROPE["hidden_size"]
     monkeypatch.setattr(module, "_convert", lambda *args: pytest.fail("converted twice"))
     assert prepare_embedded() == folder
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}, "a user's controller must read what root converted"
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
 
 
@@ -124,6 +125,14 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(fake_gguf, tm
     with pytest.raises(OSError, match="disk full"):
         prepare_embedded()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unwritable_cache_is_one_sentence(fake_gguf, monkeypatch):
+    monkeypatch.setattr(
+        module.tempfile, "TemporaryDirectory", lambda **kwargs: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UserError, match=r"can't be written \(Permission denied\), wanted a writable \$NETLLM_CACHE"):
+        prepare_embedded()
 
 
 def test_another_version_of_the_package_is_converted_anew(fake_gguf):
