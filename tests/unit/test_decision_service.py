@@ -76,7 +76,7 @@ async def client(url: str, policy: str, session: AbrSession = SESSION, seed: int
     try:
         yield client
     finally:
-        await client.close(1.0)
+        await client.close(0.3)
 
 
 async def failure(client: DecisionClient, deadline_s: float = 5.0) -> DecisionFailed:

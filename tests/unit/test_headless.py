@@ -17,13 +17,14 @@ import pytest
 from aiohttp import web
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
-from controllers.config import ControllerConfig
+from controllers.config import ControllerConfig, read_config
 from controllers.server import application as controller_application
 from controllers.sessions import Sessions
 from players import origin
 from players.config import OriginConfig, PlayerConfig
 from players.headless import PlayerRow, play
 from players.throughput import ThroughputEstimate
+from testbed.errors import UserError
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, StallRow
 from tests.unit.loopback import VIDEO, Process, listening, running
 
@@ -354,12 +355,12 @@ async def test_silence_ends_the_playback_by_progress_not_by_time() -> None:
         return response
 
     async with bad_origin(drip) as url, controller(Up) as asked:
-        rows = await rows_of(origin_url=url, controller_url=asked, no_progress_s=0.3)
+        rows = await rows_of(origin_url=url, controller_url=asked, no_progress_s=0.5)
         never.set()
     assert rows.end.end_reason == "stalled_too_long"
-    assert rows.end.detail == "short/2/5: no byte for 0.3 s"
+    assert rows.end.detail == "short/2/5: no byte for 0.5 s"
     assert len(rows.chunks) == 5
-    assert rows.chunks[2].download_s > 0.3
+    assert rows.chunks[2].download_s > 0.5
     assert rows.stalls[-1].end_s == pytest.approx(rows.end.wall_s)  # it stood still when it ended
 
 
@@ -472,9 +473,15 @@ async def test_the_process_plays_and_is_interrupted(tmp_path: Path) -> None:
 async def test_a_bad_config_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
     app = origin.application(OriginConfig(host="", videos=(SHORT,)))
     async with listening(app) as url:
-        config = msgspec.to_builtins(CONFIG) | {"origin_url": url} | change
-        with running("players.headless", config) as player:
-            assert await asyncio.to_thread(player.wait) == (2, [], f"{sentence}\n")
+        config = msgspec.json.encode(msgspec.to_builtins(CONFIG) | {"origin_url": url} | change).decode()
+        with pytest.raises(UserError) as raised:
+            await play(read_config(PlayerConfig, [config]), Rows().append)
+    assert str(raised.value) == sentence
+
+
+def test_a_bad_config_ends_the_process_with_code_2() -> None:
+    with running("players.headless", b"{}") as player:
+        assert player.wait() == (2, [], "PlayerConfig: Object missing required field `trial_id`\n")
 
 
 def test_the_player_is_light_and_configs_are_lighter() -> None:

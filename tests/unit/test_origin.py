@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from controllers.api import Manifest
+from controllers.config import read_config
 from players import origin
 from players.config import OriginConfig, OriginRequest
 from testbed.errors import UserError
@@ -236,9 +237,16 @@ def test_the_process_is_ready_ends_on_sigterm_and_a_port_in_use_is_one_sentence(
         assert first.end() == (0, [], "")
 
 
-@pytest.mark.parametrize("config", [b"", b"{", b"{}", b'{"host":"x","videos":[],"colour":1}', b"[" * 100_000])
-def test_a_bad_config_is_one_sentence(config: bytes) -> None:
-    with running("players.origin", config) as process:
+@pytest.mark.parametrize("config", ["{", "{}", '{"host":"x","videos":[],"colour":1}', "[" * 100_000, ""])
+def test_a_bad_config_is_one_sentence(config: str) -> None:
+    with pytest.raises(UserError, match=r"^OriginConfig: [^\n]+$"):
+        read_config(OriginConfig, [config])
+    with pytest.raises(UserError, match="2 arguments, wanted one"):
+        read_config(OriginConfig, [config, config])
+
+
+def test_a_bad_config_ends_the_process_with_code_2() -> None:
+    with running("players.origin", b"") as process:
         code, lines, errors = process.wait()
     assert (code, lines) == (2, [])
     assert errors.startswith("OriginConfig: ")
