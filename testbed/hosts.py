@@ -1,5 +1,6 @@
 """Processes and Mininet hosts of a run: each dies with the testbed, is recorded as ours, and is ended when the run ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from testbed.errors import TestbedError, UserError
 from testbed.owned import Run
 
 TERM_S = 1.0
-"""Between SIGTERM and SIGKILL."""
+"""From SIGTERM to SIGKILL."""
+KILL_S = 5.0
+"""For the kernel to carry SIGKILL out."""
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -28,6 +31,7 @@ class Spawner:
         self._run = run
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
         self._started: list[subprocess.Popen[bytes]] = []
+        self._ended = False
 
     def spawn(
         self, argv: Sequence[str], *, namespace_pid: int | None = None, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **popen: Any
@@ -47,24 +51,29 @@ class Spawner:
         return self._thread.submit(self._start, command, self._run.environment(dict(os.environ if env is None else env)), popen).result()
 
     def _start(self, command: Sequence[str], env: dict[str, str], popen: dict[str, Any]) -> subprocess.Popen[bytes]:
+        if self._ended:
+            raise TestbedError(f"{command[-1]} can't be started: the network is down")
         process = subprocess.Popen(command, env=env, **popen)
         self._started = [old for old in self._started if old.returncode is None]
         self._started.append(process)
         self._run.add_process(process.pid, " ".join(command)[:200])
         return process
 
-    def end(self) -> None:
-        """End everything that was started and still runs: SIGTERM to its process group, SIGKILL after a second. No start is possible after it."""
-        self._thread.shutdown(wait=True)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self._started:
+    def end(self, shells: Sequence[subprocess.Popen[bytes]]) -> None:
+        """End everything that was started and still runs: SIGTERM to its process group, SIGKILL after a second; `shells`, which ignore SIGTERM, last."""
+        self._thread.submit(self._end, shells).result()
+        self._thread.shutdown()  # only now: the death signal would come with the thread's end
+
+    def _end(self, shells: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._ended = True
+        others = [process for process in self._started if process not in shells]
+        for number, patience_s, processes in ((signal.SIGTERM, TERM_S, others), (signal.SIGKILL, KILL_S, others), (signal.SIGKILL, KILL_S, shells)):
+            for process in processes:
                 _signal_group(process, number)
-            deadline_s = now_s() + TERM_S
-            for process in self._started:
-                try:
+            deadline_s = now_s() + patience_s
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(deadline_s - now_s(), 0))
-                except subprocess.TimeoutExpired:
-                    continue
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -101,13 +110,6 @@ def _host_class() -> type:
             return self._spawner.start([*DIE_WITH_PARENT, *cmd], **params)
 
     return OwnedHost
-
-
-def stop_host(host: Any) -> None:
-    """End a host's shell (and so, when nothing else runs in it, its namespace) without waiting for bash's farewell."""
-    if host.shell and host.shell.poll() is None:
-        host.shell.kill()
-    host.terminate()
 
 
 def run_scripts(spawner: Spawner, scripts: Mapping[Any, str]) -> dict[Any, str]:

@@ -5,21 +5,19 @@ address. Neighbours are static, IPv6 is off, TCP's settings are set in each host
 """
 
 import re
-import signal
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from types import TracebackType
+from typing import Any, Self
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
 from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
-from testbed.hosts import Spawner, make_host, run_scripts, stop_host
+from testbed.hosts import Spawner, make_host, run_scripts
 from testbed.link import Endpoint, Link, LinkSet, PathSpec
-from testbed.owned import Run, require_root
+from testbed.owned import Run, require_root, undisturbed
 
 MAX_LANES = 64
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
@@ -80,14 +78,12 @@ class Network:
         self._hosts: list[Any] = []
         self._links: LinkSet | None = None
         self._spawner: Spawner | None = None
-        self._old_handler: Any = None
         self.lanes: tuple[Lane, ...] = ()
         self.facts: dict[str, object] = {}
         """What was set and read back, for the run's header."""
 
     def __enter__(self) -> Self:
         require_root()
-        self._catch_sigterm()
         begin_s = now_s()
         try:
             self._spawner = Spawner(self._run)
@@ -155,43 +151,17 @@ class Network:
         self._undo()
 
     def _undo(self) -> None:
-        """End processes, relay and hosts; a second Ctrl-C meanwhile is ignored."""
-        with _undisturbed():
+        """End processes, relay and hosts; Ctrl-C and SIGTERM meanwhile are ignored."""
+        with undisturbed():
             try:
                 if self._spawner:
-                    self._spawner.end()
+                    self._spawner.end([host.shell for host in self._hosts])
             finally:
                 if self._links:
                     self._links.close()
                 for host in self._hosts:
-                    stop_host(host)
+                    host.terminate()
                 self._hosts, self._links, self._spawner, self.lanes = [], None, None, ()
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
-            self._old_handler = None
-
-    def _catch_sigterm(self) -> None:
-        """Unless somebody sees to SIGTERM already, let it raise SystemExit, so that everything is undone."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self._old_handler = signal.signal(signal.SIGTERM, _exit_on_signal)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM within (in the main thread; others never see them)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _open_links(path: PathSpec, spawner: Spawner, folder: Path) -> LinkSet:

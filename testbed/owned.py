@@ -13,11 +13,12 @@ import select
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from types import FrameType, TracebackType
+from typing import IO, NoReturn, Self
 
 import msgspec
 
@@ -73,8 +74,29 @@ def require_root() -> None:
         raise UserError(f"this needs root because it makes network namespaces and interfaces, and runs as user {os.geteuid()}; use sudo, or --simulate")
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM within; does nothing outside the main thread, which alone gets to see them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 class Run:
-    """Context manager: this process's claim to be the only run, and the record of what it makes. Cleans up after killed runs first."""
+    """Context manager: this process's claim to be the only run, and the record of what it makes. Cleans up after killed runs first.
+
+    Within, SIGTERM raises SystemExit (unless somebody handles it already), so that everything is undone.
+    """
 
     def __init__(self, run_id: str, state_dir: Path = STATE_DIR) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", run_id) or run_id.startswith("."):
@@ -87,6 +109,7 @@ class Run:
         self._state_dir = state_dir
         self._lock: int | None = None
         self._record: IO[bytes] | None = None
+        self._handles_sigterm = False
 
     def __enter__(self) -> Self:
         self._lock = _lock(self._state_dir)
@@ -95,6 +118,9 @@ class Run:
             self.folder.mkdir(mode=0o755)
             self._record = open(self.folder / "owned.jsonl", "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
             self._write(Header(self.run_id, self.token, _boot_id(), os.getpid(), start_ticks(os.getpid()) or 0))
+            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, _exit_on_signal)
+                self._handles_sigterm = True
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -137,14 +163,17 @@ class Run:
         return _kill(_living(self.token, []))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._record:
-            self.kill_stragglers()
-            self._record.close()
-            self._record = None
-            shutil.rmtree(self.folder)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        with undisturbed():
+            if self._record:
+                self.kill_stragglers()
+                self._record.close()
+                self._record = None
+                shutil.rmtree(self.folder)
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+        if self._handles_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,16 +55,28 @@ def udp_socket() -> Iterator[Callable[[int, str, int], socket.socket]]:
         one.close()
 
 
-def snapshot() -> dict[str, set[str]]:
-    """Interfaces, network namespaces and processes of this machine, kernel threads left out."""
+def interfaces() -> set[str]:
+    """Of the root network namespace."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    spaces = subprocess.run(["lsns", "-n", "-t", "net", "-o", "NS"], capture_output=True, text=True, check=True).stdout
-    processes = set()
+    return {line.split(": ")[1] for line in links.splitlines()}
+
+
+def descendants(mark: str) -> dict[int, str]:
+    """Processes (pid to command line) that inherited an environment with `mark` in it: all that a marked process started, at any depth."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if mark.encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue
-        if command:
-            processes.add(f"{entry.name} {command}")
-    return {"interfaces": {line.split(": ")[1] for line in links.splitlines()}, "namespaces": set(spaces.split()), "processes": processes}
+    return found
+
+
+def namespaces(pids: Iterable[int]) -> set[str]:
+    """Network namespaces of processes."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/ns/net"))
+    return found
