@@ -84,8 +84,10 @@ def _broken_invariants(
     mode: str,
 ) -> list[str]:
     """Sentences on what a trial promised and did not keep."""
-    if end is None or end.end_reason != "complete":
-        return [f"ended early: {end.end_reason if end else 'the player died'}"]
+    if end is None:
+        return ["ended early: the player died"]
+    if end.end_reason != "complete":
+        return [f"ended early: {end.end_reason}" + (f" ({end.detail})" if end.detail else "")]
     problems = []
     if [chunk.index for chunk in chunks] != list(range(playback.chunks)):
         problems.append(f"{len(chunks)} chunks were played, wanted {playback.chunks} in order")

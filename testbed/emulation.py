@@ -160,7 +160,9 @@ class LanePlayer:
                 recorder.row(decoder.decode(line))
             code = self._player.wait()
             errors.seek(0)
-            return f"the player ended with code {code}: {errors.read().decode(errors='replace').strip()[-500:]}" if code else ""
+            said = errors.read().decode(errors="replace")
+            recorder.log(said)
+            return f"the player ended with code {code}: {said.strip()[-500:]}" if code else ""
 
     def _player_config(self, trial: Trial) -> PlayerConfig:
         return PlayerConfig(

@@ -43,6 +43,12 @@ class Recorder:
         """A sentence for the user."""
         self._view.note(text)
 
+    def log(self, text: str) -> None:
+        """What a player said on its standard error: why decisions fell back, above all."""
+        if text:
+            with (self._folder.path / "players.log").open("a", encoding="utf-8") as log:
+                log.write(text)
+
     def close(self, trial_id: str, path: PathFacts) -> None:
         """A trial is over: judge it and write its row."""
         trial = self._trials[trial_id]
