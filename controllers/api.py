@@ -37,7 +37,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class AbrSession:
-    """What stays the same during one playback. `chunks` are played (at most `len(video.sizes_bytes)`); chunk 0 has `first_level`, undecided."""
+    """What stays the same during one playback: the first `chunks` chunks are played, of which chunk 0 has `first_level`, undecided."""
 
     session_id: str
     video: Manifest
@@ -114,7 +114,8 @@ class AbrObservation:
 class AbrPolicy(ABC):
     """An adaptive-bitrate algorithm. One file in `controllers/abr/` named like the policy, or any file given to `--policies`.
 
-    `__init__` takes the policy's options as keyword arguments with defaults (`--policies fixed+level=3`); `reset` starts a session; all randomness comes from `self.rng`.
+    `__init__` takes the policy's options as keyword arguments with defaults (`--policies fixed+level=3`); `reset` starts a session; all
+    randomness comes from `self.rng`.
     """
 
     label: ClassVar[str] = ""

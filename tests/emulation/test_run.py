@@ -15,6 +15,13 @@ import pytest
 pytestmark = [pytest.mark.emulation, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes network namespaces")]
 
 CLI = [sys.executable, "-m", "testbed.cli"]
+MINE = """
+from controllers.api import AbrPolicy
+
+class Mine(AbrPolicy):
+    def decide(self, observation):
+        return 3
+"""
 FAULTY = """
 import time
 from controllers.api import AbrPolicy
@@ -107,7 +114,7 @@ def controller_of(process: subprocess.Popen[str]) -> int:
 
 def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text("from controllers.api import AbrPolicy\n\nclass Mine(AbrPolicy):\n    def decide(self, observation):\n        return 3\n")
+    mine.write_text(MINE)
     process = start(tmp_path, trace, "--policies", f"bba,{mine}", "--chunks", "5", "--trials", "1", "--seeds", "1,2")
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0, (out, errors)
@@ -120,7 +127,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> Non
     assert set(summary["policies"]) == {"bba", "mine"}
     for policy in summary["policies"].values():
         assert policy["trials"] + policy["invalid"] == 2
-        assert policy["decisions"] + 0 <= 8 and policy["fallbacks"] == 0
+        assert policy["decisions"] <= 8 and policy["fallbacks"] == 0
     trials = polars.read_parquet(folder / "trials.parquet")
     assert trials.height == 4
     assert set(trials["end_reason"]) == {"complete"}

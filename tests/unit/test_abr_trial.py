@@ -1,13 +1,15 @@
 """A trial's row: what the chunks add up to, and what makes a trial invalid."""
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
 from controllers.api import AbrSession, Manifest
 from testbed.abr import PathFacts, most_bytes, trial_row
-from testbed.records import PlaybackEndRow, Row
-from testbed.twin import SimulationJob, simulate
+from testbed.records import ChunkRow, PlaybackEndRow, Row
 from testbed.trial import Trial
+from testbed.twin import SimulationJob, simulate
 from traces.trace import OpportunityTrace, RateTrace
 
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 6)
@@ -33,22 +35,34 @@ def test_the_row_adds_up(rows: list[Row]) -> None:
     assert row.startup_s == pytest.approx(150_000 * 8 / (2e6 * 0.95) + 0.08)
 
 
+def without(**values) -> Callable[[Row], list[Row]]:
+    """Leaves out rows in which a field has a value."""
+    ((name, value),) = values.items()
+    return lambda row: [] if getattr(row, name, None) == value else [row]
+
+
+def changed(kind: type, index: int | None = None, **values) -> Callable[[Row], list[Row]]:
+    """Changes fields of the rows of a kind (of one index, if given)."""
+
+    def change(row: Row) -> list[Row]:
+        return [msgspec.structs.replace(row, **values) if isinstance(row, kind) and index in (None, row.index) else row]
+
+    return change
+
+
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("change", "reason"),
     [
-        (lambda rows: [row for row in rows if not isinstance(row, PlaybackEndRow)], "the player died"),
-        (lambda rows: [r for r in rows if getattr(r, "index", None) != 3], "5 chunks were played, wanted 6"),
-        (lambda rows: [r for r in rows if getattr(r, "chunk_index", None) != 3], "4 decisions were taken, wanted 5"),
-        (lambda rows: [msgspec.structs.replace(r, size_bytes=7) if getattr(r, "index", 0) == 2 else r for r in rows], "differs from the manifest"),
-        (lambda rows: [msgspec.structs.replace(r, played_s=r.played_s + 1) if isinstance(r, PlaybackEndRow) else r for r in rows], "the wall time"),
-        (
-            lambda rows: [msgspec.structs.replace(r, end_reason="stalled_too_long") if isinstance(r, PlaybackEndRow) else r for r in rows],
-            "ended early: stalled_too_long",
-        ),
+        (lambda row: [] if isinstance(row, PlaybackEndRow) else [row], "the player died"),
+        (without(index=3), "5 chunks were played, wanted 6"),
+        (without(chunk_index=3), "4 decisions were taken, wanted 5"),
+        (changed(ChunkRow, index=2, size_bytes=7), "differs from the manifest"),
+        (changed(PlaybackEndRow, played_s=99.0), "the wall time"),
+        (changed(PlaybackEndRow, end_reason="stalled_too_long", detail="no byte"), "ended early: stalled_too_long (no byte)"),
     ],
 )
-def test_a_broken_invariant_makes_the_trial_invalid(rows: list[Row], broken, reason: str) -> None:
-    row = trial_row(TRIAL, SESSION, broken(rows), PathFacts(), "simulation")
+def test_a_broken_invariant_makes_the_trial_invalid(rows: list[Row], change: Callable[[Row], list[Row]], reason: str) -> None:
+    row = trial_row(TRIAL, SESSION, [new for old in rows for new in change(old)], PathFacts(), "simulation")
     assert not row.valid
     assert reason in row.invalid_reason
 
