@@ -45,7 +45,7 @@ def changed(kind: type, index: int | None = None, **values) -> Callable[[Row], l
     """Changes fields of the rows of a kind (of one index, if given)."""
 
     def change(row: Row) -> list[Row]:
-        return [msgspec.structs.replace(row, **values) if isinstance(row, kind) and index in (None, row.index) else row]
+        return [msgspec.structs.replace(row, **values) if isinstance(row, kind) and index in (None, getattr(row, "index", None)) else row]
 
     return change
 
