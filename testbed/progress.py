@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pwd
 import select
 import signal
 import subprocess
@@ -75,7 +74,7 @@ class Progress:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {}), **_home(user)},
+            env={**os.environ, **(env or {})},
             cwd=cwd,
             pass_fds=tuple(keep_open),
             process_group=0,
@@ -160,12 +159,3 @@ def termination_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _home(user: User | None) -> dict[str, str]:
-    if user is None:
-        return {}
-    try:
-        return {"HOME": pwd.getpwuid(user[0]).pw_dir}
-    except KeyError:
-        return {}

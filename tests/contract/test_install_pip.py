@@ -15,7 +15,8 @@ from testbed import install
 from testbed.install import _read_state, lacks, set_up
 from testbed.progress import CommandFailed, Progress
 
-UNIT = Path(__file__).parents[1] / "unit"
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent / 'unit'}"}
 CAPABLE = install._can_make_venv(Path("/usr/bin/python3"))
 pytestmark = pytest.mark.skipif(not CAPABLE, reason="/usr/bin/python3 can't make virtual environments")
 
@@ -34,7 +35,7 @@ def test_from_nothing_through_failures_and_a_kill_to_ready(tmp_path):
     fail.unlink()
 
     hang.touch()
-    child = subprocess.Popen([sys.executable, "-c", SET_UP, str(tmp_path)], cwd=UNIT)
+    child = subprocess.Popen([sys.executable, "-c", SET_UP, str(tmp_path)], env=ENVIRONMENT)
     wait_for(hanging)
     child.kill()
     child.wait()
@@ -56,7 +57,7 @@ def test_from_nothing_through_failures_and_a_kill_to_ready(tmp_path):
 def test_ctrl_c_stops_pip_and_leaves_what_was_there(tmp_path):
     recipe = write(tmp_path)
     (tmp_path / "hang").touch()
-    child = subprocess.Popen([sys.executable, "-c", SET_UP, str(tmp_path)], cwd=UNIT)
+    child = subprocess.Popen([sys.executable, "-c", SET_UP, str(tmp_path)], env=ENVIRONMENT)
     wait_for(tmp_path / "hanging")
     child.send_signal(signal.SIGTERM)
     assert child.wait(30) == 130

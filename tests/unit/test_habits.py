@@ -1,6 +1,7 @@
 """The project's habits, held by machine: names, sizes, imports, what is never committed. Ruff, mypy and import-linter hold the others."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("testbed", "traces", "controllers", "players", "netllm")
 ENGINE = sorted(path for name in PACKAGES for path in (CHECKOUT / name).rglob("*.py"))
 PYTHON = [*ENGINE, *sorted((CHECKOUT / "tests").rglob("*.py"))]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 LARGEST_BYTES = 12_000_000
 
 
@@ -71,13 +73,13 @@ def test_every_module_stands_in_a_layer():
 )
 def test_what_runs_as_root_loads_no_language_model(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'netllm'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("module", ["install", "debian", "progress", "checks", "host", "doctor"])
 def test_the_set_up_needs_only_the_standard_library(module):
-    isolated = subprocess.run([sys.executable, "-S", "-c", f"import testbed.{module}"], cwd=CHECKOUT, check=False)
-    assert isolated.returncode == 0
+    command = [sys.executable, "-S", "-c", f"import testbed.{module}"]
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
 
 
 def test_no_registry_and_no_path_of_a_machine_is_named():
