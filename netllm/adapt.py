@@ -10,7 +10,9 @@ machine; with `--minutes` the number of steps, and so the weights, depend on its
 
 import csv
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -115,7 +117,7 @@ class Run:
     """One training run: the model, the pools of experience, and how far it is."""
 
     def __init__(self, settings: AdaptSettings, console: Console) -> None:
-        self.settings, self.console = settings, console
+        self.settings, self.console, self.commit = settings, console, _commit()
         if settings.out.exists() and any(settings.out.iterdir()) and not settings.resume:
             raise UserError(f"{settings.out}: is not empty, wanted a new folder (or --resume)")
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -280,7 +282,8 @@ class Run:
         return {
             "trained": {
                 "utc": utc_now().isoformat(timespec="seconds"),
-                "commit": _commit(),
+                "commit": self.commit,
+                "command": _command(),
                 "seed": settings.collect.seed,
                 "steps": self.progress.step,
                 "minutes": round(self.progress.elapsed_s / 60, 1),
@@ -331,6 +334,12 @@ def _commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _command() -> str:
+    """How to do it again, but for the folders."""
+    program = Path(sys.argv[0])
+    return shlex.join([f"{program.parent.name}/{program.name}", *sys.argv[1:]]) if program.name == "adapt" else "netllm.adapt(...)"
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,16 @@ def _front(facts: dict[str, Any]) -> list[str]:
 def _training(trained: dict[str, Any]) -> list[str]:
     source = trained["experience"]
     sets = "; ".join(f"{each['name']}/{each['split']}, {each['traces']} traces, sha256 `{each['sha256'][:16]}`" for each in source["sets"])
-    held_out = ", ".join(source["held_out"])
+    kinds = Counter(each.partition(":")[0] for each in source["held_out"])
+    held_out = ", ".join(f"{count} {kind}s" for kind, count in sorted(kinds.items()))
     return [
         "## Training",
         "| | |",
         "| --- | --- |",
         f"| date, commit | {trained['utc']}, `{trained['commit'][:12]}` |",
-        "| command | `scripts/adapt abr` with the settings in `netllm.json` |",
+        f"| command | `{trained['command']}` |",
         f"| data | {sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%}) |",
-        f"| held out for validation | {held_out}; fcc/valid |",
+        f"| held out for validation | {held_out} (named in `netllm.json`); fcc/valid |",
         f"| sessions | {' + '.join(map(str, trained['sessions']))} (collected + DAgger), labelled by the teacher |",
         f"| seed | {trained['seed']} |",
         f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min |",
