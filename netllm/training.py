@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from netllm.experience import Episode
 from netllm.model import ALLOWED, TaskModel, as_tensors
 from netllm.tasks.abr import AbrTask, session_features, slots
+from testbed.errors import UserError
 
 LABEL = "label"
 WEIGHT = "weight"
@@ -150,9 +152,17 @@ def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
 
 
 def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress | None:
-    """Set weights and moments from the newest checkpoint; None when there is none."""
+    """Set weights and moments from the newest checkpoint; None when there is none. Raises `UserError` when it is another model's."""
     if not (folder / POINTER).is_file():
         return None
+    try:
+        return _load_newest(folder, model, optimiser)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / POINTER}: can't be resumed ({reason}), wanted the settings the run was started with") from error
+
+
+def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress:
     facts: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
     newest = folder / facts.pop("folder")
     weights = load_file(newest / "weights.safetensors")

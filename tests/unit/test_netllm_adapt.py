@@ -149,6 +149,17 @@ def test_a_checkpoint_that_was_cut_short_is_never_pointed_at(settings, monkeypat
     run.model.switch.remove()
 
 
+def test_resuming_with_another_rank_is_one_sentence(settings):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    run._advance()
+    run.model.switch.remove()
+    other = Run(replace(settings, resume=True, lora=LoraSettings(rank=3)), QUIET)
+    with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(.*\), wanted the settings the run was started with"):
+        other.start()
+    other.model.switch.remove()
+
+
 def test_training_overfits_a_few_sessions(settings):
     model = lively(Path(settings.llm), name="overfit")
     run = Run(replace(settings, rounds=0), QUIET)
