@@ -23,7 +23,7 @@ from testbed.network import Lane, Network
 from testbed.prepared import Prepared
 from testbed.recorder import Recorder
 from testbed.records import Row
-from testbed.trial import Trial, default_lanes
+from testbed.trial import Trial, lanes
 from testbed.units import ms_from_s, s_from_ms
 from testbed.user import invoking_user
 
@@ -37,7 +37,7 @@ def emulated(prepared: Prepared) -> Iterator["Emulation"]:
     owned.require_root()
     experiment, trials = prepared.experiment, prepared.trials
     path = PathSpec(rtt_s=s_from_ms(experiment.rtt_ms), queue_bytes=experiment.queue, back_end=experiment.link)
-    count = default_lanes(experiment, trials)
+    count = lanes(experiment, len(prepared.policies), len(trials))
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
         network = stack.enter_context(Network(count, path, experiment.cc, run))

@@ -44,12 +44,12 @@ class Experiment:
     """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
     player: Literal["headless"] = "headless"
     """The player: headless behaves like dash.js 5."""
-    trials: int | Literal["all"] = 1
+    trials: int | Literal["all"] = 3
     """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
     seeds: _CommaIntegers = (1,)
     """Seeds of the policies; each gives one trial per policy and trace."""
     parallel: int | None = None
-    """Lanes side by side, each with its own emulated path. Default: one for each policy, at most 8."""
+    """Lanes side by side, each with its own emulated path. Default: all trials of as many traces as fit in 12 lanes."""
     chunks: int = 48
     """Chunks to play, 2 to 48."""
     video: str | None = None

@@ -7,6 +7,9 @@ from typing import Literal
 from testbed.spec import Experiment
 from traces.trace import Trace
 
+DEFAULT_LANES = 12
+"""Most lanes unless told otherwise: two cores run them with the link's verdict `pass`, a language model deciding beside them."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -38,7 +41,7 @@ def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace
     return tuple(trials)
 
 
-def default_lanes(experiment: Experiment, trials: Sequence[Trial], most: int = 8) -> int:
-    """How many lanes to run side by side: as asked, else one for each policy up to `most`."""
-    wanted = experiment.parallel or min(len(experiment.policy_references), most)
-    return min(wanted, len(trials))
+def lanes(experiment: Experiment, policies: int, trials: int) -> int:
+    """Lanes to run side by side: as asked, else as many whole groups of compared trials as fit in `DEFAULT_LANES`."""
+    groups = max(1, DEFAULT_LANES // policies)
+    return min(experiment.parallel or min(groups * policies, DEFAULT_LANES), trials)

@@ -2,11 +2,12 @@
 
 from itertools import groupby
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.spec import Experiment
-from testbed.trial import default_lanes, plan, spread
+from testbed.trial import lanes, plan, spread
 from traces.trace import RateTrace
 
 TRACES = [RateTrace(f"trace{i}", (0.0, 10.0), (1e6 + i,)) for i in range(7)]
@@ -30,8 +31,9 @@ def test_traces_are_spread_over_the_set() -> None:
     assert spread(TRACES, "all") == tuple(TRACES) == spread(TRACES, 99)
 
 
-def test_lanes_are_one_for_each_policy_unless_told() -> None:
-    grid = plan(Experiment(trials=3), ["a", "b"], TRACES)
-    assert default_lanes(Experiment(policies="a,b", trials=3), grid) == 2
-    assert default_lanes(Experiment(policies="a,b", trials=3, parallel=5), grid) == 5
-    assert default_lanes(Experiment(policies="a,b", parallel=32), grid) == len(grid)
+@pytest.mark.parametrize(
+    ("parallel", "policies", "trials", "wanted"),
+    [(None, 4, 12, 12), (None, 4, 400, 12), (None, 5, 400, 10), (None, 1, 3, 3), (None, 20, 40, 12), (5, 4, 12, 5), (32, 4, 12, 12)],
+)
+def test_lanes_hold_whole_groups_unless_told(parallel: int | None, policies: int, trials: int, wanted: int) -> None:
+    assert lanes(Experiment(parallel=parallel), policies, trials) == wanted
