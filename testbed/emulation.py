@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest, PlayerConfig
+from players.config import OriginConfig, OriginLine, OriginReady, PlayerConfig
 from testbed import owned
 from testbed.abr import PathFacts
 from testbed.controller import PORT, Controller
@@ -47,7 +47,9 @@ def emulated(prepared: Prepared) -> Iterator["Emulation"]:
         players = [LanePlayer(lane, prepared, controller) for lane in network.lanes]
         for player in players:
             stack.callback(player.stop)
-            player.start_origin()
+            player.launch()
+        for player in players:
+            player.wait_ready()
         controller.wait_ready()
         yield Emulation(trials, players, controller, dict(network.facts))
 
@@ -96,20 +98,24 @@ class LanePlayer:
         self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
         self._origin: subprocess.Popen[bytes] | None = None
         self._player: subprocess.Popen[bytes] | None = None
-        self._sent_bytes: collections.Counter[str] = collections.Counter()
+        self._next: _Player | None = None
+        self._recorder: Recorder | None = None
         self._stopped = False
         self.error: Exception | None = None
 
-    def start_origin(self) -> None:
-        """Start the lane's origin server and wait until it listens."""
+    def launch(self) -> None:
+        """Start the lane's origin server and its first player, which costs most of a second of imports. Call `wait_ready` next."""
         start_socket = str(self._lane.link.start_path)
         config = OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=start_socket)
-        self._origin = self._lane.popen_server(
-            [sys.executable, "-m", "players.origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._origin.stdin and self._origin.stdout
+        self._origin = self._lane.popen_server([sys.executable, "-m", "players.origin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._origin.stdin
         with self._origin.stdin as stdin:
             stdin.write(msgspec.json.encode(config))
+        self._next = _Player(self._lane)
+
+    def wait_ready(self) -> None:
+        """Block until the origin listens. Raises `TestbedError` when it ends instead."""
+        assert self._origin and self._origin.stdout
         line = self._origin.stdout.readline()
         if not line or not isinstance(msgspec.json.decode(line, type=OriginLine), OriginReady):
             raise TestbedError(f"the origin of lane {self._lane.index} ended with code {self._origin.wait()} before it listened")
@@ -117,14 +123,13 @@ class LanePlayer:
 
     def _read_origin(self) -> None:
         assert self._origin and self._origin.stdout
-        decoder = msgspec.json.Decoder(OriginLine)
         for line in self._origin.stdout:
-            request = decoder.decode(line)
-            if isinstance(request, OriginRequest) and request.complete:
-                self._sent_bytes[request.session] += request.bytes_sent
+            if self._recorder:
+                self._recorder.request(line)
 
     def play_all(self, waiting: "collections.deque[Trial]", recorder: Recorder) -> None:
         """Play trials from `waiting` until none is left."""
+        self._recorder = recorder
         try:
             while not self._stopped:
                 try:
@@ -148,21 +153,13 @@ class LanePlayer:
 
     def _playback(self, trial: Trial, recorder: Recorder) -> str:
         """Run the player; returns why it failed, or nothing."""
-        with tempfile.TemporaryFile() as errors:
-            self._player = self._lane.popen_client(
-                [sys.executable, "-m", "players.headless"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-            )
-            assert self._player.stdin and self._player.stdout
-            with self._player.stdin as stdin:
-                stdin.write(msgspec.json.encode(self._player_config(trial)))
-            decoder = msgspec.json.Decoder(Row)
-            for line in self._player.stdout:
-                recorder.row(decoder.decode(line))
-            code = self._player.wait()
-            errors.seek(0)
-            said = errors.read().decode(errors="replace")
-            recorder.log(said)
-            return f"the player ended with code {code}: {said.strip()[-500:]}" if code else ""
+        player, self._next = self._next or _Player(self._lane), None
+        self._player = player.process
+        for row in player.play(self._player_config(trial)):
+            recorder.row(row)
+        code, said = player.end()
+        recorder.log(said)
+        return f"the player ended with code {code}: {said.strip()[-500:]}" if code else ""
 
     def _player_config(self, trial: Trial) -> PlayerConfig:
         return PlayerConfig(
@@ -193,7 +190,33 @@ class LanePlayer:
     def stop(self) -> None:
         """End the lane's processes; callable twice."""
         self._stopped = True
-        for process in (self._player, self._origin):
+        for process in (self._player, self._next.process if self._next else None, self._origin):
             if process and process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+class _Player:
+    """A player's process, which waits for its config."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
+        self.process = lane.popen_client(
+            [sys.executable, "-m", "players.headless"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+        )
+
+    def play(self, config: PlayerConfig) -> Iterator[Row]:
+        """Let it play; its rows as they come."""
+        assert self.process.stdin and self.process.stdout
+        with self.process.stdin as stdin:
+            stdin.write(msgspec.json.encode(config))
+        decoder = msgspec.json.Decoder(Row)
+        for line in self.process.stdout:
+            yield decoder.decode(line)
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and what it said on its standard error."""
+        code = self.process.wait()
+        with self._errors as errors:
+            errors.seek(0)
+            return code, errors.read().decode(errors="replace")

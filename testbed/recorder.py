@@ -49,6 +49,11 @@ class Recorder:
             with (self._folder.path / "players.log").open("a", encoding="utf-8") as log:
                 log.write(text)
 
+    def request(self, line: bytes) -> None:
+        """A line of an origin's log (`players.config.OriginRequest`)."""
+        with (self._folder.path / "requests.jsonl").open("ab") as log:
+            log.write(line)
+
     def close(self, trial_id: str, path: PathFacts) -> None:
         """A trial is over: judge it and write its row."""
         trial = self._trials[trial_id]
