@@ -17,6 +17,7 @@ TERM_S = 1.0
 """From SIGTERM to SIGKILL."""
 KILL_S = 5.0
 """For the kernel to carry SIGKILL out."""
+SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -34,9 +35,15 @@ class Spawner:
         self._ended = False
 
     def spawn(
-        self, argv: Sequence[str], *, namespace_pid: int | None = None, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **popen: Any
+        self,
+        argv: Sequence[str],
+        *,
+        namespace_pid: int | None = None,
+        user: tuple[int, int] | None = None,
+        env: Mapping[str, str] | None = None,
+        **popen: Any,
     ) -> subprocess.Popen[bytes]:
-        """Start `argv` in its own session and process group, in the namespaces of `namespace_pid`, as `user` (uid, gid); else ours and root."""
+        """Start `argv` in a session of its own, in the namespaces of `namespace_pid` (else ours), as `user` (uid, gid; else root)."""
         command = [*DIE_WITH_PARENT]
         if namespace_pid is not None:
             command += ["mnexec", "-da", str(namespace_pid)]
@@ -60,14 +67,15 @@ class Spawner:
         return process
 
     def end(self, shells: Sequence[subprocess.Popen[bytes]]) -> None:
-        """End everything that was started and still runs: SIGTERM to its process group, SIGKILL after a second; `shells`, which ignore SIGTERM, last."""
+        """End everything that still runs: SIGTERM to its process group, SIGKILL after a second; `shells`, deaf to SIGTERM, last."""
         self._thread.submit(self._end, shells).result()
         self._thread.shutdown()  # only now: the death signal would come with the thread's end
 
     def _end(self, shells: Sequence[subprocess.Popen[bytes]]) -> None:
         self._ended = True
         others = [process for process in self._started if process not in shells]
-        for number, patience_s, processes in ((signal.SIGTERM, TERM_S, others), (signal.SIGKILL, KILL_S, others), (signal.SIGKILL, KILL_S, shells)):
+        rounds = ((signal.SIGTERM, TERM_S, others), (signal.SIGKILL, KILL_S, others), (signal.SIGKILL, KILL_S, shells))
+        for number, patience_s, processes in rounds:
             for process in processes:
                 _signal_group(process, number)
             deadline_s = now_s() + patience_s
@@ -88,7 +96,17 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 def make_host(spawner: Spawner, name: str) -> Any:
     """A Mininet host (`mininet.node.Host`) whose shell dies with us."""
-    return _host_class()(name, spawner=spawner)
+    _complete_path()
+    try:
+        return _host_class()(name, spawner=spawner)
+    except SystemExit:  # Mininet's answer to a missing program, which it has named on stderr
+        raise UserError("Mininet can't make a host, wanted mnexec and ifconfig in PATH (Debian's packages mininet and net-tools)") from None
+
+
+def _complete_path() -> None:
+    """`su` leaves root without the folders that hold `ip`, `tc` and `ifconfig`."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join([*folders, *(folder for folder in SYSTEM_FOLDERS if folder not in folders)])
 
 
 @cache
@@ -97,7 +115,8 @@ def _host_class() -> type:
     try:
         from mininet.node import Host
     except ImportError as error:
-        raise UserError(f"Mininet can't be imported ({error}); wanted Debian's package mininet and a .venv that sees system packages") from None
+        wanted = "wanted Debian's package mininet and a .venv that sees system packages"
+        raise UserError(f"Mininet can't be imported ({error}), {wanted}") from None
 
     class OwnedHost(Host):  # type: ignore[misc]
         """Starts its shell through the spawner."""
@@ -116,12 +135,12 @@ def run_scripts(spawner: Spawner, scripts: Mapping[Any, str]) -> dict[Any, str]:
     """Run a shell script in each host, side by side; returns what they printed. TestbedError when one fails."""
     started = {}
     for host, script in scripts.items():
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started[host] = spawner.spawn(["sh", "-e", "-c", script], namespace_pid=host.pid, **{**pipes, "stdin": subprocess.DEVNULL})
+        started[host] = spawner.spawn(["sh", "-e", "-c", script], namespace_pid=host.pid, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     outputs = {}
     for host, process in started.items():
         output, errors = process.communicate()
         if process.returncode:
-            raise TestbedError(f"host {host.name}: setting it up ended with code {process.returncode}: {errors.decode(errors='replace').strip()}")
+            text = errors.decode(errors="replace").strip()
+            raise TestbedError(f"host {host.name}: setting it up ended with code {process.returncode}: {text}")
         outputs[host] = output.decode()
     return outputs

@@ -11,6 +11,8 @@ from testbed.units import MTU_BYTES
 PREFIX_LENGTH = 30
 SYSCTLS = {"tcp_slow_start_after_idle": "1", "tcp_no_metrics_save": "1"}
 """Of net.ipv4, beside the congestion control. Slow start after idle is Linux's default: a player pauses when its buffer is full."""
+RING_PACKETS = 4000
+"""Of a TAP device, for the bursts that come while the relay reads another one."""
 RECORDED = ("tcp_congestion_control", *SYSCTLS, "tcp_rmem", "tcp_wmem")
 
 
@@ -39,6 +41,7 @@ def script(ports: Sequence[Port], congestion_control: str) -> str:
             f"address add {port.ip}/{PREFIX_LENGTH} dev {port.interface}",
             f"neighbour replace {port.neighbour_ip} lladdr {port.neighbour_mac} dev {port.interface} nud permanent",
         ]
+    lines += [f"link set dev {port.interface} txqueuelen {RING_PACKETS}" for port in ports if port.unqueued]
     lines += ["END", *(f"tc qdisc replace dev {port.interface} root noqueue" for port in ports if port.unqueued)]
     lines += [f'echo "{name} $(cat /proc/sys/net/ipv4/{name})"' for name in RECORDED]
     lines += ['echo "ipv6 $(cat /proc/sys/net/ipv6/conf/*/disable_ipv6 2>/dev/null | sort -u | tr -d "\\n")"']
@@ -70,6 +73,7 @@ def _check_port(host: str, port: Port, interface: Mapping[str, Any], neighbour: 
     _compare(host, f"{what}, addresses", addresses, [(port.ip, PREFIX_LENGTH)])
     if port.unqueued:
         _compare(host, f"{what}, qdisc", interface.get("qdisc"), "noqueue")
+        _compare(host, f"{what}, ring", interface.get("txqlen"), RING_PACKETS)
     state = (neighbour.get("lladdr"), neighbour.get("state"), neighbour.get("dev"))
     _compare(host, f"neighbour {port.neighbour_ip}", state, (port.neighbour_mac, ["PERMANENT"], port.interface))
 

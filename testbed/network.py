@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
 from testbed.hosts import Spawner, make_host, run_scripts
+from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
 from testbed.link import Endpoint, Link, LinkSet, PathSpec
 from testbed.owned import Run, require_root, undisturbed
 
@@ -64,9 +64,9 @@ class Lane:
 
 
 class Network:
-    """Context manager: makes the lanes, and undoes all of it at any end. `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
+    """Makes the lanes, and undoes all of it at any end: `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
 
-    Raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
+    Entering raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
     """
 
     def __init__(self, lanes: int, path: PathSpec, congestion_control: str, run: Run) -> None:

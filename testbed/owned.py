@@ -71,7 +71,8 @@ _Line = Header | OwnedProcess | OwnedInterface | ChangedSetting
 def require_root() -> None:
     """Raise UserError unless this process is root."""
     if os.geteuid() != 0:
-        raise UserError(f"this needs root because it makes network namespaces and interfaces, and runs as user {os.geteuid()}; use sudo, or --simulate")
+        why = "emulation makes network namespaces and interfaces"
+        raise UserError(f"{why} and needs root, but runs as user {os.geteuid()}; use sudo, or --simulate")
 
 
 @contextmanager
@@ -178,7 +179,7 @@ class Run:
 
 @contextmanager
 def run_lock(run_id: str | None = None, state_dir: Path = STATE_DIR) -> Iterator[Run]:
-    """Be the only run on this machine, under an id made from the time and the pid when none is given. UserError while another is under way."""
+    """Be the only run on this machine; without `run_id` the time and the pid make one. UserError while another run is under way."""
     with Run(run_id or f"{utc_now():%Y%m%dT%H%M%S}-{os.getpid()}", state_dir) as run:
         yield run
 
@@ -201,7 +202,8 @@ def _lock(state_dir: Path) -> int:
     except OSError:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
-        raise UserError(f"another run is under way (process {holder or 'unknown'}, {state_dir / 'lock'}); wait for its end, or end it") from None
+        where = f"process {holder or 'unknown'}, {state_dir / 'lock'}"
+        raise UserError(f"another run is under way ({where}); wait for its end, or end it") from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock

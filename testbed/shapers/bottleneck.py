@@ -15,7 +15,7 @@ from testbed.units import BITS_PER_BYTE, OPPORTUNITY_BYTES, ns_from_s
 RATE_SCALE = 10**3
 """Rates are whole multiples of 1 bit/s / RATE_SCALE."""
 MAX_INSIDE_BYTES = 2**24
-"""Bound on queue and delay line together, so that a flood can't eat the memory. Beyond it packets are dropped and counted like droptail's."""
+"""Bound on queue and delay line together, so that a flood can't eat the memory; what is beyond it is dropped as by droptail."""
 
 
 class Capacity(Protocol):

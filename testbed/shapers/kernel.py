@@ -20,17 +20,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from testbed import clock
 from testbed.errors import TestbedError, UserError
 from testbed.link import Endpoint, Link, LinkReport, LinkSet, PathSpec
 from testbed.records import LinkRow
+from testbed.shapers.accounts import Histogram
 from testbed.shapers.bottleneck import RATE_SCALE, RateCapacity
 from testbed.shapers.kernelcalls import dropped_by_interface
 from testbed.shapers.ledger import WINDOW_NS, Lateness
-from testbed.shapers.userspace import Histogram
-from testbed.units import MTU_BYTES, OPPORTUNITY_BYTES, bits_from_bytes, ns_from_s, s_from_ns
+from testbed.units import MTU_BYTES, ns_from_s, s_from_ns
+from traces.formats import to_rates
 from traces.trace import RateTrace, Trace
 
 FLOOR_BPS = 100e3
@@ -61,6 +60,8 @@ def _require(path: PathSpec) -> None:
     advice = "use --link userspace"
     if missing := [tool for tool in ("tc", "ip", "ethtool") if not shutil.which(tool)]:
         raise UserError(f"--link kernel needs {missing[0]}, which is not installed; {advice}")
+    if not Path("/sys/module/ifb").exists():  # loaded unasked, it would put two interfaces into the root namespace
+        subprocess.run(["modprobe", "ifb", "numifbs=0"], capture_output=True, check=False)
     if not _tried("ip link add probe type ifb; tc qdisc add dev probe root htb; tc qdisc add dev lo ingress"):
         raise UserError(f"--link kernel needs sch_htb, sch_ingress and ifb, which this kernel does not offer; {advice}")
     if path.rtt_s > 0 and not netem_available():
@@ -170,7 +171,7 @@ class Replay:
 
     def __init__(self, trial_id: str, trace: Trace, offset_s: float) -> None:
         self.trial_id, self.trace, self.offset_s = trial_id, trace, offset_s
-        self.rates = trace if isinstance(trace, RateTrace) else averaged(trace)
+        self.rates = trace if isinstance(trace, RateTrace) else to_rates(trace, s_from_ns(WINDOW_NS))
         self.started_ns: int | None = None
         self.lateness = Lateness()
         self.samples: list[tuple[int, dict[str, int]]] = []
@@ -187,16 +188,6 @@ class Replay:
             index += 1
             if index == len(self.rates.rates_bps):
                 index, lap_ns = 0, lap_ns + edges[-1]
-
-
-def averaged(trace: Trace) -> RateTrace:
-    """Delivery opportunities as rates over 100 ms."""
-    times_s = np.asarray(trace.times_s)  # type: ignore[union-attr]
-    width_s = s_from_ns(WINDOW_NS)
-    edges_s = np.append(np.arange(0, trace.duration_s - 1e-9, width_s), trace.duration_s)
-    counts, _ = np.histogram(times_s, edges_s)
-    rates_bps = bits_from_bytes(OPPORTUNITY_BYTES) * counts / np.diff(edges_s)
-    return RateTrace(trace.name, tuple(edges_s.tolist()), tuple(rates_bps.tolist()), trace.source)
 
 
 class KernelLink(Link):
@@ -241,8 +232,7 @@ class KernelLink(Link):
     def _follow(self, replay: Replay) -> None:
         """The thread's life: wait for `start`, then changes and samples as they fall due."""
         while True:
-            ready = select.select([self._starts, self._halt], [], [])[0]
-            if self._halt in ready:
+            if self._halt in select.select([self._starts.fileno(), self._halt], [], [])[0]:
                 return
             if self._starts.recv(len(START) + 1) == START:
                 break
@@ -286,7 +276,10 @@ class KernelLink(Link):
         return report(replay, now_ns, self._dropped_by_interfaces() - self._dropped_before)
 
     def _dropped_by_interfaces(self) -> int:
-        return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
+        try:
+            return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
+        except OSError as error:
+            raise TestbedError(f"lane {self.lane}: a host of the link is gone ({error})") from error
 
     def close(self) -> None:
         """End the thread and tc, whatever state they are in."""
@@ -317,7 +310,7 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
         lateness_p50_s=lateness.quantile_s(0.5),
         lateness_p99_s=lateness.quantile_s(0.99),
         lateness_max_s=lateness.max_s,
-        late_share=lateness.late_share,
+        late_packets=lateness.late_packets,
         packets_in=packets_out + dropped + inside - replay.first["qlen"],
         packets_out=packets_out,
         packets_inside=inside,

@@ -24,7 +24,7 @@ def _check(result: int, what: str) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process (SIGKILL) when the thread that started it ends; at once if process `parent_pid` has ended already."""
+    """Have the kernel kill this process when the thread that started it ends; at once if its parent is no longer `parent_pid`."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)

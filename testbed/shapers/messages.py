@@ -1,4 +1,4 @@
-"""What the testbed and the relay process say to each other: JSON over a SOCK_SEQPACKET socket, one message a packet, one answer a request."""
+"""What the testbed and the relay process say to each other: JSON over a SOCK_SEQPACKET socket, one answer to each request."""
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Direction(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters of one direction since `Load`; packets, except as named. `fine_us` and `coarse_us` are arrays of uint32 (`ledger.Lateness`)."""
+    """Packets of one direction since `Load`. `fine_us` and `coarse_us` are the arrays of `ledger.Lateness` (uint32)."""
 
     packets_in: int
     packets_out: int

@@ -8,23 +8,21 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 
 import msgspec
 
 from testbed.errors import TestbedError, UserError
-from testbed.link import LATE_S, Endpoint, Link, LinkReport, LinkSet, PathSpec
-from testbed.records import LatenessRow, LinkRow
+from testbed.link import Endpoint, Link, LinkReport, LinkSet, PathSpec
 from testbed.shapers import messages
+from testbed.shapers.accounts import report
 from testbed.shapers.bottleneck import RATE_SCALE
 from testbed.shapers.kernelcalls import dropped_by_interface
-from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
-from testbed.units import ms_from_s, ns_from_s, s_from_ns
+from testbed.shapers.ledger import COLUMNS
+from testbed.units import ns_from_s
 from traces.trace import RateTrace, Trace
 
 ANSWER_TIMEOUT_S = 10.0
-US = 1e-6
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 """`spawn(argv, **popen_arguments)`: starts a process of ours in the root network namespace."""
@@ -102,7 +100,8 @@ class RelaySet(LinkSet):
             raise self._lost(str(error)) from error
         if not data:
             raise self._lost("it closed its socket")
-        return self._answers.decode(data)
+        answer: messages.Answer = self._answers.decode(data)
+        return answer
 
     def _lost(self, why: str) -> TestbedError:
         code = self.process.poll()
@@ -157,7 +156,10 @@ class RelayLink(Link):
         return report(trial_id, stopped, self._windows(stopped.windows), interface_drops, self._relay.problems)
 
     def _dropped_by_interfaces(self) -> int:
-        return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
+        try:
+            return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
+        except OSError as error:
+            raise TestbedError(f"lane {self.lane}: a host of the link is gone ({error})") from error
 
     def _windows(self, count: int) -> "array[float]":
         rows = array("d")
@@ -183,113 +185,3 @@ def encode(trace: Trace, offset_s: float, lane: int) -> tuple[messages.Load, byt
         lane=lane, points=len(times), rates=len(rates), offset_ns=ns_from_s(offset_s), mean_rate_bps=trace.mean_rate_bps
     )
     return request, array("q", times + rates).tobytes()
-
-
-def report(trial_id: str, stopped: messages.Stopped, rows: "array[float]", interface_drops: int, problems: list[str]) -> LinkReport:
-    """The relay's counters as a report."""
-    down, up = Histogram.of(stopped.down), Histogram.of(stopped.up)
-    both = down + up
-    halves = (stopped.down, stopped.up)
-    missing = sum(half.packets_in - half.packets_out - half.inside - sum(half.drops.values()) for half in halves)
-    notes = [*problems]
-    if stopped.windows_lost:
-        notes.append(f"the last {stopped.windows_lost} windows of 100 ms were not recorded")
-    return LinkReport(
-        trial_id=trial_id,
-        started_at=None if stopped.started_ns is None else s_from_ns(stopped.started_ns),
-        windows=link_rows(trial_id, rows),
-        lateness=(down.row(trial_id, "down"), up.row(trial_id, "up")),
-        lateness_p50_s=both.quantile_s(0.5),
-        lateness_p99_s=both.quantile_s(0.99),
-        lateness_max_s=both.max_s,
-        late_share=both.late_share,
-        packets_in=sum(half.packets_in for half in halves),
-        packets_out=sum(half.packets_out for half in halves),
-        packets_inside=sum(half.inside for half in halves),
-        drops={cause: stopped.down.drops[cause] + stopped.up.drops[cause] for cause in stopped.down.drops},
-        uncounted_losses=abs(missing) + interface_drops,
-        rate_error_pct_100ms=rate_error_pct(rows),
-        trace_wraps=stopped.wraps,
-        realtime=not problems,
-        notes=tuple(notes),
-    )
-
-
-def link_rows(trial_id: str, rows: "array[float]") -> tuple[LinkRow, ...]:
-    """Windows as records."""
-    return tuple(
-        LinkRow(
-            trial_id=trial_id,
-            direction="down",
-            start_s=s_from_ns(i // COLUMNS * WINDOW_NS),
-            allowed_bytes=rows[i],
-            delivered_bytes=rows[i] - rows[i + 1],
-            wasted_bytes=rows[i + 1],
-            dropped_bytes=rows[i + 2],
-            queue_bytes=rows[i + 3],
-        )
-        for i in range(0, len(rows), COLUMNS)
-    )
-
-
-def rate_error_pct(rows: "array[float]") -> float:
-    """See `LinkReport`; 0 when the link was never backlogged through a whole window."""
-    error_bytes, due_bytes, behind_before = 0.0, 0.0, 0.0
-    for i in range(0, len(rows), COLUMNS):
-        allowed, wasted, _, _, behind = rows[i : i + COLUMNS]
-        if wasted == 0 and allowed > 0:
-            error_bytes += abs(behind - behind_before)
-            due_bytes += allowed
-        behind_before = behind
-    return 100 * error_bytes / due_bytes if due_bytes else 0.0
-
-
-class Histogram:
-    """Lateness: `counts[i]` packets were late by at most `upper_s[i]`, and more than the bin before."""
-
-    def __init__(self, upper_s: list[float], counts: list[int], max_s: float) -> None:
-        self.upper_s, self.counts, self.max_s = upper_s, counts, max_s
-
-    @classmethod
-    def of(cls, direction: messages.Direction) -> "Histogram":
-        """As the relay counted it."""
-        return cls._of(array("I", direction.fine_us), array("I", direction.coarse_us), direction.max_ns)
-
-    @classmethod
-    def of_counts(cls, lateness: Lateness) -> "Histogram":
-        """As counted here."""
-        return cls._of(lateness.fine, lateness.coarse, lateness.max_ns)
-
-    @classmethod
-    def _of(cls, fine: "array[int]", coarse: "array[int]", max_ns: int) -> "Histogram":
-        upper_s = [(i + 1) * US for i in range(FINE_US)] + [2**i * US for i in range(FINE_US.bit_length(), len(coarse))]
-        return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(max_ns))
-
-    def __add__(self, other: "Histogram") -> "Histogram":
-        """Both together."""
-        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        return Histogram(self.upper_s, counts, max(self.max_s, other.max_s))
-
-    @property
-    def late_share(self) -> float:
-        """Share of packets later than `LATE_S`."""
-        late = sum(count for upper_s, count in zip(self.upper_s, self.counts, strict=True) if upper_s > LATE_S * (1 + 1e-9))
-        return late / max(sum(self.counts), 1)
-
-    def quantile_s(self, q: float) -> float:
-        """Upper edge of the bin that holds quantile `q`, at most the maximum; 0 without packets."""
-        total = sum(self.counts)
-        for upper_s, below in zip(self.upper_s, accumulate(self.counts), strict=True):
-            if total and below >= q * total:
-                return min(upper_s, self.max_s)
-        return 0.0
-
-    def row(self, trial_id: str, direction: str) -> LatenessRow:
-        """As a record with bins that are powers of two of a microsecond; the empty ones at the end left out."""
-        bins: dict[int, int] = {}
-        for upper_s, count in zip(self.upper_s, self.counts, strict=True):
-            exponent = max(round(upper_s / US) - 1, 0).bit_length()
-            bins[exponent] = bins.get(exponent, 0) + count
-        used = [exponent for exponent, count in bins.items() if count]
-        shown = range(max(used, default=0) + 1)
-        return LatenessRow(trial_id=trial_id, direction=direction, upper_ms=[ms_from_s(2**i * US) for i in shown], counts=[bins.get(i, 0) for i in shown])

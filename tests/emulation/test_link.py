@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-
 from conftest import network
+
 from testbed.errors import UserError
 from testbed.link import Link, LinkReport, PathSpec
 from testbed.network import Lane

@@ -83,8 +83,8 @@ def enact_rate(edges, rates, offset_ns, packets, limit):
     for i, (now_ns, size) in enumerate(packets):
         serve(now_ns)
         # a packet counts whole until it has left at a whole nanosecond
-        held = sum(p[1] for j, p in enumerate(packets[:i]) if departures[j] is not None and departures[j] > now_ns) + sum(packets[j][1] for j, _ in queue)
-        if held + size <= limit:
+        leaving = sum(packets[j][1] for j in range(i) if departures[j] is not None and departures[j] > now_ns)
+        if leaving + sum(packets[j][1] for j, _ in queue) + size <= limit:
             queue.append([i, Fraction(size)])
     while queue:
         serve(position + SECOND)

@@ -1,0 +1,158 @@
+"""What `clean` removes: recorded processes that are still the same, bearers of the run's token, settings as we left them. Nothing else."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from testbed import owned
+from testbed.errors import TestbedError, UserError
+from testbed.owned import TOKEN_VARIABLE, ChangedSetting, Header, OwnedProcess, Run, clean, run_lock, start_ticks
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing."""
+    process = subprocess.Popen(["sleep", "300"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def record(state: Path, *lines: msgspec.Struct, torn: bytes = b"", boot_id: str | None = None) -> None:
+    """What a run that was killed had written."""
+    folder = state / "killed"
+    folder.mkdir()
+    header = Header("killed", TOKEN, boot_id or owned._boot_id(), 2**22 + 1, 5)
+    (folder / "owned.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in (header, *lines)) + torn)
+
+
+def alive(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process runs."""
+    return process.poll() is None
+
+
+def test_a_recorded_process_is_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    record(tmp_path, OwnedProcess(sleeper.pid, start_ticks(sleeper.pid) or 0, "sleep 300"), torn=b'{"type":"process","pid":')
+    assert clean(tmp_path) == [f"process {sleeper.pid} (sleep 300)", "state of run killed"]
+    assert sleeper.wait(timeout=5) == -9
+    assert clean(tmp_path) == []
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_another_process_of_that_pid_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes], shift: int) -> None:
+    record(tmp_path, OwnedProcess(sleeper.pid, (start_ticks(sleeper.pid) or 0) + shift, "sleep 300"))
+    assert clean(tmp_path) == ["state of run killed"]
+    assert alive(sleeper)
+
+
+def test_a_process_recorded_without_a_start_time_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    record(tmp_path, OwnedProcess(sleeper.pid, 0, "sleep 300"))
+    assert clean(tmp_path) == ["state of run killed"] and alive(sleeper)
+
+
+def test_a_record_of_before_the_last_boot_ends_nothing(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    record(tmp_path, OwnedProcess(sleeper.pid, start_ticks(sleeper.pid) or 0, "sleep 300"), boot_id="another")
+    assert clean(tmp_path) == ["state of run killed"] and alive(sleeper)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]\n", b'{"type":"process","pid":1,"start_ticks":1,"what":"init"}\n'])
+def test_a_record_that_makes_no_sense_ends_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "owned.jsonl").write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    assert clean(tmp_path) == ["state of run empty", "state of run killed"]
+
+
+def test_a_bearer_of_the_token_is_ended_with_its_children(tmp_path: Path) -> None:
+    environment = {**os.environ, TOKEN_VARIABLE: TOKEN}
+    shell = subprocess.Popen(["sh", "-c", "setsid sleep 300 & echo $!; exec sleep 301"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert shell.stdout
+    with shell.stdout:
+        child = int(shell.stdout.readline())
+    record(tmp_path)
+    removed = clean(tmp_path)
+    assert shell.wait(timeout=5) == -9
+    assert {shell.pid, child} <= {int(item.split()[1]) for item in removed if item.startswith("process")}
+
+
+@pytest.mark.parametrize("token", [TOKEN + "0", TOKEN[:-1], ""])
+def test_a_bearer_of_another_token_is_left_alone(tmp_path: Path, token: str) -> None:
+    process = subprocess.Popen(["sleep", "300"], env={**os.environ, TOKEN_VARIABLE: token, "OTHER": f"{TOKEN_VARIABLE}={TOKEN}"})
+    try:
+        record(tmp_path)
+        assert clean(tmp_path) == ["state of run killed"] and alive(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_setting_is_set_back_if_it_still_is_as_we_left_it(tmp_path: Path) -> None:
+    ours, changed_since = tmp_path / "ours", tmp_path / "changed"
+    ours.write_text("reno cubic\n")
+    changed_since.write_text("bbr")
+    (tmp_path / "state").mkdir()
+    record(tmp_path / "state", ChangedSetting(str(ours), "reno", "reno cubic"), ChangedSetting(str(changed_since), "reno", "reno cubic"))
+    assert clean(tmp_path / "state") == [f"change of {ours}", "state of run killed"]
+    assert (ours.read_text(), changed_since.read_text()) == ("reno", "bbr")
+
+
+def test_a_setting_is_changed_for_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "setting"
+    path.write_text("reno\n")
+    with run_lock(state_dir=tmp_path / "state") as run:
+        with pytest.raises(KeyError), run.changed(path, "reno cubic"):
+            assert path.read_text() == "reno cubic"
+            raise KeyError
+        assert path.read_text() == "reno"
+
+
+def test_the_end_of_a_run_leaves_the_lock_file_alone(tmp_path: Path) -> None:
+    with run_lock("mine", tmp_path) as run:
+        assert (run.run_id, run.folder) == ("mine", tmp_path / "mine") and run.folder.stat().st_mode & 0o777 == 0o755
+        assert (run.folder / "owned.jsonl").stat().st_mode & 0o777 == 0o600
+        process = subprocess.Popen(["sleep", "300"], env=run.environment(dict(os.environ)))
+    assert process.wait(timeout=5) == -9  # a straggler
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    with pytest.raises(TestbedError, match="is over"):
+        run.add_process(1, "init")
+
+
+def test_only_one_run_at_a_time(tmp_path: Path) -> None:
+    with run_lock(state_dir=tmp_path):
+        for attempt in (lambda: Run("other", tmp_path).__enter__(), lambda: clean(tmp_path)):
+            with pytest.raises(UserError, match=f"another run is under way .process {os.getpid()},"):
+                attempt()
+    with run_lock(state_dir=tmp_path):
+        pass
+
+
+def test_the_lock_dies_with_its_holder_and_not_with_its_children(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+from pathlib import Path
+from testbed.owned import run_lock
+with run_lock(state_dir=Path(sys.argv[1])) as run:
+    print(subprocess.Popen(["sleep", "300"], stdout=subprocess.DEVNULL, env=run.environment({"PATH": "/usr/bin:/bin"})).pid, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        with pytest.raises(UserError, match=f"process {process.pid},"):
+            clean(tmp_path)
+        process.kill()
+        process.wait()
+    assert f"process {child} (sleep)" in clean(tmp_path)
+
+
+@pytest.mark.parametrize("run_id", ["", "../up", "a/b", ".hidden", "x" * 101])
+def test_a_run_id_that_is_no_file_name_is_refused(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(TestbedError, match="run id"):
+        Run(run_id, tmp_path)
