@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import descendants, interfaces, namespaces, network
+from conftest import FOREIGN, descendants, interfaces, namespaces, network
 
 from testbed.errors import UserError
 from testbed.link import PathSpec
@@ -44,10 +44,11 @@ with run_lock("child", Path(sys.argv[1])) as run, Network(2, PathSpec(), "cubic"
 @pytest.fixture
 def foreign() -> Iterator[None]:
     """A namespace, interfaces and a process that are not ours and look as if they were; they have to survive the test."""
-    names = [f"server0-eth{os.getpid() % 100}", f"client0-eth{os.getpid() % 100}"]
+    names = [f"server0-eth{os.getpid() % 1000}", f"client0-eth{os.getpid() % 1000}"]
     space = f"netllm-server0-{os.getpid()}"
     subprocess.run(["ip", "link", "add", names[0], "type", "veth", "peer", "name", names[1]], check=True)
-    subprocess.run(["ip", "link", "set", names[0], "alias", "netllm-testbed of somebody else"], check=True)
+    for name in names:
+        subprocess.run(["ip", "link", "set", name, "alias", FOREIGN], check=True)
     subprocess.run(["ip", "netns", "add", space], check=True)
     process = subprocess.Popen(["bash", "-c", "exec -a mininet:server0 sleep 900"])
     in_space = subprocess.Popen(["ip", "netns", "exec", space, "bash", "-c", "exec -a testbed.shapers.relay sleep 900"])
