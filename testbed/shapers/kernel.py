@@ -60,7 +60,7 @@ def _require(path: PathSpec) -> None:
     advice = "use --link userspace"
     if missing := [tool for tool in ("tc", "ip", "ethtool") if not shutil.which(tool)]:
         raise UserError(f"--link kernel needs {missing[0]}, which is not installed; {advice}")
-    if shutil.which("modprobe") and not Path("/sys/module/ifb").exists():  # loaded unasked, it would put two interfaces into the root namespace
+    if shutil.which("modprobe") and not Path("/sys/module/ifb").exists():  # loaded unasked it makes two interfaces, in the root namespace
         subprocess.run(["modprobe", "ifb", "numifbs=0"], capture_output=True, check=False)
     if not _tried("ip link add probe type ifb; tc qdisc add dev probe root htb; tc qdisc add dev lo ingress"):
         raise UserError(f"--link kernel needs sch_htb, sch_ingress and ifb, which this kernel does not offer; {advice}")
