@@ -25,6 +25,10 @@ from testbed.user import User, invoking_user
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
+FIRST_TIME = (
+    "The first time takes some minutes (apt-get and pip download, PyTorch most of all) and 2 GB of disk, "
+    "6 GB where pip finds no CPU build of PyTorch. Ctrl-C is safe."
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Group:
 
 
 GROUPS = {
-    "run": Group(apt=("ca-certificates", "ethtool", "git", "iproute2", "mininet", "procps", "python3-venv")),
-    "test": Group(extras=("test",)),
+    "run": Group(apt=("ca-certificates", "ethtool", "git", "iproute2", "kmod", "mininet", "procps", "python3-venv")),
+    "test": Group(apt=("iputils-ping",), extras=("test",)),
     "ci": Group(apt=("chromium", "vagrant", "vagrant-libvirt")),
 }
 """`run` is what an experiment needs, `test` what `scripts/test` adds, `ci` what tests need that are skipped without it."""
@@ -100,16 +104,22 @@ class Recipe:
 def lacks(recipe: Recipe, groups: Iterable[str]) -> tuple[str, ...]:
     """What is missing for `groups`, in words; empty when nothing is. Takes some 20 ms: it runs at every start."""
     chosen = [GROUPS[name] for name in groups]
-    packages = debian.missing(_packages(chosen)) if recipe.root else []
-    found = [f"the Debian packages {', '.join(packages)}"] if packages else []
+    packages = _lacking_packages(recipe, chosen)
+    return (*([f"the Debian packages {', '.join(packages)}"] if packages else []), *_lacking_python(recipe, chosen))
+
+
+def _lacking_packages(recipe: Recipe, chosen: Iterable[Group]) -> list[str]:
+    wanted = sorted({package for group in chosen for package in group.apt})
+    return debian.missing(wanted) if recipe.root else []
+
+
+def _lacking_python(recipe: Recipe, chosen: Iterable[Group]) -> list[str]:
     if fault := _venv_fault(recipe):
-        return (*found, fault)
+        return [fault]
     state = _read_state(recipe)
     if (state.status, state.key) != ("ready", recipe.key()):
-        found.append(f"the Python packages of {recipe.checkout / 'pyproject.toml'}")
-    else:
-        found += [f"the Python packages of its extra `{extra}`" for extra in _extras(chosen) if extra not in state.extras]
-    return tuple(found)
+        return [f"the Python packages of {recipe.checkout / 'pyproject.toml'}"]
+    return [f"the Python packages of its extra `{extra}`" for extra in _extras(chosen) if extra not in state.extras]
 
 
 def usable(recipe: Recipe) -> bool:
@@ -125,16 +135,15 @@ def set_up(recipe: Recipe, groups: Sequence[str], progress: Progress | None = No
         if not missing:
             return
         progress.say(f"Setting up the testbed in {recipe.checkout}. Missing: {'; '.join(missing)}.")
-        progress.say(
-            "The first time takes some minutes (apt-get and pip download, PyTorch most of all) and 2 GB of disk, "
-            "6 GB where pip finds no CPU build of PyTorch. Ctrl-C is safe."
-        )
+        if not usable(recipe):
+            progress.say(FIRST_TIME)
         chosen = [GROUPS[name] for name in groups]
-        if recipe.root and (packages := debian.missing(_packages(chosen))):
+        if packages := _lacking_packages(recipe, chosen):
             debian.install(packages, progress)
-        _own(recipe)
-        _make_venv(recipe, progress, lock)
-        _install_python(recipe, _extras(chosen), progress, lock)
+        if _lacking_python(recipe, chosen):
+            _own(recipe)
+            _make_venv(recipe, progress, lock)
+            _install_python(recipe, _extras(chosen), progress, lock)
         progress.say("Set up.")
 
 
@@ -173,10 +182,6 @@ def environment(recipe: Recipe) -> dict[str, str]:
     """For what is started in `.venv`: the code of this checkout runs wherever it is started from, and root leaves no bytecode in it."""
     bytecode = {"PYTHONDONTWRITEBYTECODE": "1"} if recipe.user else {}
     return {**os.environ, "PYTHONSAFEPATH": "1", **bytecode}
-
-
-def _packages(chosen: Iterable[Group]) -> list[str]:
-    return sorted({package for group in chosen for package in group.apt})
 
 
 def _extras(chosen: Iterable[Group]) -> list[str]:

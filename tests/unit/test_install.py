@@ -106,6 +106,15 @@ def test_an_unwritable_checkout_is_said(tmp_path, monkeypatch):
         set_up(write(tmp_path), ["run"], quiet())
 
 
+def test_when_only_debian_packages_are_missing_pip_is_left_alone(ready, monkeypatch):
+    missing, installed = ["kmod"], []
+    monkeypatch.setattr(debian, "missing", lambda wanted: missing)
+    monkeypatch.setattr(debian, "install", lambda packages, progress: installed.extend(packages))
+    monkeypatch.setattr(install, "_install_python", None)
+    set_up(replace(ready, root=True), ["run"], quiet())
+    assert installed == ["kmod"]
+
+
 @pytest.mark.parametrize(("error", "code"), [(UserError("x"), 2), (TestbedError("x"), 1), (KeyboardInterrupt(), 130)])
 def test_exit_codes(error, code, capsys):
     def go() -> int:
