@@ -163,6 +163,22 @@ def command(groups: Sequence[str]) -> int:
     return exit_code(go)
 
 
+def go_on_inside() -> None:
+    """For a script: go on in `.venv`, which is set up first when something is missing. Returns at once when the script runs in it already."""
+    recipe = Recipe()
+    if Path(sys.prefix) == recipe.venv:
+        return
+
+    def prepare() -> int:
+        if lacks(recipe, ["run"]):
+            set_up(recipe, ["run"])
+        return 0
+
+    if code := exit_code(prepare):
+        sys.exit(code)
+    os.execve(recipe.python, [str(recipe.python), *sys.argv], environment(recipe))
+
+
 def exit_code(go: Callable[[], int]) -> int:
     """What `go` returns; 2, 1 or 130 and a sentence on standard error when it raises UserError, TestbedError or KeyboardInterrupt."""
     try:

@@ -124,6 +124,27 @@ def test_exit_codes(error, code, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_script_goes_on_inside_once(ready, monkeypatch):
+    became = []
+    monkeypatch.setattr(install, "Recipe", lambda: ready)
+    monkeypatch.setattr(os, "execve", lambda program, arguments, env: became.append((program, arguments)))
+    monkeypatch.setattr("sys.argv", ["scripts/adapt", "abr"])
+    install.go_on_inside()
+    assert became == [(ready.python, [str(ready.python), "scripts/adapt", "abr"])]
+    monkeypatch.setattr("sys.prefix", str(ready.venv))
+    install.go_on_inside()
+    assert len(became) == 1
+
+
+def test_a_script_ends_when_the_set_up_fails(ready, monkeypatch):
+    monkeypatch.setattr(install, "Recipe", lambda: ready)
+    monkeypatch.setattr(install, "lacks", lambda recipe, groups: ("something",))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit) as exit:
+        install.go_on_inside()
+    assert exit.value.code == 2
+
+
 def test_an_unknown_group_is_a_sentence(capsys):
     assert install.command(["tset"]) == 2
     assert "did you mean test?" in capsys.readouterr().err
