@@ -164,7 +164,7 @@ def command(groups: Sequence[str]) -> int:
 
 
 def go_on_inside() -> None:
-    """For a script: go on in `.venv`, which is set up first when something is missing. Returns at once when the script runs in it already."""
+    """For a script: go on in `.venv`, set up first when something is missing. Returns at once when the script runs in it already."""
     recipe = Recipe()
     if Path(sys.prefix) == recipe.venv:
         return
