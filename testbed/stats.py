@@ -1,10 +1,9 @@
 """Means with 95 % intervals, paired differences, quantiles: the only statistics of summaries and reports.
 
-The unit of resampling is the trace. Trials of one trace (seeds, offsets) are averaged first, since they share what matters most; so an
+The unit of sampling is the trace. Trials of one trace (seeds, offsets) are averaged first, since they share what matters most; so an
 interval says what another draw of traces from the same set would give, not what another seed would.
 """
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,6 @@ from scipy import stats
 from testbed.records import TrialRow
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999
-SEED = 20240804
-"""Of the bootstrap, so that the same trials always give the same interval. (The day NetLLM was presented.)"""
 LEAST_FOR_INTERVAL = 3
 """With fewer traces there is no interval: two points can't say how far a third may lie."""
 TIE = 1e-9
@@ -52,43 +48,23 @@ class Comparison:
     ties: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of `values` and its bias-corrected and accelerated bootstrap interval (Efron 1987), with a fixed seed.
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean of `values` and its Student t interval.
 
-    The interval depends neither on the order of the values nor on the metric's unit or zero. Equal values give an interval of no width.
+    Of 95 intervals wanted in 100, drawn from the paired differences of real policies over fcc/test, t gives 93 to 97 for 3 to 40 traces;
+    the BCa bootstrap gave 65 to 67 for 3 traces and 84 to 91 for 12 (`tests/unit/test_stats.py` holds t to this on skewed values).
     """
     n = len(values)
     if n == 0:
         return Estimate(None, None, 0)
+    values = np.sort(np.asarray(values, dtype=float))  # the order in which trials ended must not move the last bit
     mean = float(np.mean(values))
     if n < LEAST_FOR_INTERVAL:
         return Estimate(mean, None, n)
-    least, spread = float(np.min(values)), float(np.ptp(values))
-    if spread <= TIE:
+    if float(np.ptp(values)) <= TIE:
         return Estimate(mean, (mean, mean), n)
-    # In shares of the spread, rounded: BCa counts resamples equal to the mean, and those must not hang on the last bit.
-    shares = np.round((np.sort(np.asarray(values, dtype=float)) - least) / spread, 9)
-    low, high = _bootstrap(shares)
-    return Estimate(mean, (least + spread * low, least + spread * high), n)
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The BCa interval of the mean; the percentile interval where BCa is undefined."""
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            interval = stats.bootstrap(
-                (values,),
-                np.mean,
-                n_resamples=RESAMPLES,
-                confidence_level=CONFIDENCE,
-                method=method,
-                batch=1000,
-                rng=np.random.default_rng(SEED),
-            ).confidence_interval
-        if np.isfinite(interval.low) and np.isfinite(interval.high):
-            break
-    return float(interval.low), float(interval.high)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values))
+    return Estimate(mean, (mean - half, mean + half), n)
 
 
 def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, float]:
