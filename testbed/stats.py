@@ -51,8 +51,7 @@ class Comparison:
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of `values` and its Student t interval.
 
-    Of 95 intervals wanted in 100, drawn from the paired differences of real policies over fcc/test, t gives 93 to 97 for 3 to 40 traces;
-    the BCa bootstrap gave 65 to 67 for 3 traces and 84 to 91 for 12 (`tests/unit/test_stats.py` holds t to this on skewed values).
+    Not a bootstrap: BCa's 95 % intervals of three traces hold the true mean two times in three (`tests/unit/test_stats.py` shows both).
     """
     n = len(values)
     if n == 0:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from fake_run import FakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,6 +70,16 @@ def test_interval_covers_the_true_mean_as_often_as_it_says(n, draw):
     true_mean = 0.0 if draw == "normal" else np.euler_gamma
     ends = [stats.estimate(getattr(rng, draw)(size=n)).ci95 for _ in range(1000)]
     assert 0.92 <= np.mean([low <= true_mean <= high for low, high in ends]) <= 0.98
+
+
+def test_a_bootstrap_of_three_covers_far_too_little():
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(200):
+        values = (rng.normal(size=3),)
+        low, high = scipy.stats.bootstrap(values, np.mean, n_resamples=999, method="BCa", rng=rng).confidence_interval
+        held += low <= 0 <= high
+    assert 0.5 <= held / 200 <= 0.8
 
 
 def test_seeds_are_averaged_before_traces():
