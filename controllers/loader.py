@@ -134,6 +134,8 @@ def _import_named(name: str) -> ModuleType:
 
 
 def _import_module(name: str) -> ModuleType:
+    if (folder := str(Path.cwd())) not in sys.path:  # where the launcher's processes don't look; last, so that nothing of ours is hidden
+        sys.path.append(folder)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

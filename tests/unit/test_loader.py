@@ -202,3 +202,13 @@ def test_describing_every_policy_imports_neither_torch_nor_mininet() -> None:
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "numpy" in loaded
     assert not loaded & {"torch", "transformers", "mininet"}
+
+
+def test_a_module_of_the_working_directory_is_found_and_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "mine.py").write_text("from controllers.abr.bba import BBA\n\n\nclass Mine(BBA):\n    pass\n")
+    (tmp_path / "controllers.py").write_text("raise SystemExit('a file of the user hides ours')")
+    code = "from controllers.loader import load; print(load('lab.mine:Mine').name)"
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "Mine\n"), done.stderr
