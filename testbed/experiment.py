@@ -91,7 +91,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
 
 def _commit() -> str:
     """The checkout's commit, with `+` when files differ from it; empty outside git."""
-    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
+    git = ["git", "--no-optional-locks", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()

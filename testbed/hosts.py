@@ -97,10 +97,25 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 def make_host(spawner: Spawner, name: str) -> Any:
     """A Mininet host (`mininet.node.Host`) whose shell dies with us."""
     _complete_path()
+    _check_namespaces()
     try:
         return _host_class()(name, spawner=spawner)
     except SystemExit:  # Mininet's answer to a missing program, which it has named on stderr
         raise UserError("Mininet can't make a host, wanted mnexec and ifconfig in PATH (Debian's packages mininet and net-tools)") from None
+
+
+@cache
+def _check_namespaces() -> None:
+    """Raise UserError where `mnexec` can't make a namespace: Mininet would wait for its host's shell for ever."""
+    try:
+        tried = subprocess.run(["mnexec", "-n", "true"], capture_output=True, timeout=TRY_S, check=False)
+        why = tried.stderr.decode(errors="replace").strip() or f"exit code {tried.returncode}"
+    except FileNotFoundError:
+        return  # Mininet names it
+    except subprocess.TimeoutExpired:
+        tried, why = None, f"no answer in {TRY_S:g} s"
+    if tried is None or tried.returncode:
+        raise UserError(f"mnexec can't make a network namespace ({why}), wanted a host or container in which root may")
 
 
 def _complete_path() -> None:
