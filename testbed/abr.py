@@ -66,7 +66,7 @@ def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: Pat
         controller_restarts=path.controller_restarts,
         wall_s=end.wall_s if end else None,
         congestion_control=path.congestion_control,
-        trace_wraps=path.trace_wraps if mode == "emulation" else _wraps(trial, chunks),
+        trace_wraps=path.trace_wraps if mode == "emulation" else _wraps(trial, playback, chunks),
         lateness_ms_p99=path.lateness_ms_p99,
         rate_error_pct_100ms=path.rate_error_pct_100ms,
         uncounted_losses=path.uncounted_losses,
@@ -93,6 +93,8 @@ def _broken_invariants(
         problems.append(f"{len(chunks)} chunks were played, wanted {playback.chunks} in order")
     if len(decisions) != playback.chunks - 1:
         problems.append(f"{len(decisions)} decisions were taken, wanted {playback.chunks - 1}")
+    if decisions and all(decision.source == "fallback" for decision in decisions):
+        problems.append(f"the policy took no decision, all {len(decisions)} fell back ({decisions[0].reason})")
     if any(chunk.size_bytes != playback.video.sizes_bytes[chunk.index][chunk.level] for chunk in chunks):
         problems.append("a chunk's size differs from the manifest")
     account_s = end.startup_s + end.played_s + end.rebuffer_s
@@ -109,8 +111,10 @@ def most_bytes(trial: Trial, seconds: float) -> float:
     return trial.trace.bytes_by(trial.offset_s + seconds) - trial.trace.bytes_by(trial.offset_s)
 
 
-def _wraps(trial: Trial, chunks: Sequence[ChunkRow]) -> int:
-    return int((trial.offset_s + chunks[-1].end_s) // trial.trace.duration_s) if chunks else 0
+def _wraps(trial: Trial, playback: AbrSession, chunks: Sequence[ChunkRow]) -> int:
+    """How often the simulator's trace began anew; its time does not advance during round trips, nor in the pause after the last chunk."""
+    busy_s = sum(chunk.download_s - playback.rtt_s + chunk.waited_s for chunk in chunks)
+    return int((trial.offset_s + busy_s) // trial.trace.duration_s)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from testbed.errors import TestbedError
 from testbed.events import read_run
 from testbed.report import render
 from testbed.summary import summarise
@@ -32,5 +33,10 @@ def build(folder: Path, figures: str | None = None) -> dict[str, Any]:
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside `path` and move it there, so that nobody ever reads half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise TestbedError(f"{path}: {error.strerror or error}; make room, then `run.py report {path.parent}`") from error
+    finally:
+        temporary.unlink(missing_ok=True)

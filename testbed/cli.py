@@ -1,16 +1,19 @@
 """The command line: an experiment by default, or `report`, `doctor`, `clean`, `list`. The only place that turns errors into exit codes."""
 
-import dataclasses
+import contextlib
+import io
+import itertools
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import tyro
-from rich.console import Console
-from rich.markup import escape
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from testbed.errors import TestbedError, UserError, suggestion
-from testbed.spec import Experiment, from_toml
+
+if TYPE_CHECKING:
+    from testbed.spec import Experiment
 
 _USAGE = """\
 Runs an experiment: `run.py --trace fcc`. Other commands:
@@ -19,26 +22,48 @@ Runs an experiment: `run.py --trace fcc`. Other commands:
   run.py clean          remove what a killed run left
   run.py list           tasks, traces, videos and policies
   run.py --spec FILE    run an experiment.toml again; other options override it"""
+_BOX = "│╭╮╰╯─"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 the testbed failed, 2 the input can't be used, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        return _dispatch(arguments)
+        with _ended_by_signals():
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        errors.print(f"[red]error:[/] {escape(str(error))}")
-        return 2
+        return _say("error", str(error), 2)
     except TestbedError as error:
-        errors.print(f"[red]failed:[/] {escape(str(error))}")
-        return 1
+        return _say("failed", str(error), 1)
     except KeyboardInterrupt:
-        errors.print("interrupted; what was made is undone")
-        return 130
+        return _say("interrupted", "what was made is undone", 130)
+
+
+def _say(what: str, text: str, code: int) -> int:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    sys.stderr.write(f"{red}{what}:{plain} {text}\n")
+    return code
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP (a lost terminal) raise SystemExit, so that everything is undone. For the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _dispatch(arguments: list[str]) -> int:
+    """Run a command. All else is imported in the commands: Ctrl-C must find `main` listening, and errors must come fast."""
     commands: dict[str, Callable[[list[str]], int]] = {"report": _report, "doctor": _doctor, "clean": _clean, "list": _list}
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in commands:
@@ -47,17 +72,46 @@ def _dispatch(arguments: list[str]) -> int:
     return _run(arguments)
 
 
-def _run(arguments: list[str]) -> int:
-    default, rest = _take_spec(arguments)
-    experiment = tyro.cli(Experiment, prog="run.py", description=_USAGE, args=rest, default=default)
-    from testbed.experiment import run
+def _parse(kind: type, arguments: Sequence[str], **settings: Any) -> Any:
+    """What tyro makes of the arguments; what it has to say against them becomes one sentence."""
+    import tyro
 
-    run(experiment, Console())
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, **settings)
+    except SystemExit as end:
+        if end.code == 2:
+            raise UserError(_sentence(said.getvalue())) from None
+        raise
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of tyro's box, and the option it suggests."""
+    lines = [line.strip(_BOX + " ") for line in box.splitlines()[1:]]
+    told = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    hints = [line.split()[0] for before, line in itertools.pairwise(lines) if before == "Perhaps you meant:"]
+    return told + (f"; did you mean {hints[0]}?" if hints else "")
+
+
+def _run(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from testbed.experiment import run
+    from testbed.spec import Experiment
+
+    default, rest = _take_spec(arguments)
+    run(_parse(Experiment, rest, prog="run.py", description=_USAGE, default=default), Console())
     return 0
 
 
-def _take_spec(arguments: list[str]) -> tuple[Experiment | None, list[str]]:
+def _take_spec(arguments: list[str]) -> tuple["Experiment | None", list[str]]:
     """Split off `--spec FILE`; given traces replace the file's."""
+    import dataclasses
+    from pathlib import Path
+
+    from testbed.spec import from_toml
+
     for i, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--spec":
@@ -73,9 +127,15 @@ def _take_spec(arguments: list[str]) -> tuple[Experiment | None, list[str]]:
 
 
 def _report(arguments: list[str]) -> int:
+    from dataclasses import dataclass
+    from pathlib import Path
+
+    import tyro
+    from rich.console import Console
+
     from testbed.experiment import report
 
-    @dataclasses.dataclass(frozen=True)
+    @dataclass(frozen=True)
     class Report:
         """Rebuild everything derived in a result folder from its events.jsonl."""
 
@@ -84,7 +144,7 @@ def _report(arguments: list[str]) -> int:
         figures: str | None = None
         """Also write figures for a paper in this format: pdf, png or svg."""
 
-    options = tyro.cli(Report, prog="run.py report", args=arguments)
+    options = _parse(Report, arguments, prog="run.py report")
     report(options.folder, options.figures, Console())
     return 0
 
@@ -96,6 +156,8 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _clean(arguments: list[str]) -> int:
+    from rich.console import Console
+
     from testbed.experiment import clean
 
     if arguments:
@@ -105,6 +167,8 @@ def _clean(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
+    from rich.console import Console
+
     from testbed.experiment import list_all
 
     if arguments:

@@ -11,12 +11,13 @@ import msgspec
 from rich.console import Console
 
 from testbed.clock import utc_now
-from testbed.errors import UserError
+from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
+from testbed.owned import undisturbed
 from testbed.prepared import Prepared, describe_policies, job, prepare
 from testbed.recorder import Recorder, twins
 from testbed.records import RunHeader
-from testbed.results import ResultFolder, rebuild, trace_row
+from testbed.results import ResultFolder, check_base, rebuild, trace_row
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
+    check_base(Path(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
         console.print(f"note: {note}")
@@ -49,15 +51,26 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
             work(recorder)
             if not prepared.experiment.simulate:
                 view.note("running the same trials in the simulator twin")
-                folder.extend(twins(prepared, recorder.played))
+                _add_twins(prepared, recorder, folder)
+        if lost := len(prepared.trials) - recorder.closed:
+            raise TestbedError(f"{lost} of {len(prepared.trials)} trials left no result, wanted all")
         reason = "complete"
     except (KeyboardInterrupt, SystemExit):
         reason = "interrupted"
         raise
     finally:
-        summary = folder.finish(reason)
+        with undisturbed():
+            summary = folder.finish(reason)
         print_summary(summary, console)
         console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})")
+
+
+def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> None:
+    """Put each trial's twin beside it. What was emulated stands without them, too."""
+    try:
+        folder.extend(twins(prepared, recorder.played))
+    except (TestbedError, UserError) as error:
+        recorder.note(f"no comparison with the simulator: {error}")
 
 
 def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:

@@ -11,6 +11,7 @@ from typing import Any
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
+from testbed.host import namespace_made
 from testbed.owned import Run
 
 TERM_S = 1.0
@@ -107,15 +108,8 @@ def make_host(spawner: Spawner, name: str) -> Any:
 @cache
 def _check_namespaces() -> None:
     """Raise UserError where `mnexec` can't make a namespace: Mininet would wait for its host's shell for ever."""
-    try:
-        tried = subprocess.run(["mnexec", "-n", "true"], capture_output=True, timeout=TRY_S, check=False)
-        why = tried.stderr.decode(errors="replace").strip() or f"exit code {tried.returncode}"
-    except FileNotFoundError:
-        return  # Mininet names it
-    except subprocess.TimeoutExpired:
-        tried, why = None, f"no answer in {TRY_S:g} s"
-    if tried is None or tried.returncode:
-        raise UserError(f"mnexec can't make a network namespace ({why}), wanted a host or container in which root may")
+    if fault := namespace_made():
+        raise UserError(f"no network namespace can be made on this host ({fault}), wanted a machine or container in which root may")
 
 
 def _complete_path() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -53,10 +54,21 @@ def prepare(experiment: Experiment) -> Prepared:
     policies = describe_policies(experiment)
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
-    experiment = dataclasses.replace(experiment, trace=experiment.trace_references, video=video.name)
-    trials = plan(experiment, [card.name for card in policies], [trace for trace_set in trace_sets for trace in trace_set.traces])
+    experiment = dataclasses.replace(
+        experiment,
+        trace=tuple(_from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
+        policies=",".join(card.reference for card in policies),
+        video=video.name,
+    )
+    traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
+    trials = plan(experiment, [card.name for card in policies], list(traces.values()))
     notes = (note, *(trace_set.note for trace_set in trace_sets), _wrap_note(trials, experiment.chunks * video.chunk_s))
     return Prepared(experiment, policies, trace_sets, video, trials, tuple(text for text in notes if text))
+
+
+def _from_anywhere(reference: str, found: TraceSet) -> str:
+    """The reference as it works from any folder, for `experiment.toml`."""
+    return str(Path(reference).expanduser().resolve()) if found.source == "path" else reference
 
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:

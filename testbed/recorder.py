@@ -20,6 +20,8 @@ class Recorder:
         self._prepared, self._folder, self._view = prepared, folder, view
         self._trials = {trial.trial_id: trial for trial in prepared.trials}
         self._rows: dict[str, list[Row]] = defaultdict(list)
+        self.closed = 0
+        """Trials that are over."""
         self.played: dict[str, tuple[int, ...]] = {}
         """Levels that each emulated trial chose, of those that played to the end."""
 
@@ -63,6 +65,7 @@ class Recorder:
         row = trial_row(trial, playback, rows, path, mode)
         self._folder.append(row)
         self._view.trial_ended(row)
+        self.closed += 1
         if row.chunks == self._prepared.experiment.chunks:
             self.played[trial_id] = tuple(chunk.level for chunk in rows if isinstance(chunk, ChunkRow))
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from testbed.clock import utc_now
-from testbed.errors import UserError
+from testbed.errors import TestbedError, UserError
 from testbed.records import EndRow, Event, RunHeader, TraceRow
 from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes
 from testbed.user import User, invoking_user
@@ -52,9 +52,12 @@ class ResultFolder:
         self._write(b"".join(self._encoder.encode(event) + b"\n" for event in events))
 
     def _write(self, data: bytes) -> None:
-        with self._lock:
-            self._file.write(data)
-            self._file.flush()
+        try:
+            with self._lock:
+                self._file.write(data)
+                self._file.flush()
+        except OSError as error:
+            raise TestbedError(f"{self.path}: {error.strerror}; `run.py report {self.path}` shows what is written") from error
 
     def close(self) -> None:
         """Close the event file without an end line, as after a failure; `rebuild` still works. Closing twice does nothing."""
@@ -112,10 +115,20 @@ def give(path: Path, owner: User | None) -> None:
             os.chown(os.path.join(directory, name), *owner, follow_symlinks=False)
 
 
-def _new_folder(base: Path, name: str, owner: User | None) -> Path:
-    """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
+def check_base(base: Path) -> None:
+    """Raise `UserError` unless result folders can be made in `base`, before anything is started."""
+    existing = next(folder for folder in (base.absolute(), *base.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {base}: {existing} is a file, wanted a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {base}: {existing} can't be written to, wanted a folder in which results can be written")
     if (base / "latest").exists() and not (base / "latest").is_symlink():
         raise UserError(f"{base / 'latest'} is not a symbolic link, wanted nothing there or a link to the newest result folder")
+
+
+def _new_folder(base: Path, name: str, owner: User | None) -> Path:
+    """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
+    check_base(base)
     missing = [folder for folder in (base, *base.parents) if not folder.exists()]
     try:
         base.mkdir(parents=True, exist_ok=True)

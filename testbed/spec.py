@@ -82,7 +82,7 @@ class Experiment:
             ("queue", self.queue, 3_000 <= self.queue <= 100_000_000, "3000 to 100000000 bytes"),
             ("deadline_ms", self.deadline_ms, math.isfinite(self.deadline_ms) and self.deadline_ms > 0, "more than 0"),
             ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
-            ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0, "numbers of at least 0"),
+            ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63, "numbers from 0 to 2^63-1"),
             ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "each seed once"),
             ("policies", self.policies, bool(self.policy_references), "at least one policy"),
         )
@@ -132,5 +132,5 @@ def from_toml(path: Path) -> Experiment:
             raise UserError(f"{path}: unknown key {key!r}, {suggestion(key, sorted(known))}")
     try:
         return msgspec.convert(values, Experiment)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UserError) as error:
         raise UserError(f"{path}: {error}") from None

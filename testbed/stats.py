@@ -23,6 +23,8 @@ LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
 
 TraceKey = tuple[str, str]
 """Name and sha256 of a trace: two folders may hold files of the same name."""
+Cell = tuple[TraceKey, float, int]
+"""Trace, offset and seed: what policies are paired on."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +70,34 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
 
 def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, float]:
     """The field `value` of the valid trials of ONE policy, averaged over seeds, then offsets: one number a trace."""
-    by_offset = _mean_over_seeds(trials, value)
+    return _mean_over_cells(_cells(trials, value))
+
+
+def _cells(trials: Iterable[TrialRow], value: str) -> dict[Cell, float]:
+    """What the valid trials of ONE policy saw, by trace, offset and seed."""
+    return {
+        ((trial.trace, trial.trace_sha256), trial.offset_s, trial.seed): number
+        for trial in trials
+        if trial.valid and (number := getattr(trial, value)) is not None
+    }
+
+
+def _mean_over_cells(cells: Mapping[Cell, float]) -> dict[TraceKey, float]:
+    """Averaged over the seeds of an offset, then over the offsets of a trace."""
+    by_offset: dict[tuple[TraceKey, float], list[float]] = defaultdict(list)
+    for (key, offset_s, _), number in cells.items():
+        by_offset[key, offset_s].append(number)
     by_trace: dict[TraceKey, list[float]] = defaultdict(list)
-    for (key, _), mean in by_offset.items():
-        by_trace[key].append(mean)
+    for (key, _), numbers in by_offset.items():
+        by_trace[key].append(float(np.mean(numbers)))
     return {key: float(np.mean(means)) for key, means in by_trace.items()}
 
 
-def _mean_over_seeds(trials: Iterable[TrialRow], value: str) -> dict[tuple[TraceKey, float], float]:
-    values: dict[tuple[TraceKey, float], list[float]] = defaultdict(list)
-    for trial in trials:
-        number = getattr(trial, value)
-        if trial.valid and number is not None:
-            values[(trial.trace, trial.trace_sha256), trial.offset_s].append(number)
-    return {key: float(np.mean(numbers)) for key, numbers in values.items()}
-
-
 def compare(a: str, b: str, trials: Iterable[TrialRow], metric: str = "qoe_lin", value: str = "qoe") -> Comparison:
-    """Paired differences of two policies: mean over seeds first, then a - b at each trace and offset, then mean over offsets."""
+    """Paired differences of two policies: a - b at each trace, offset and seed where both are valid, averaged as in `per_trace`."""
     trials = tuple(trials)
-    of_a, of_b = (_mean_over_seeds((t for t in trials if t.policy == name), value) for name in (a, b))
-    by_trace: dict[TraceKey, list[float]] = defaultdict(list)
-    for (key, offset_s), mean in of_a.items():
-        if (key, offset_s) in of_b:
-            by_trace[key].append(mean - of_b[key, offset_s])
-    differences = {key: float(np.mean(parts)) for key, parts in by_trace.items()}
+    of_a, of_b = (_cells((t for t in trials if t.policy == name), value) for name in (a, b))
+    differences = _mean_over_cells({cell: number - of_b[cell] for cell, number in of_a.items() if cell in of_b})
     sign = -1 if metric in LOWER_IS_BETTER else 1
     wins = sum(sign * d > TIE for d in differences.values())
     losses = sum(sign * d < -TIE for d in differences.values())

@@ -6,7 +6,8 @@
 | policies.NAME.trials | trials that ended, invalid ones among them |
 | policies.NAME.invalid | how many of them are invalid: shown, counted, and in no other number |
 | policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.estimate` |
-| policies.NAME.decision_ms | what the player waited for a decision, fallbacks included |
+| policies.NAME.decision_ms | what the player waited for a decision, fallbacks and the queue behind other sessions included |
+| policies.NAME.policy_ms | of that, what the policy itself computed |
 | policies.NAME.simulation | the simulator twin on the same trials: its mean, emulation minus it, whether that is within 10 % or 0.1 |
 | policies.NAME.simulation.same_levels_mean | the twin's mean when it plays the very levels that the emulated trials chose |
 | comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
@@ -147,16 +148,17 @@ def _policy(run: Run, name: str) -> dict[str, Any]:
         "mean": qoe.mean,
         "ci95": list(qoe.ci95) if qoe.ci95 else None,
         "components": {c: _mean(valid, c) for c in components},
-        "decision_ms": _decision_ms(run, valid),
+        "decision_ms": _decision_ms(run, valid, "latency_s"),
+        "policy_ms": _decision_ms(run, valid, "policy_s"),
         "decisions": sum(t.decisions for t in valid),
         "fallbacks": sum(t.fallbacks for t in valid),
         "simulation": _simulation(valid),
     }
 
 
-def _decision_ms(run: Run, valid: Sequence[TrialRow]) -> dict[str, float | None]:
+def _decision_ms(run: Run, valid: Sequence[TrialRow], column: str) -> dict[str, float | None]:
     ids = [t.trial_id for t in valid]
-    waits_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))["latency_s"]]
+    waits_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))[column].drop_nulls()]
     return {"p50": stats.quantile(waits_ms, 0.5), "p99": stats.quantile(waits_ms, 0.99), "max": max(waits_ms, default=None)}
 
 

@@ -33,6 +33,10 @@ TABLE = [
     ("negative offset", ["--offset-s", "-1"], ["--offset-s"]),
     ("unknown key in a spec", ["--spec", "{spec}"], ["unknown key 'chunkz'", "did you mean chunks"]),
     ("spec without a value", ["--spec"], ["--spec"]),
+    ("unknown key that is not in a spec", ["--chunkz", "3"], ["--chunkz", "did you mean --chunks"]),
+    ("no integers", ["--seeds", "1,a"], ["--seeds", "'1,a'"]),
+    ("seed too large", ["--seeds", "99999999999999999999"], ["--seeds", "2^63"]),
+    ("results where a file is", ["--out", "{empty}"], ["empty.txt is a file, wanted a folder"]),
     ("unknown command", ["reprot"], ["reprot", "did you mean report"]),
     ("report of no result folder", ["report", "{folder}"], ["folder", "not a result folder"]),
 ]

@@ -7,7 +7,8 @@ import pytest
 
 from controllers.api import AbrSession, Manifest
 from testbed.abr import PathFacts, most_bytes, trial_row
-from testbed.records import ChunkRow, PlaybackEndRow, Row
+from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row
+from testbed.sim.abr import AbrSimulator
 from testbed.trial import Trial
 from testbed.twin import SimulationJob, simulate
 from traces.trace import OpportunityTrace, RateTrace
@@ -85,3 +86,18 @@ def test_most_bytes_counts_from_the_offset_and_wraps() -> None:
     assert most_bytes(trial, 20.0) == pytest.approx(10e6)
     opportunities = Trial("t", 0, "p", OpportunityTrace("o", (0.5, 1.0)), 0.5, 1)
     assert most_bytes(opportunities, 1.0) == 3000
+
+
+def test_a_policy_that_never_decided_has_no_result(rows: list[Row]) -> None:
+    fallen = [new for old in rows for new in changed(DecisionRow, source="fallback", reason="error")(old)]
+    assert "took no decision" in trial_row(TRIAL, SESSION, fallen, PathFacts(), "emulation").invalid_reason
+
+
+def test_wraps_are_those_of_the_simulator() -> None:
+    short = RateTrace("short", (0.0, 3.0), (1e6,))
+    trial = Trial("t0000", 0, "fixed+level=1", short, 1.0, 1)
+    simulator = AbrSimulator(short, SESSION, 1.0)
+    for level in (0, 1, 1, 1, 1, 1):
+        simulator.step(level)
+    job = SimulationJob(trial_id="t0000", policy="fixed+level=1", session=SESSION, seed=1, offset_s=1.0, rate_trace=short)
+    assert trial_row(trial, SESSION, list(simulate(job)), PathFacts(), "simulation").trace_wraps == simulator.wraps > 0

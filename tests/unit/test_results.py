@@ -57,7 +57,7 @@ def test_latest_that_is_no_link_is_left_alone(tmp_path):
 
 def test_out_that_is_a_file_is_the_users_mistake(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="wanted a folder in which results can be written"):
+    with pytest.raises(UserError, match="is a file, wanted a folder"):
         ResultFolder.create(tmp_path / "file", SMALL.header(), NOW)
 
 

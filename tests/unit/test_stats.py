@@ -147,3 +147,9 @@ def test_quantile_is_one_of_or_between_the_values(values, q):
     if values:
         assert min(values) - 1e-6 <= found <= max(values) + 1e-6
         assert math.isclose(stats.quantile(values, 0), min(values)) and math.isclose(stats.quantile(values, 1), max(values))
+
+
+def test_seeds_are_paired_too():
+    of_a = [trial("a", "x", 0.0, seed=1), trial("a", "x", 2.0, seed=2)]
+    of_b = [trial("b", "x", 0.0, seed=1), trial("b", "x", 9.0, seed=2, valid=False)]
+    assert stats.compare("a", "b", of_a + of_b).differences == {("x", "x"): 0.0}
