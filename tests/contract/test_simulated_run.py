@@ -1,0 +1,59 @@
+"""A simulated experiment from the command line: the same records as an emulated one, and run again from anywhere."""
+
+import json
+from pathlib import Path
+
+import polars
+import pytest
+
+from testbed.cli import main
+
+MINE = """
+from controllers.api import AbrPolicy
+
+class Mine(AbrPolicy):
+    label = "Mine"
+    def decide(self, observation):
+        return observation.video.highest_level_below(0.8 * observation.history[-1].throughput_bps)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with a policy and a trace, which is where they work."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mine.py").write_text(MINE)
+    (work / "step.txt").write_text("".join(f"{second} {1 + second // 150}\n" for second in range(0, 301, 5)))
+    monkeypatch.chdir(work)
+    return work
+
+
+def trials(results: Path) -> polars.DataFrame:
+    return polars.read_parquet(results / "latest" / "trials.parquet")
+
+
+def test_records_of_a_simulated_run(folder: Path) -> None:
+    assert main(["--simulate", "--trace", "step.txt", "--policies", "mine.py,bba", "--seeds", "1,2", "--offset-s", "400"]) == 0
+    summary = json.loads((folder / "results" / "latest" / "summary.json").read_text())
+    assert (summary["mode"], summary["trace"]["source"], summary["trace"]["traces"]) == ("simulation", "path", 1)
+    assert {name: policy["trials"] for name, policy in summary["policies"].items()} == {"mine": 2, "bba": 2}
+    assert summary["policies"]["mine"]["decisions"] == 94
+    assert summary["policies"]["mine"]["policy_ms"] == summary["policies"]["mine"]["decision_ms"]
+    rows = trials(folder / "results")
+    assert set(rows["offset_s"]) == {100.0}
+    assert rows["valid"].all()
+    assert rows.filter(polars.col("policy") == "mine")["qoe"].n_unique() == 1
+
+
+def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--simulate", "--trace", "step.txt", "--policies", "mine.py,fixed+level=1", "--chunks", "7"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["--spec", str(folder / "results" / "latest" / "experiment.toml"), "--out", "again"]) == 0
+    columns = ["policy", "trace_sha256", "offset_s", "seed", "qoe", "chunks"]
+    assert trials(tmp_path / "again").select(columns).equals(trials(folder / "results").select(columns))
+
+
+def test_a_trace_named_twice_counts_once(folder: Path) -> None:
+    assert main(["--simulate", "--trace", "step.txt", "--trace", "./step.txt", "--policies", "bba"]) == 0
+    assert trials(folder / "results").height == 1
