@@ -24,10 +24,10 @@ from players.media import load_manifest
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
 from testbed.units import bps_from_mbps
-from traces.catalog import load_catalog
+from traces.catalog import CatalogSet, load_catalog
 from traces.formats import to_rates
 from traces.leakage import find_leaks, measured_at
-from traces.store import TraceSet, resolve
+from traces.store import TraceSet, find_or_fetch, resolve
 from traces.synthetic import synthetic_trace
 from traces.trace import OpportunityTrace, RateTrace
 
@@ -139,19 +139,18 @@ def _training_set(reference: str) -> TraceSet:
 
 def _refuse_leaks(training: Sequence[RateTrace]) -> None:
     for entry in load_catalog().values():
-        split = entry.split("test") if entry.kind == "traces" else None
-        if split is None:
-            continue
-        try:
-            test = resolve(f"{entry.name}/test")
-        except UserError:  # that set is not on this machine: nothing to compare with
-            continue
-        if test.source != "store":  # modelled: the set isn't on this machine
-            continue
-        leaks = find_leaks(training, [rates(trace) for trace in test.traces])
+        leaks = find_leaks(training, _measured(entry, "test")) if entry.kind == "traces" else ()
         if leaks:
             shared = f"shares its {leaks[0].kind} with {leaks[0].test} of {entry.name}/test"
             raise UserError(f"trace {leaks[0].train} {shared}, wanted traces unknown to test sets")
+
+
+def _measured(entry: CatalogSet, split_name: str) -> list[RateTrace]:
+    """A split's traces; none when the set has no such split or can't be had. Files that are not the catalogued ones raise `UserError`."""
+    split = entry.split(split_name)
+    if split is None or find_or_fetch(entry, split)[0] is None:
+        return []
+    return [rates(trace) for trace in resolve(f"{entry.name}/{split_name}").traces]
 
 
 def _group(trace: RateTrace) -> str:
@@ -354,7 +353,7 @@ def _from_rows(rows: list[dict[str, Any]]) -> Episode:
 def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 16) -> list[Job]:
     """Sessions for choosing a model: `count` each on held-out units and logs, fcc/valid and synthetic traces; never on test."""
     rng = np.random.default_rng([settings.seed, 3])
-    valid = _valid_traces()
+    valid = _measured(load_catalog()["fcc"], "valid")
     held_out = sources.held_out or sources.train
     families: list[Callable[[int], RateTrace]] = [lambda i: _weighted(rng, held_out), lambda i: synthetic_trace(rng, held_out)]
     if valid:
@@ -366,15 +365,6 @@ def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 16
             session = AbrSession(f"valid-{len(found)}", load_manifest(settings.videos[0]), settings.chunks)
             found.append(Job(session, trace, float(rng.uniform(0, trace.duration_s)), "student", 0.0, len(found)))
     return found
-
-
-def _valid_traces() -> list[RateTrace]:
-    """fcc/valid, where it is on this machine."""
-    try:
-        found = resolve("fcc/valid")
-    except UserError:
-        return []
-    return [rates(trace) for trace in found.traces] if found.source == "store" else []
 
 
 def as_teacher(batch: Sequence[Job]) -> list[Job]:

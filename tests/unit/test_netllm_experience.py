@@ -19,6 +19,7 @@ from testbed.metrics import qoe_lin, summarise
 from testbed.sim.abr import AbrSimulator, run_session
 from testbed.units import mbps_from_bps
 from tests.unit.tiny_models import a_session, played
+from traces.catalog import load_catalog
 from traces.store import resolve
 from traces.synthetic import synthetic_trace
 from traces.trace import RateTrace
@@ -113,6 +114,16 @@ def test_own_traces_that_share_a_run_with_a_test_split_are_refused(own, tmp_path
     (folder / "innocent").write_text("0\t1\n" + "".join(rows[20:60]))
     with pytest.raises(UserError, match=r"of fcc/test, wanted traces unknown to test sets"):
         load_sources(replace(own, traces=(str(folder),)))
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_a_damaged_split_is_refused_not_skipped(own, tmp_path, monkeypatch, split):
+    folder = tmp_path / "data" / load_catalog()["fcc"].folder / split
+    folder.mkdir(parents=True)
+    write_trace(folder / "trace_1_http---damaged", 99)
+    monkeypatch.setenv("NETLLM_DATA", str(tmp_path / "data"))
+    with pytest.raises(UserError, match=f"fcc/{split} in .* has 1 files with sha256 .*, wanted"):
+        validation_jobs(own, load_sources(own))
 
 
 def test_units_and_logs_stay_together():
