@@ -1,15 +1,7 @@
 """NetLLM for ABR: an adapted language model chooses the level, with the whole session in its context."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from controllers.api import AbrObservation, AbrPolicy, AbrSession
 from testbed.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
-SHIPPED_ADAPTER = Path(__file__).resolve().parents[2] / "netllm" / "adapters" / "abr"
 
 
 class NetLLM(AbrPolicy):
@@ -33,11 +25,11 @@ class NetLLM(AbrPolicy):
     def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16", threads: int = 1) -> None:
         import torch  # takes seconds: only who uses this policy pays
 
-        from netllm.adapter import load_adapter
+        from netllm.adapter import SHIPPED, load_adapter
         from netllm.tasks.abr import AbrTask
 
         torch.set_num_threads(threads)
-        self._model = load_adapter(adapter or SHIPPED_ADAPTER, llm, dtype)
+        self._model = load_adapter(adapter or SHIPPED / "abr", llm, dtype)
         if not isinstance(self._model.task, AbrTask):
             raise UserError(f"adapter {adapter} is for task {self._model.task.name}, wanted abr")
         self._task = self._model.task
