@@ -51,6 +51,7 @@ from netllm.training import (
 from testbed.clock import now_s, utc_now
 from testbed.errors import UserError
 from testbed.metrics import summarise
+from testbed.stats import estimate
 
 CURVE = "curve.csv"
 COLUMNS = (
@@ -323,8 +324,8 @@ def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObserva
 
 def _mean_qoe(episodes: Sequence[Episode]) -> tuple[float, float]:
     """Mean and half width of its 95 % interval over sessions."""
-    values = np.array([summarise(each.chunks, each.session.video).qoe for each in episodes])
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
+    values = [summarise(each.chunks, each.session.video).qoe for each in episodes]
+    return float(np.mean(values)), estimate(values).half_width
 
 
 def _commit() -> str:

@@ -1,7 +1,7 @@
 """`scripts/evaluate abr`: an adapter in the simulator against the classics, on the same traces, as paired differences.
 
 All traces run in step, so that one pass of the language model decides for all of them. Trace start, no noise, 48 chunks: the published
-setting (`testbed/sim/abr.py`). Intervals are 95 %, over traces.
+setting (`testbed/sim/abr.py`). Intervals are Student's at 95 %, over traces (`testbed/stats.py`).
 """
 
 import json
@@ -26,6 +26,7 @@ from netllm.teacher import Teacher
 from players.media import load_manifest
 from testbed.metrics import SessionSummary, summarise
 from testbed.sim.abr import AbrSimulator, run_session
+from testbed.stats import estimate
 from traces.store import resolve
 from traces.trace import Trace
 
@@ -119,21 +120,15 @@ def run_together(
         levels = decide([sim.observation for sim in sims])
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (normal approximation)."""
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
-
-
 def _lines(result: SetResult) -> list[tuple[str, ...]]:
     """Policy, QoE, netllm minus policy, bitrate, rebuffering, switching."""
     own = result.qoe(ADAPTER)
     lines = []
     for policy, summaries in result.summaries.items():
-        mean, ci95 = interval(result.qoe(policy))
-        gain, gain_ci95 = interval(own - result.qoe(policy))
-        difference = "" if policy == ADAPTER else f"{gain:+.3f} ± {gain_ci95:.3f}"
+        qoe, gain = estimate(result.qoe(policy)), estimate(own - result.qoe(policy))
+        difference = "" if policy == ADAPTER else f"{gain.mean:+.3f} ± {gain.half_width:.3f}"
         parts = [np.mean([getattr(each, name) for each in summaries]) for name in ("bitrate_mbps", "rebuffer_s", "switch_mbps")]
-        lines.append((policy, f"{mean:.4f} ± {ci95:.3f}", difference, *(f"{part:.3f}" for part in parts)))
+        lines.append((policy, f"{qoe.mean:.4f} ± {qoe.half_width:.3f}", difference, *(f"{part:.3f}" for part in parts)))
     return lines
 
 

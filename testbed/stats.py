@@ -35,6 +35,11 @@ class Estimate:
     ci95: tuple[float, float] | None
     n: int
 
+    @property
+    def half_width(self) -> float:
+        """How far the interval reaches to either side of the mean; NaN where there is none."""
+        return (self.ci95[1] - self.ci95[0]) / 2 if self.ci95 else float("nan")
+
 
 @dataclass(frozen=True)
 class Comparison:

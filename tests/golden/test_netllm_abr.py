@@ -15,6 +15,7 @@ from players.media import load_manifest, synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.sim.abr import AbrSimulator, run_session
+from testbed.stats import estimate
 from traces.store import resolve
 from traces.synthetic import synthetic_trace
 
@@ -62,8 +63,7 @@ def test_it_beats_bba_clearly_on_fcc_test():
     if found is None or found.source != "store":
         pytest.skip("fcc/test is not on this machine")
     own, bba = compared(found.traces[::4], AbrSession("golden", load_manifest("video1"), 48))
-    gain = own - bba
-    assert gain.mean() - 1.96 * gain.std(ddof=1) / len(gain) ** 0.5 > 0
+    assert estimate(own - bba).ci95[0] > 0
     assert own.mean() > bba.mean() + 0.15
 
 

@@ -51,7 +51,7 @@ def test_interval_follows_the_metrics_unit_and_zero(values, shift):
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
 def test_no_interval_of_fewer_than_three(values):
     found = stats.estimate(values)
-    assert found.ci95 is None
+    assert found.ci95 is None and math.isnan(found.half_width)
     assert found.mean == (np.mean(values) if values else None)
 
 
@@ -60,6 +60,7 @@ def test_equal_values_have_an_interval_of_no_width():
 
 
 def test_interval_is_students():
+    assert stats.estimate([1.0, 2.0, 3.0]).half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert stats.estimate([1.0, 2.0, 3.0]).ci95 == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
 
 
