@@ -9,16 +9,21 @@ from pathlib import Path
 
 import msgspec
 
-from controllers.api import Manifest
+from controllers.api import AbrSession, Manifest
+from controllers.loader import Fault, Question
 from players.media import default_manifest, load_manifest
 from testbed.abr import session
 from testbed.errors import TestbedError, UserError
 from testbed.spec import Experiment
 from testbed.trial import Trial, plan
 from testbed.twin import SimulationJob
-from testbed.user import invoking_user, popen_as
+from testbed.units import s_from_ms
+from testbed.user import invoking_user, popen_tied
 from traces.store import TraceSet, resolve
 from traces.trace import OpportunityTrace, RateTrace
+
+POLICY_START_S = 120.0
+"""For importing and starting all policies once."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class Prepared:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Find policies, traces and video. Raises `UserError` before anything is started."""
-    policies = describe_policies(experiment)
-    trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
+    policies = describe_policies(experiment, video)
+    trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     experiment = dataclasses.replace(
         experiment,
         trace=tuple(_from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
@@ -81,21 +86,34 @@ def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
     return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
 
 
-def describe_policies(experiment: Experiment) -> tuple[PolicyCard, ...]:
-    """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code."""
-    references = [with_backbone(reference, experiment.llm) for reference in experiment.policy_references]
-    process = popen_as(
-        invoking_user(),
-        [sys.executable, "-m", "controllers.loader", *references],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def describe_policies(experiment: Experiment, video: Manifest | None = None) -> tuple[PolicyCard, ...]:
+    """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code.
+
+    Given the `video`, each policy is made and starts a session once, so that one that can't is the user's mistake before anything runs.
+    """
+    question = Question(
+        references=tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references),
+        session=AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None,
+        seed=experiment.seeds[0],
     )
-    out, errors = process.communicate()
-    if process.returncode == 2:
-        raise UserError(errors.decode().strip())
-    if process.returncode != 0:
-        raise TestbedError(f"reading the policies failed: {errors.decode().strip()[-2000:]}")
-    return msgspec.json.decode(out, type=tuple[PolicyCard, ...])
+    command = [sys.executable, "-m", "controllers.loader"]
+    process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        try:
+            out, errors = process.communicate(msgspec.json.encode(question), timeout=POLICY_START_S)
+        except subprocess.TimeoutExpired:
+            names = ", ".join(question.references)
+            raise UserError(f"policies {names}: importing and starting them took over {POLICY_START_S:g} s, wanted less") from None
+        finally:
+            process.kill()
+    try:
+        answer = msgspec.json.decode(out, type=tuple[PolicyCard, ...] | Fault)
+    except msgspec.DecodeError:
+        told = errors.decode(errors="replace").strip()[-2000:]
+        raise TestbedError(f"reading the policies ended with code {process.returncode}: {told}") from None
+    if isinstance(answer, Fault):
+        raise UserError(answer.sentence)
+    return answer
 
 
 def with_backbone(reference: str, llm: str | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 User = tuple[int, int]
 """User id and group id."""
 
+DIE_WITH_STARTER = ("setpriv", "--pdeathsig", "KILL")
+
 
 def invoking_user() -> User | None:
     """The user who typed sudo; None when the process runs as the caller already."""
@@ -24,6 +26,14 @@ def popen_as(user: User | None, argv: Sequence[str], **keywords: Any) -> subproc
         environment = {**(keywords.pop("env", None) or os.environ), "HOME": home(user)}
         keywords |= {"user": user[0], "group": user[1], "extra_groups": [], "env": environment}
     return subprocess.Popen(argv, **keywords)
+
+
+def popen_tied(user: User | None, argv: Sequence[str], **keywords: Any) -> subprocess.Popen[bytes]:
+    """`popen_as`, and the kernel kills the process when the thread that starts it ends, as by kill -9 of us (`PR_SET_PDEATHSIG`).
+
+    Changing the user forgets the death signal, therefore `setpriv` sets it after that; exec keeps it, and the process id.
+    """
+    return popen_as(user, [*DIE_WITH_STARTER, *argv], **keywords)
 
 
 def home(user: User) -> str:

@@ -5,18 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import pytest
 
 from controllers.abr.fixed import Fixed
 from controllers.abr.robust_mpc import RobustMPC
 from controllers.api import AbrObservation, AbrPolicy
-from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, main, parse_reference
+from controllers.loader import ABR_FOLDER, PolicyReference, Question, discover, load, load_all, parse_reference
 from controllers.options import typed_options
 from testbed.errors import UserError
 from testbed.sim.abr import run_session
 from tests.abr_cases import session, varied
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 MINE = '''
 from controllers.api import AbrObservation, AbrPolicy
@@ -185,15 +188,64 @@ def test_options_take_the_annotated_types() -> None:
         typed_options(Bare, (("x", "1"),), "here")
 
 
-def test_the_command_describes_or_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bba", "fixed+level=2"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+def asked(*references: str, start: bool = True) -> tuple[int, Any, str]:
+    """Exit code, answer and standard error of the process that describes policies."""
+    question = Question(references=references, session=session(3) if start else None, seed=1)
+    command = [sys.executable, "-m", "controllers.loader"]
+    done = subprocess.run(command, input=msgspec.json.encode(question), capture_output=True, env=ENVIRONMENT, timeout=60, check=False)
+    return done.returncode, json.loads(done.stdout), done.stderr.decode()
+
+
+def test_the_command_describes_or_refuses() -> None:
+    code, rows, errors = asked("bba", "fixed+level=2")
+    assert (code, errors) == (0, "")
     assert [row["name"] for row in rows] == ["bba", "fixed+level=2"]
     assert rows[0].keys() == {"name", "label", "colour", "citation", "reference"}
-    assert main(["bba", "bbba"]) == 2
-    assert capsys.readouterr().err == f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), " + (
-        "or a file (mine.py), or package.module:Class\n"
-    )
+    sentence = f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), or a file (mine.py), or package.module:Class"
+    assert asked("bba", "bbba") == (2, {"event": "fault", "sentence": sentence}, "")
+
+
+def test_what_a_policy_prints_is_no_message(folder: Path) -> None:
+    loud = "import os, sys\nprint('hello')\nos.write(1, b'again')\nsys.stderr.write('and again')\nassert sys.stdin.read() == ''\n"
+    (folder / "loud.py").write_text(loud + MINE.replace("self.share = share", "self.share = share; print('x' * 200_000)"))
+    code, rows, errors = asked("loud.py")
+    assert (code, [row["name"] for row in rows]) == (0, ["loud"])
+    assert "hello" in errors
+    (folder / "loud.py").write_text(loud + "raise ValueError('a\\nb')\n")
+    code, fault, _ = asked("loud.py")
+    assert code == 2
+    assert fault["sentence"] == f"{folder}/loud.py:6: importing it raised ValueError: a b, wanted a Python file with an AbrPolicy"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("self.share = share", "raise OSError('no\\nfile')"), "it raised OSError: no file (mine.py:11)"),
+        (("self.share = share", "raise SystemExit(0)"), "it raised SystemExit: 0 (mine.py:11)"),
+        (
+            ("def decide", "def reset(self, session, seed):\n        session.video.sizes_bytes[99]\n\n    def decide"),
+            "it raised IndexError: tuple index out of range (mine.py:14)",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_start_the_session_is_told_before_anything_runs(folder: Path, change: tuple[str, str], sentence: str) -> None:
+    (folder / "mine.py").write_text(MINE.replace(*change))
+    code, fault, _ = asked("bba", "mine.py")
+    assert (code, fault["sentence"]) == (2, f"policy 'mine': starting a session with it failed, {sentence}")
+    assert asked("bba", "mine.py", start=False)[0] == 0
+
+
+def test_a_thread_that_a_policy_starts_does_not_hold_the_answer(folder: Path) -> None:
+    (folder / "mine.py").write_text(MINE.replace("self.share = share", "threading.Thread(target=threading.Event().wait).start()"))
+    (folder / "mine.py").write_text("import threading\n" + (folder / "mine.py").read_text())
+    assert asked("mine.py")[0] == 0
+
+
+def test_starting_every_policy_imports_no_torch(folder: Path) -> None:
+    (folder / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    code, rows, errors = asked(*discover())
+    assert (code, errors) == (0, "")
+    assert len(rows) == len(discover())
 
 
 def test_describing_every_policy_imports_neither_torch_nor_mininet() -> None:
