@@ -1,86 +1,151 @@
 """Trials on the virtual clock, in worker processes that run as the user and may load torch."""
 
 import os
+import select
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import BinaryIO
 
 import msgspec
 
+from controllers.loader import Fault
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
-from testbed.twin import SimulationJob
-from testbed.user import invoking_user, popen_as
+from testbed.twin import Finished, SimulationJob, ended_early
+from testbed.user import invoking_user, popen_tied
 
 JOBS_PER_WORKER = 8
 """Below this many jobs a further process costs more (its start, its own copy of a model) than it saves."""
 
+SILENCE_S = 60.0
+"""A policy that takes longer to start or to decide has hung."""
 
-def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None]) -> None:
+EXIT_S = 2.0
+"""From the last row to the end of the process; a thread that a policy started may hold it."""
+
+
+def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float = SILENCE_S) -> None:
     """Run `jobs`; each row goes to `on_row` (called from several threads) as it is made.
 
-    Raises `UserError` when a policy can't be loaded, `TestbedError` when a worker dies.
+    A policy that says nothing for `silence_s` ends its trial, and is not asked in the trials left. Raises `UserError` when a policy can't
+    be loaded, `TestbedError` when a worker ends before its last trial, and whatever `on_row` raises.
     """
     count = max(1, min(os.cpu_count() or 1, len(jobs) // JOBS_PER_WORKER))
-    workers = [_Worker(jobs[i::count], on_row) for i in range(count)]
-    try:
-        for worker in workers:
-            worker.finish()
-    finally:
-        for worker in workers:
-            worker.stop()
+    workers = [_Worker(jobs[i::count], on_row, silence_s) for i in range(count)]
+    with ThreadPoolExecutor(count, thread_name_prefix="simulation") as pool:
+        try:
+            for ended in as_completed([pool.submit(worker.run) for worker in workers]):
+                ended.result()
+        finally:
+            for worker in workers:
+                worker.stop()
 
 
 class _Worker:
-    """One worker process with the threads that feed and read it."""
+    """Some of the jobs, in a process; in another one after a policy hung."""
 
-    def __init__(self, jobs: Sequence[SimulationJob], on_row: Callable[[Row], None]) -> None:
-        self._process = popen_as(
-            invoking_user(),
-            [sys.executable, "-m", "testbed.twin"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        self._jobs, self._on_row = jobs, on_row
-        self._errors = b""
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._feed, self._read, self._read_errors)]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float) -> None:
+        self._left, self._on_row, self._silence_s = deque(jobs), on_row, silence_s
+        self._decoder: msgspec.json.Decoder[Row | Finished | Fault] = msgspec.json.Decoder(Row | Finished | Fault)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    def _feed(self) -> None:
-        assert self._process.stdin
+    def run(self) -> None:
+        """Work until no job is left. It stays in one thread: the process dies with the thread that starts it."""
+        while self._left:
+            with tempfile.TemporaryFile() as jobs, tempfile.TemporaryFile() as errors:
+                jobs.write(msgspec.json.encode(list(self._left)))
+                jobs.seek(0)
+                process = self._start(jobs, errors)
+                try:
+                    self._listen(process, errors)
+                except TimeoutError:
+                    process.kill()
+                    self._give_up()
+                finally:
+                    if self._left:
+                        process.kill()
+                    _end(process)
+
+    def _start(self, jobs: BinaryIO, errors: BinaryIO) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise TestbedError("the simulation was stopped")
+            self._process = popen_tied(
+                invoking_user(),
+                [sys.executable, "-m", "testbed.twin"],
+                stdin=jobs,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            return self._process
+
+    def _listen(self, process: subprocess.Popen[bytes], errors: BinaryIO) -> None:
+        assert process.stdout
+        for line in _lines(process.stdout.fileno(), self._silence_s):
+            self._take(line)
+            if not self._left:
+                return
+        code = process.wait()
+        errors.seek(0)
+        told = errors.read().decode(errors="replace").strip()[-2000:]
+        raise TestbedError(f"the simulation worker ended with code {code} in trial {self._left[0].trial_id}: {told}")
+
+    def _take(self, line: bytes) -> None:
         try:
-            with self._process.stdin as stdin:
-                stdin.write(msgspec.json.encode(self._jobs))
-        except BrokenPipeError:
-            pass  # it died: finish() tells why
+            message = self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            trial_id = self._left[0].trial_id
+            raise TestbedError(f"the simulation worker wrote {line!r:.200} in trial {trial_id}, wanted a row: {error}") from None
+        if isinstance(message, Fault):
+            raise UserError(message.sentence)
+        if isinstance(message, Finished):
+            self._left.popleft()
+        else:
+            self._on_row(message)
 
-    def _read(self) -> None:
-        assert self._process.stdout
-        decoder = msgspec.json.Decoder(Row)
-        for line in self._process.stdout:
-            self._on_row(decoder.decode(line))
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr
-        self._errors = self._process.stderr.read()
-
-    def finish(self) -> None:
-        """Wait for the end; raise what went wrong."""
-        code = self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        text = self._errors.decode(errors="replace").strip()
-        if code == 2:
-            raise UserError(text)
-        if code != 0:
-            raise TestbedError(f"the simulation worker ended with code {code}: {text[-2000:]}")
+    def _give_up(self) -> None:
+        """End the trial that hangs, and the further ones of its policy: each would hang as long."""
+        hung = self._left.popleft()
+        reason = f"policy did not answer for {self._silence_s:g} s"
+        self._on_row(ended_early(hung.trial_id, reason))
+        others = [job for job in self._left if job.policy == hung.policy and not job.levels]
+        self._left = deque(job for job in self._left if job not in others)
+        for job in others:
+            self._on_row(ended_early(job.trial_id, f"{reason} in trial {hung.trial_id}, and was not asked again"))
 
     def stop(self) -> None:
-        """End the process if it still runs."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """End the process if it still runs, and start no other."""
+        with self._lock:
+            self._stopped = True
+            if self._process and self._process.poll() is None:
+                self._process.kill()
+
+
+def _lines(descriptor: int, silence_s: float) -> Iterator[bytes]:
+    """Lines as they come, without the empty ones. Raises `TimeoutError` when nothing comes for `silence_s`."""
+    rest = b""
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], silence_s)
+        if not ready:
+            raise TimeoutError
+        data = os.read(descriptor, 1 << 16)
+        *lines, rest = (rest + data).split(b"\n")
+        yield from filter(None, lines)
+        if not data:
+            return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with process:
+        try:
+            process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()

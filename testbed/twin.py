@@ -1,20 +1,24 @@
 """Runs trials in the simulator twin, in a process of its own: `python -m testbed.twin` reads jobs from stdin and writes rows to stdout.
 
+After the rows of a job it writes `Finished`; while a trial is computed, an empty line now and then is a sign of life.
+
 The process that builds the network is root and must not load a user's policy or torch; this one runs as the user and may.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import BinaryIO
 
 import msgspec
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
-from controllers.loader import load, parse_reference
+from controllers.loader import Fault, PolicyFactory, claim_stdout, load, parse_reference, raised, take_stdin
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
-from testbed.sim.abr import AbrSimulator, run_session
+from testbed.sim.abr import AbrSimulator, level_number, run_session
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 
@@ -40,11 +44,21 @@ class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
         return trace
 
 
-class _Timed(AbrPolicy):
-    """A policy whose decisions are timed."""
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished", tag_field="event"):
+    """All rows of a job were written."""
 
-    def __init__(self, policy: AbrPolicy) -> None:
-        self.policy = policy
+    trial_id: str
+
+
+SIGN_OF_LIFE_S = 1.0
+"""At least this long between two of them."""
+
+
+class _Timed(AbrPolicy):
+    """A policy whose decisions are timed, and told to `alive`."""
+
+    def __init__(self, policy: AbrPolicy, alive: Callable[[], None]) -> None:
+        self.policy, self.alive = policy, alive
         self.decisions: list[tuple[int, float]] = []  # (level, seconds)
 
     def reset(self, session: AbrSession, seed: int) -> None:
@@ -52,18 +66,25 @@ class _Timed(AbrPolicy):
 
     def decide(self, observation: AbrObservation) -> int:
         started_s = now_s()
-        level = self.policy.decide(observation)
+        level = level_number(self.policy.decide(observation))
         self.decisions.append((level, now_s() - started_s))
+        self.alive()
         return level
 
 
-def simulate(job: SimulationJob) -> Iterator[Row]:
-    """The rows of one simulated trial, as a player would have written them."""
+@cache
+def _factory(reference: str) -> PolicyFactory:
+    """A policy's file is imported once, as in the decision service: its trials share what it keeps in its module (a model in memory)."""
+    return load(parse_reference(reference))
+
+
+def simulate(job: SimulationJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
+    """The rows of one simulated trial, as a player would have written them. `alive` is called after each decision."""
     if job.levels:
         simulator = AbrSimulator(job.trace, job.session, job.offset_s)
         yield from chunk_rows(job.trial_id, job.session.video, [simulator.step(level) for level in job.levels])
         return
-    policy = _Timed(load(parse_reference(job.policy))())
+    policy = _Timed(_factory(job.policy)(), alive)
     chunks = run_session(job.trace, job.session, policy, job.seed, job.offset_s)
     rows = chunk_rows(job.trial_id, job.session.video, chunks)
     yield from rows
@@ -93,15 +114,19 @@ def simulate(job: SimulationJob) -> Iterator[Row]:
     )
 
 
-def _guarded(job: SimulationJob) -> Iterator[Row]:
+def _guarded(job: SimulationJob, alive: Callable[[], None]) -> Iterator[Row]:
     """A policy that raises ends its own trial, not the experiment."""
     try:
-        yield from simulate(job)
+        yield from simulate(job, alive)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's policy may raise
-        reason = f"policy raised {type(error).__name__}: {error}"
-        yield PlaybackEndRow(trial_id=job.trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0)
+    except (Exception, SystemExit) as error:  # whatever a user's policy may raise
+        yield ended_early(job.trial_id, f"policy {raised(error)}")
+
+
+def ended_early(trial_id: str, reason: str) -> PlaybackEndRow:
+    """The only row of a trial that came to nothing."""
+    return PlaybackEndRow(trial_id=trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0)
 
 
 def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[ChunkRow]:
@@ -135,21 +160,34 @@ def chunk_rows(trial_id: str, video: Manifest, chunks: Sequence[Chunk]) -> list[
 
 
 def main() -> int:
-    """Read a JSON list of jobs, write a JSON line for each row. A policy that can't be loaded: one sentence, exit code 2."""
+    """Read a JSON list of jobs, write a JSON line for each row. A policy that can't be loaded: a `Fault`, exit code 2."""
+    writer = _Writer(claim_stdout())
     try:
-        _work()
+        for job in msgspec.json.decode(take_stdin(), type=list[SimulationJob]):
+            writer.write(*_guarded(job, writer.alive), Finished(trial_id=job.trial_id))
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        writer.write(Fault(sentence=" ".join(str(error).split())))
         return 2
     return 0
 
 
-def _work() -> None:
-    out = sys.stdout.buffer
-    for job in msgspec.json.decode(sys.stdin.buffer.read(), type=list[SimulationJob]):
-        for row in _guarded(job):
-            out.write(msgspec.json.encode(row) + b"\n")
-        out.flush()
+class _Writer:
+    """Messages as lines."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._alive_s = out, now_s()
+
+    def write(self, *messages: Row | Finished | Fault) -> None:
+        """Send them now."""
+        self._out.write(b"".join(msgspec.json.encode(message) + b"\n" for message in messages))
+        self._out.flush()
+
+    def alive(self) -> None:
+        """Send a sign of life, unless one was sent just now."""
+        if now_s() - self._alive_s >= SIGN_OF_LIFE_S:
+            self._alive_s = now_s()
+            self._out.write(b"\n")
+            self._out.flush()
 
 
 if __name__ == "__main__":

@@ -132,13 +132,14 @@ def run_session(
     policy.reset(session, seed)
     simulator.step(session.first_level)
     while not simulator.done:
-        simulator.step(_level(policy.decide(simulator.observation)))
+        simulator.step(level_number(policy.decide(simulator.observation)))
     return simulator.history
 
 
-def _level(answer: object) -> int:
+def level_number(answer: object) -> int:
+    """A policy's answer as a plain number (numpy's integers are levels too). Raises `ValueError` when it is none."""
     try:
-        return index(answer)  # type: ignore[arg-type]
+        return int(index(answer))  # type: ignore[arg-type]
     except TypeError as error:
         raise ValueError(f"the policy answered {answer!r}, wanted the number of a level") from error
 
