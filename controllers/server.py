@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import BinaryIO
 
 import msgspec
 from aiohttp import web
 
 from controllers.api import AbrPolicy
 from controllers.config import ControllerConfig, ControllerReady, read_config
-from controllers.loader import load
+from controllers.loader import claim_stdout, load, take_stdin
 from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal, decode_decide, decode_open
 from controllers.sessions import Factory, Sessions
 from testbed.clock import now_s
@@ -91,8 +92,11 @@ def _loader(torch_threads: int) -> Callable[[str], Factory]:
     return load_policy
 
 
-async def serve(config: ControllerConfig) -> int:
-    """Load, listen, serve until SIGTERM or SIGINT. Returns how many calls into policies have not returned; raises `UserError`."""
+async def serve(config: ControllerConfig, out: BinaryIO) -> int:
+    """Load, listen, say so on `out`, serve until SIGTERM or SIGINT; raises `UserError`.
+
+    Returns how many calls into policies have not returned.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -104,8 +108,8 @@ async def serve(config: ControllerConfig) -> int:
             await sessions.preload(reference, _loader(config.torch_threads))
         await _listen(runner, config)
         ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
-        sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
-        sys.stdout.buffer.flush()
+        out.write(msgspec.json.encode(ready) + b"\n")
+        out.flush()
         while not await _is_set(stop, EXPIRE_EVERY_S):
             sessions.expire(now_s())
     finally:
@@ -136,8 +140,11 @@ async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
 
 def main() -> int:
     """Read the config, serve; a config, policy or address that can't be used is one sentence and exit code 2."""
+    out = claim_stdout()
     try:
-        busy = asyncio.run(serve(read_config(ControllerConfig, sys.argv[1:])))
+        config = read_config(ControllerConfig, sys.argv[1:])
+        take_stdin()
+        busy = asyncio.run(serve(config, out))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

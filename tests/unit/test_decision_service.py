@@ -5,6 +5,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
 from controllers.client import DecisionClient, DecisionFailed
-from controllers.config import ControllerConfig
+from controllers.config import ControllerConfig, ControllerReady
 from controllers.health import Health
 from controllers.protocol import Answer, Decide, Failure, Open, Refusal, decode_answer, decode_decide, decode_open
 from controllers.server import application
@@ -494,6 +496,26 @@ async def test_the_process_serves_tcp_and_a_unix_socket_and_ends_on_sigterm(tmp_
             assert (seen.pid, seen.sessions) == (process.child.pid, 2)
             assert {name: policy.decisions for name, policy in seen.policies.items()} == {"bba": 0, mine: 1, f"{mine}+level=2": 1}
             assert process.end(number) == (code, [], "")
+
+
+async def test_what_a_policy_prints_and_reads_is_no_message(tmp_path: Path) -> None:
+    """Nobody reads stdout after the first line: what is printed there would fill the pipe and stop the service."""
+    loud = "import os, sys\nprint('hello')\nos.write(1, b'{}')\nassert sys.stdin.read() == '' and os.read(0, 1) == b''\n"
+    (tmp_path / "mine.py").write_text(loud + MINE.replace("return self.level", "print('x' * 300_000, flush=True); return self.level"))
+    config = ControllerConfig(host="127.0.0.1", policies=(f"{tmp_path}/mine.py",))
+    command = [sys.executable, "-m", "controllers.server"]
+    with (tmp_path / "said").open("wb") as said, subprocess.Popen(command, stdin=-1, stdout=-1, stderr=said) as child:
+        assert child.stdin and child.stdout
+        child.stdin.write(msgspec.json.encode(config))
+        child.stdin.close()
+        try:
+            ready = msgspec.json.decode(child.stdout.readline(), type=ControllerReady)
+            async with client(f"http://127.0.0.1:{ready.port}", config.policies[0]) as asking:
+                assert [(await asking.decide(HISTORY[:1], 1.0, 5.0)).level for _ in range(3)] == [1, 1, 1]
+        finally:
+            child.terminate()
+        assert (child.stdout.read(), child.wait()) == (b"", 0)
+    assert (tmp_path / "said").stat().st_size > 900_000
 
 
 @pytest.mark.parametrize(
