@@ -25,7 +25,7 @@ import numpy as np
 
 from testbed.errors import UserError
 from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_bps, ms_from_s, s_from_ms
-from traces.trace import OpportunityTrace, RateTrace, Trace
+from traces.trace import MAX_RATE_BPS, OpportunityTrace, RateTrace, Trace
 
 MAX_LINE_CHARS = 200
 """Longest line of a text format; a real one has about 40."""
@@ -95,13 +95,14 @@ def format_trace(trace: Trace, format: str) -> str:
 
 
 def to_rates(trace: OpportunityTrace, bin_s: float) -> RateTrace:
-    """Mean rates over bins of `bin_s` (the last one may be shorter); each bin carries exactly the bytes of its opportunities.
+    """Mean rates over bins of `bin_s`; each bin carries exactly the bytes of its opportunities.
 
-    An opportunity on the edge between two bins counts for the earlier one, as segments are open on the left.
+    The last bin may be shorter; a rest of less than a thousandth of a bin, where one opportunity would be a huge rate, joins it. An
+    opportunity on the edge between two bins counts for the earlier one, as segments are open on the left.
     """
     if not (math.isfinite(bin_s) and bin_s > 0):
         raise UserError(f"trace {trace.name}: can't be averaged over {bin_s} s, wanted a time above 0 s")
-    count = max(math.ceil(trace.duration_s / bin_s - 1e-9), 1)
+    count = max(math.ceil(trace.duration_s / bin_s - 1e-3), 1)
     edges_s = np.append(np.arange(count) * bin_s, trace.duration_s)  # (count + 1,)
     bins = np.clip(np.searchsorted(edges_s, trace.times_s, side="left") - 1, 0, count - 1)  # (opportunities,)
     sent_bytes = np.bincount(bins, minlength=count) * OPPORTUNITY_BYTES
@@ -172,7 +173,7 @@ def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
             raise UserError(f"{at}: rate is {_seen(rate)}, wanted a finite number of at least 0 Mbit/s")
         if len(times_s) > 1 and not float(times_s[-1] - times_s[0]) > float(times_s[-2] - times_s[0]):
             raise UserError(f"{at}: time is {_seen(time)}, wanted later than {times_s[-2]} s of the row before")
-        rates_bps.append(_finite(rate_mbps.scaleb(6), "rate", at, rate))
+        rates_bps.append(_rate_bps(rate_mbps.scaleb(6), "rate", at, rate))
     if not any(rates_bps[1:]):
         raise UserError(f"{where}: every rate after the first row is 0 Mbit/s, wanted at least one above 0 (the first row's is never used)")
     edges_s = tuple(_finite(_EXACT.subtract(t, times_s[0]), "time", where) for t in times_s)
@@ -185,6 +186,14 @@ def _finite(number: Decimal, what: str, where: str, written: object = None) -> f
     if not math.isfinite(value):
         raise UserError(f"{where}: {what} is {_seen(str(written or number))}, wanted a finite number")
     return value
+
+
+def _rate_bps(number: Decimal, what: str, where: str, written: object) -> float:
+    """`number` as a rate that a trace may have; an error shows it as it was `written`."""
+    rate_bps = _finite(number, what, where, written)
+    if rate_bps > MAX_RATE_BPS:
+        raise UserError(f"{where}: {what} is {_seen(str(written))}, wanted at most {MAX_RATE_BPS:g} bit/s")
+    return rate_bps
 
 
 def _read_mahimahi(text: str, name: str, where: str) -> OpportunityTrace:
@@ -209,7 +218,7 @@ def _read_sabre(text: str, name: str, where: str) -> RateTrace:
     for number, (duration_ms, rate_kbps, latency_ms) in enumerate(entries, 1):
         at = f"{where}: entry {number}"
         edges_ms.append(_EXACT.add(edges_ms[-1], duration_ms))
-        rates_bps.append(_finite(rate_kbps.scaleb(3), "bandwidth_kbps", at, rate_kbps))
+        rates_bps.append(_rate_bps(rate_kbps.scaleb(3), "bandwidth_kbps", at, rate_kbps))
         if latency_ms != entries[0][2]:
             wanted = f"{entries[0][2]} as in the first entry, because a path has one round-trip time"
             raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {wanted}")

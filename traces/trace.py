@@ -1,14 +1,24 @@
 """`Trace`: how much a link can carry over time, repeated without end. Two kinds, both byte-accurate."""
 
 import hashlib
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from testbed.errors import UserError
-from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_bps
+from testbed.units import OPPORTUNITY_BYTES, Amount, bits_from_bytes, bytes_per_s_from_bps
+
+MIN_DURATION_S = 1e-3
+"""Mahimahi's resolution: a file of the one line `1` is its usual constant 12 Mbit/s. What wraps faster costs time and says nothing."""
+MAX_DURATION_S = 1e6
+"""Eleven days: many such periods still fit a link's 64-bit nanoseconds, and floating point still tells nanoseconds apart."""
+MAX_RATE_BPS = 1e12
+"""Beyond any link; in the thousandths of a bit/s in which a link counts it fits 64 bits a thousand times over."""
+MIN_MEAN_RATE_BPS = 1e3
+"""At this a chunk of 4 s at 300 kbit/s takes 20 minutes: below it no session ends, emulated or simulated."""
+_ROUNDING = 1e-9
+"""Share by which a rate may pass its bound: means over bins of a trace on the bound are off by rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,11 @@ class RateTrace:
         for i, rate in enumerate(self.rates_bps):
             if not (rate >= 0 and np.isfinite(rate)):
                 raise UserError(f"trace {self.name}: sample {i + 1} has a rate of {rate} bit/s, wanted a finite number of at least 0")
+            if rate > MAX_RATE_BPS * (1 + _ROUNDING):
+                raise UserError(f"trace {self.name}: sample {i + 1} has a rate of {rate} bit/s, wanted at most {MAX_RATE_BPS:g}")
         if not any(self.rates_bps):
             raise UserError(f"trace {self.name}: every rate is 0 bit/s, wanted at least one above 0")
+        _refuse_extremes(self)
 
     @property
     def duration_s(self) -> float:
@@ -55,10 +68,11 @@ class RateTrace:
         widths_s = np.diff(self.edges_s)  # (n,)
         return np.concatenate([[0.0], np.cumsum(widths_s * bytes_per_s_from_bps(np.asarray(self.rates_bps)))])  # (n+1,)
 
-    def bytes_by(self, time_s: float) -> float:
+    def bytes_by(self, time_s: Amount) -> Amount:
         """Bytes carried from the trace's beginning to `time_s`, wrapping as often as needed."""
         periods, rest_s = divmod(time_s, self.duration_s)
-        return periods * float(self._bytes_at_edges[-1]) + float(np.interp(rest_s, self.edges_s, self._bytes_at_edges))
+        carried_bytes: Amount = periods * self.capacity_bytes + np.interp(rest_s, self.edges_s, self._bytes_at_edges)
+        return carried_bytes
 
     @property
     def mean_rate_bps(self) -> float:
@@ -87,6 +101,7 @@ class OpportunityTrace:
                 raise UserError(f"trace {self.name}: opportunity {i + 1} is at {b} s, wanted not before {a} s")
         if not (self.times_s[-1] > 0 and np.isfinite(self.times_s[-1])):
             raise UserError(f"trace {self.name}: ends at {self.times_s[-1]} s, wanted a finite time above 0 s")
+        _refuse_extremes(self)
 
     @property
     def duration_s(self) -> float:
@@ -98,10 +113,14 @@ class OpportunityTrace:
         """Bytes carried in one period."""
         return len(self.times_s) * OPPORTUNITY_BYTES
 
-    def bytes_by(self, time_s: float) -> float:
+    @cached_property
+    def _times_s(self) -> np.ndarray:
+        return np.asarray(self.times_s)  # (opportunities,)
+
+    def bytes_by(self, time_s: Amount) -> Amount:
         """Bytes carried from the trace's beginning to `time_s` included, wrapping as often as needed."""
         periods, rest_s = divmod(time_s, self.duration_s)
-        return (periods * len(self.times_s) + bisect_right(self.times_s, rest_s)) * OPPORTUNITY_BYTES
+        return periods * self.capacity_bytes + np.searchsorted(self._times_s, rest_s, side="right") * OPPORTUNITY_BYTES
 
     @property
     def mean_rate_bps(self) -> float:
@@ -115,3 +134,12 @@ class OpportunityTrace:
 
 
 Trace = RateTrace | OpportunityTrace
+
+
+def _refuse_extremes(trace: Trace) -> None:
+    """Raise `UserError` when no session could end on the trace, or only after ages."""
+    named = f"trace {trace.name}" if trace.source in ("", trace.name) else f"trace {trace.name} ({trace.source})"
+    if not MIN_DURATION_S <= trace.duration_s <= MAX_DURATION_S:
+        raise UserError(f"{named}: lasts {trace.duration_s} s, wanted {MIN_DURATION_S:g} to {MAX_DURATION_S:,.0f} s")
+    if trace.mean_rate_bps < MIN_MEAN_RATE_BPS * (1 - _ROUNDING):
+        raise UserError(f"{named}: carries {trace.mean_rate_bps:.3g} bit/s on average, wanted at least {MIN_MEAN_RATE_BPS:g}")

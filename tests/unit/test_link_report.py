@@ -184,4 +184,4 @@ def test_a_bad_offset_is_refused(offset_s):
 
 def test_a_trace_below_resolution_is_refused():
     with pytest.raises(UserError, match="carries nothing"):
-        encode(RateTrace("t", (0, 1), (1e-4,)), 0, lane=0)
+        encode(RateTrace("t", (0, 4e-10, 0.1), (1e12, 1e-4)), 0, lane=0)

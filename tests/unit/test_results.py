@@ -20,7 +20,7 @@ from testbed.errors import UserError
 from testbed.events import TABLES, frame, read_run, schema
 from testbed.records import ChunkRow, EndRow, Event, SimulatedRow, TrialRow
 from testbed.results import ResultFolder, rebuild, trace_row
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
 
 NOW = datetime(2026, 11, 23, 18, 47, 5, tzinfo=UTC)
 SMALL = FakeRun(traces=1, policies=("netllm", "bba"), chunks=4)
@@ -207,7 +207,9 @@ def test_folder_belongs_to_who_called_sudo(tmp_path, monkeypatch):
     assert tmp_path.stat().st_uid == os.getuid()
 
 
-rate_traces = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 1e8)), min_size=1, max_size=50).filter(lambda p: any(r for _, r in p))
+rate_traces = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 1e8)), min_size=1, max_size=50).filter(
+    lambda parts: sum(width * (rate - MIN_MEAN_RATE_BPS) for width, rate in parts) > 0
+)
 
 
 @settings(max_examples=50, deadline=None)

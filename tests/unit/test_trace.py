@@ -2,10 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from testbed.errors import UserError
-from traces.trace import OpportunityTrace, RateTrace
+from traces.catalog import load_catalog
+from traces.store import find_split, resolve
+from traces.trace import MAX_DURATION_S, MAX_RATE_BPS, MIN_DURATION_S, MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
+
+TRACES = (RateTrace("r", (0.0, 1.0, 4.0), (8e6, 0.8e6)), OpportunityTrace("o", (0.0, 0.5, 0.5, 2.0)))
 
 
 def test_a_rate_trace_carries_its_rates_over_their_widths():
@@ -24,7 +31,7 @@ def test_name_and_source_are_not_the_content():
     assert one.sha256 == other.sha256 and one != other
     assert one == RateTrace("a", (0.0, 1.0), (1e6,), "elsewhere")
     assert one.sha256 != RateTrace("a", (0.0, 1.0), (1e6 + 1e-9,)).sha256
-    assert OpportunityTrace("a", (1.0,)).sha256 != RateTrace("a", (0.0, 1.0), (1.0,)).sha256
+    assert OpportunityTrace("a", (1.0,)).sha256 != RateTrace("a", (0.0, 1.0), (12e3,)).sha256
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,11 @@ def test_name_and_source_are_not_the_content():
         ((0.0, 1.0), (math.nan,), "rate of nan"),
         ((0.0, 1.0), (math.inf,), "rate of inf"),
         ((0.0, 1.0, 2.0), (0.0, 0.0), "every rate is 0"),
+        ((0.0, 1.0), (1e36,), r"sample 1 has a rate of 1e\+36 bit/s, wanted at most 1e\+12"),
+        ((0.0, 1e-9), (1e6,), "lasts 1e-09 s, wanted 0.001 to 1,000,000 s"),
+        ((0.0, 1e300), (1e6,), r"lasts 1e\+300 s, wanted 0.001 to 1,000,000 s"),
+        ((0.0, 1.0), (100.0,), r"carries 100 bit/s on average, wanted at least 1000"),
+        ((0.0, 1.0, 1e5), (1e6, 5e-324), r"carries 10 bit/s on average"),
     ],
 )
 def test_an_impossible_rate_trace_is_refused(edges_s, rates_bps, said):
@@ -56,8 +68,48 @@ def test_an_impossible_rate_trace_is_refused(edges_s, rates_bps, said):
         ((2.0, 1.0), "opportunity 2 is at 1.0 s"),
         ((1.0, math.nan), "is at nan s"),
         ((1.0, math.inf), "ends at inf s"),
+        ((1e-9,), "lasts 1e-09 s, wanted 0.001 to 1,000,000 s"),
+        ((60.0,), "carries 200 bit/s on average, wanted at least 1000"),
     ],
 )
 def test_an_impossible_opportunity_trace_is_refused(times_s, said):
     with pytest.raises(UserError, match=said):
         OpportunityTrace("t", times_s)
+
+
+def test_a_bound_itself_is_not_refused():
+    for trace in (OpportunityTrace("t", (MIN_DURATION_S,)), RateTrace("t", (0.0, MAX_DURATION_S), (MIN_MEAN_RATE_BPS,))):
+        assert trace.capacity_bytes > 0
+    edges_s = tuple(np.linspace(0.0, 7.7, 3001).tolist())
+    assert RateTrace("t", edges_s, (MAX_RATE_BPS,) * 3000).mean_rate_bps == pytest.approx(MAX_RATE_BPS)
+
+
+def test_a_refused_file_is_named_with_its_path():
+    with pytest.raises(UserError, match=r"^trace slow\.txt \(mine/slow\.txt\): carries 1 bit/s"):
+        RateTrace("slow.txt", (0.0, 1.0), (1.0,), "mine/slow.txt")
+
+
+def test_no_measured_trace_is_refused():
+    """Reading them is the test; so is that they stay a factor of ten away from every bound but Mahimahi's own."""
+    traces = [trace for reference in measured_splits() for trace in resolve(reference, fetch=False).traces]
+    if not traces:
+        pytest.skip("no trace set is on this machine")
+    assert all(10 * MIN_DURATION_S < trace.duration_s < MAX_DURATION_S / 10 for trace in traces)
+    assert all(10 * MIN_MEAN_RATE_BPS < trace.mean_rate_bps < MAX_RATE_BPS / 10 for trace in traces)
+
+
+def measured_splits():
+    sets = [entry for entry in load_catalog().values() if entry.kind == "traces"]
+    return [f"{entry.name}/{split.name}" for entry in sets for split in entry.splits if find_split(entry, split)]
+
+
+@given(st.sampled_from(TRACES), st.lists(st.floats(0, 100), min_size=1, max_size=20))
+def test_bytes_by_many_times_are_those_by_each(trace, times_s):
+    np.testing.assert_allclose(trace.bytes_by(np.array(times_s)), [trace.bytes_by(time_s) for time_s in times_s])
+
+
+@pytest.mark.parametrize("periods", [0, 1, 7])
+def test_bytes_wrap_with_the_trace(periods):
+    rates, opportunities = TRACES
+    assert rates.bytes_by(4.0 * periods + 2.0) == pytest.approx(1.3e6 * periods + 1.1e6)
+    assert opportunities.bytes_by(2.0 * periods + 0.5) == 6000 * periods + 4500

@@ -10,23 +10,27 @@ from hypothesis import assume, example, given
 
 from testbed.errors import UserError
 from traces.formats import decode, detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
 
 rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e11))
-times, no_latency = st.floats(1e-6, 1e6), st.none()
+times, no_latency = st.floats(1e-6, 4e5), st.none()
 sane_rates = st.one_of(st.just(0.0), st.floats(1e3, 1e6))
 
 
 @st.composite
 def rate_traces(draw, rate=rates, time=times, latency=no_latency):
     edges = sorted(draw(st.sets(time, min_size=1, max_size=20)))
-    values = draw(st.lists(rate, min_size=len(edges), max_size=len(edges)).filter(any))
-    return RateTrace("t", (0.0, *edges), tuple(values), latency_s=draw(latency))
+    values = draw(st.lists(rate, min_size=len(edges), max_size=len(edges)))
+    half_s, fair_bps = max(edges[-1], 1e-3), draw(st.floats(2.1e3, 1e6))  # a segment that lifts duration and mean above their bounds
+    if draw(st.booleans()):
+        return RateTrace("t", (0.0, *edges, edges[-1] + half_s), (*values, fair_bps), latency_s=draw(latency))
+    shifted = sorted({half_s + edge for edge in edges})
+    return RateTrace("t", (0.0, half_s, *shifted), (fair_bps, *values[: len(shifted)]), latency_s=draw(latency))
 
 
 @st.composite
 def opportunity_traces(draw):
-    times_ms = sorted(draw(st.lists(st.integers(0, 10**5), min_size=1, max_size=50)))
+    times_ms = sorted(draw(st.lists(st.integers(0, 10**4), min_size=1, max_size=50)))
     return OpportunityTrace("t", tuple(t / 1e3 for t in [*times_ms, times_ms[-1] + draw(st.integers(1, 1000))]))
 
 
@@ -88,6 +92,11 @@ BAD = {
     "0 1\n1 inf\n": ["t:2", "'inf'", "finite"],
     "0 1\nnan 1\n": ["t:2", "'nan'", "seconds"],
     "0 1\n1 1e999\n": ["t:2", "1e999", "finite"],
+    "0 1\n1 1e30\n": ["t:2", "rate is '1e30'", "at most 1e+12 bit/s"],
+    "0 1\n1e-9 1\n": ["trace t: lasts 1e-09 s", "wanted 0.001 to"],
+    "0 1\n1e9 1\n": ["trace t: lasts 1000000000.0 s", "to 1,000,000 s"],
+    "0 1\n1 1e-9\n": ["trace t: carries 0.001 bit/s on average", "at least 1000"],
+    "60000\n": ["trace t: carries 200 bit/s on average", "at least 1000"],
     "0 1\n1 1_0\n": ["t:2", "'1_0'"],
     "0 1\n1 0\n2 0.0\n": ["t:", "every rate", "at least one above 0"],
     "0 1\n": ["t:1", "only row", "at least two"],
@@ -106,6 +115,7 @@ BAD = {
     '[{"duration_ms": 0, "bandwidth_kbps": 2}]': ["t: entry 1", "duration_ms is '0'", "above 0"],
     '[{"duration_ms": 1, "bandwidth_kbps": -2}]': ["t: entry 1", "bandwidth_kbps is '-2'", "at least 0"],
     '[{"duration_ms": 1, "bandwidth_kbps": NaN}]': ["t: entry 1", "bandwidth_kbps is 'NaN'", "finite"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 1e30}]': ["t: entry 1", "bandwidth_kbps is '1E+30'", "at most 1e+12 bit/s"],
     '[{"duration_ms": 1, "bandwidth_kbps": true}]': ["t: entry 1", "'True'", "finite"],
     '[{"duration_ms": 1, "bandwidth_kbps": 1e9999999999}]': ["t: entry 1", "bandwidth_kbps", "finite"],
     '[{"duration_ms": 1e-9999999, "bandwidth_kbps": 1}]': ["t: entry 1", "duration_ms is 1E-9999999", "above 0"],
@@ -171,7 +181,7 @@ def test_an_opportunity_on_an_edge_belongs_to_the_earlier_bin():
 
 @given(rate_traces(rate=sane_rates, time=st.floats(0.01, 60)))
 def test_spreading_opportunities_keeps_bytes_period_and_pace(trace):
-    assume(trace.capacity_bytes > 750)
+    assume(trace.capacity_bytes - 750 > MIN_MEAN_RATE_BPS / 8 * (trace.duration_s + 1e-3))  # else rounding may take it below the bound
     spread = to_opportunities(trace)
     assert abs(spread.capacity_bytes - trace.capacity_bytes) <= 750
     assert trace.duration_s - 1e-6 <= spread.duration_s < trace.duration_s + 0.0011
@@ -181,6 +191,11 @@ def test_spreading_opportunities_keeps_bytes_period_and_pace(trace):
     # Each opportunity comes within the millisecond in which its share of the capacity has passed.
     assert (np.interp(times - 0.001001, edges, passed) <= due + 0.01).all()
     assert (np.interp(times + 0.000001, edges, passed) >= due - 0.01).all()
+
+
+def test_a_rest_too_short_for_a_bin_joins_the_one_before():
+    binned = to_rates(OpportunityTrace("t", (0.05, 0.1 + 1e-9)), 0.1)
+    assert binned == RateTrace("t", (0.0, 0.1 + 1e-9), (24000.0 / (0.1 + 1e-9),))
 
 
 def test_a_constant_rate_gives_even_opportunities_and_back():
@@ -201,7 +216,7 @@ def test_an_outage_gets_no_opportunity_but_the_last():
     [
         (RateTrace("r", (0.0, 1.0), (1e6,)), "mahimahi", "to_opportunities"),
         (OpportunityTrace("o", (1.0,)), "pensieve", "to_rates"),
-        (OpportunityTrace("o", (0.0005,)), "mahimahi", "whole milliseconds"),
+        (OpportunityTrace("o", (0.0015,)), "mahimahi", "whole milliseconds"),
         (RateTrace("r", (0.0, 1.0), (1e6,)), "csv", "wanted one of pensieve, mahimahi, sabre"),
     ],
 )
@@ -218,7 +233,7 @@ def test_a_bin_without_width_is_refused(bin_s):
 
 def test_a_trace_without_half_an_opportunity_is_refused():
     with pytest.raises(UserError, match="carries 1 bytes"):
-        to_opportunities(RateTrace("r", (0.0, 1.0), (8.0,)))
+        to_opportunities(RateTrace("r", (0.0, 0.001), (8000.0,)))
 
 
 def test_no_reader_is_fooled_by_a_path():

@@ -18,7 +18,7 @@ from traces.trace import OpportunityTrace, RateTrace
 
 
 def trace(name, rates):
-    return RateTrace(name, tuple(float(i) for i in range(len(rates) + 1)), tuple(float(r) for r in rates))
+    return RateTrace(name, tuple(float(i) for i in range(len(rates) + 1)), tuple(1e3 * r for r in rates))
 
 
 def noise(seed, n=40):
