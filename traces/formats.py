@@ -33,6 +33,8 @@ MAX_LINE_CHARS = 200
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 _EXACT = Context(prec=100, traps=[InvalidOperation, Overflow])
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+"""What a compressed file begins with; no trace does."""
 _SABRE_KEYS = ("duration_ms", "bandwidth_kbps", "latency_ms")
 
 
@@ -48,6 +50,9 @@ def read_trace(path: str | Path) -> Trace:
 
 def decode(content: bytes, where: str) -> str:
     """The text in `content`; raises `UserError` for bytes that are no text."""
+    for beginning, packer in _PACKERS.items():
+        if content.startswith(beginning):
+            raise UserError(f"{where}: is compressed ({packer}), wanted a trace in a text format: unpack it first")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

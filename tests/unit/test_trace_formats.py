@@ -1,5 +1,8 @@
 """Trace files: what is written reads back the same, kinds convert without losing bytes, and errors name file and line."""
 
+import bz2
+import gzip
+import lzma
 import math
 from pathlib import Path
 
@@ -147,6 +150,15 @@ def test_a_bad_trace_is_one_sentence_with_place_seen_and_wanted(text, said):
 def test_bytes_that_are_no_text(content, said):
     with pytest.raises(UserError, match=said):
         decode(content, "t")
+
+
+@pytest.mark.parametrize(
+    ("pack", "said"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")], ids=["gzip", "bzip2", "xz"]
+)
+def test_a_compressed_file_is_to_be_unpacked(tmp_path, pack, said):
+    (tmp_path / "trace.packed").write_bytes(pack(b"0 1\n1 2\n"))
+    with pytest.raises(UserError, match=rf"trace\.packed: is compressed \({said}\), wanted a trace in a text format: unpack it first"):
+        read_trace(tmp_path / "trace.packed")
 
 
 @pytest.mark.parametrize("name", ["absent", "folder"])
