@@ -15,6 +15,7 @@ from testbed import figures, stats
 from testbed.events import Run
 from testbed.figures import Look
 from testbed.records import TrialRow
+from testbed.results import as_trace
 from testbed.sessions import groups, selection_sentence
 from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, agrees, comparisons, main_policy, modelled, policy_names, verdict
 from testbed.terminal import MODELLED
@@ -248,7 +249,7 @@ class Page:
         title = f"{a.label} against {b.label}"
         drawn = figures.scatter(duel, f"{self.metric} of {b.label}", f"{self.metric} of {a.label}", title, diagonal=True)
         found = [{"title": title, "text": f"One point a trace; above the line {a.label} has more.", "svg": Markup(drawn)}]
-        rates = {sha: mbps_from_bps(mean_rate_bps(t.edges_s, t.rates_bps)) for sha, t in self.run.traces.items()}
+        rates = {sha: mbps_from_bps(as_trace(t).mean_rate_bps) for sha, t in self.run.traces.items()}
         cloud = {
             look: [(rates[key[1]], q, key[0]) for key, q in stats.per_trace(self.trials[name]).items() if key[1] in rates]
             for name, look in self.looks.items()
@@ -322,11 +323,6 @@ class Page:
     def invalid(self) -> list[TrialRow]:
         """Trials that were left out."""
         return [t for t in self.run.trials if not t.valid]
-
-
-def mean_rate_bps(edges_s: Sequence[float], rates_bps: Sequence[float]) -> float:
-    """Time-weighted mean of a step function, bit/s."""
-    return sum((b - a) * r for a, b, r in zip(edges_s, edges_s[1:], rates_bps, strict=False)) / (edges_s[-1] - edges_s[0])
 
 
 def _look(index: int, name: str, described: Mapping[str, str]) -> Look:

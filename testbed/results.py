@@ -13,7 +13,7 @@ import numpy as np
 from testbed.clock import utc_now
 from testbed.errors import TestbedError, UserError
 from testbed.records import EndRow, Event, RunHeader, TraceRow
-from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes
+from testbed.units import bits_from_bytes
 from testbed.user import User, invoking_user
 from traces.trace import RateTrace, Trace
 
@@ -92,16 +92,16 @@ def trace_row(trace: Trace) -> TraceRow:
     return TraceRow(trace=trace.name, sha256=trace.sha256, edges_s=edges_s, rates_bps=rates_bps)
 
 
+def as_trace(row: TraceRow) -> RateTrace:
+    """The trace back from what is stored of it, with equal bytes and means."""
+    return RateTrace(row.trace, tuple(row.edges_s), tuple(row.rates_bps))
+
+
 def _binned(trace: Trace) -> tuple[list[float], list[float]]:
     """Capacity in equal bins of about a second (more when the trace is long): edges and rates."""
     bins = min(max(round(trace.duration_s), 1), _MOST_POINTS)
     edges_s = np.linspace(0.0, trace.duration_s, bins + 1)
-    if isinstance(trace, RateTrace):
-        widths_s = np.diff(trace.edges_s)
-        carried = np.concatenate([[0.0], np.cumsum(widths_s * np.asarray(trace.rates_bps))])  # bits up to each edge
-        bits = np.diff(np.interp(edges_s, trace.edges_s, carried))
-    else:
-        bits = bits_from_bytes(OPPORTUNITY_BYTES) * np.histogram(trace.times_s, edges_s)[0]
+    bits = bits_from_bytes(np.diff(trace.bytes_by(edges_s)))
     return edges_s.tolist(), (bits / np.diff(edges_s)).tolist()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from testbed.figures import Look
 from testbed.records import ChunkRow, DecisionRow, StallRow, TraceRow, TrialRow
+from testbed.results import as_trace
 from testbed.svg import Frame, Point, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.units import bits_from_bytes, mbps_from_bps, ms_from_s
 
@@ -17,6 +18,10 @@ HEIGHT = 262
 _LEFT, _RIGHT = 46, WIDTH - 12
 _RATE_TOP, _RATE_BOTTOM = 20, 150
 _BUFFER_TOP, _BUFFER_BOTTOM = 186, 238
+_MOST_SEGMENTS = 10_000
+"""As many of a trace's segments are drawn one by one: five laps of the 2000 that are stored of it."""
+_LEAST_S = 1e-6
+"""An edge this close to the beginning or end of the drawing is not one."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,20 @@ class Session:
         return max((c.end_s for c in self.chunks), default=1.0)
 
 
-def capacity(trace: TraceRow, offset_s: float, end_s: float) -> tuple[list[float], list[float]]:
-    """Edges (s, from the trial's start) and rates (bit/s) of a trace that starts at `offset_s` and wraps, up to `end_s`."""
-    period_s = trace.edges_s[-1]
-    edges, rates = [0.0], []
-    turn = 0
-    while edges[-1] < end_s:
-        for right, rate in zip(trace.edges_s[1:], trace.rates_bps, strict=True):
-            right_s = right + turn * period_s - offset_s
-            if right_s > edges[-1] + 1e-9:
-                edges.append(min(right_s, end_s))
-                rates.append(rate)
-            if edges[-1] >= end_s:
-                break
-        turn += 1
-    return edges, rates
+def capacity(row: TraceRow, offset_s: float, end_s: float) -> tuple[list[float], list[float]]:
+    """Edges (s, from the trial's start) and rates (bit/s) of a trace that starts at `offset_s` and wraps, up to `end_s`.
+
+    Where that were more segments than can be seen (a short period, often repeated), the rates are means over equal bins.
+    """
+    trace = as_trace(row)
+    laps = int(end_s / trace.duration_s) + 2
+    if laps * len(trace.rates_bps) > _MOST_SEGMENTS:
+        edges_s = np.linspace(0.0, end_s, WIDTH + 1)
+    else:
+        inner_s = np.add.outer(np.arange(laps) * trace.duration_s, trace.edges_s[:-1]).ravel() - offset_s % trace.duration_s
+        edges_s = np.array([0.0, *inner_s[(inner_s > _LEAST_S) & (inner_s < end_s - _LEAST_S)], end_s])
+    bits = bits_from_bytes(np.diff(trace.bytes_by(offset_s + edges_s)))
+    return edges_s.tolist(), (bits / np.diff(edges_s)).tolist()
 
 
 def buffer_points(chunks: Sequence[ChunkRow]) -> list[Point]:
