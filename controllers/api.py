@@ -5,11 +5,12 @@ The same policy object runs in the simulator, behind the headless player and beh
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from testbed.units import bits_from_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,12 @@ class AbrPolicy(ABC):
     """Paper, section or equation."""
 
     session: AbrSession
-    rng: np.random.Generator
+    rng: "np.random.Generator"
 
     def reset(self, session: AbrSession, seed: int) -> None:
         """Forget everything and start `session`. Overriding methods call this one."""
+        import numpy as np  # here: players and origins read this file too, and importing numpy is a third of their start
+
         self.session = session
         self.rng = np.random.default_rng(seed)
 
