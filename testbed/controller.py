@@ -3,15 +3,13 @@
 import http.client
 import os
 import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from controllers.config import ControllerConfig, ControllerReady
+from testbed.child import Child
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
 from testbed.network import Network
@@ -19,69 +17,78 @@ from testbed.user import User, home
 
 PORT = 9000
 """TCP port of the service, inside the controller's namespace."""
+LOAD_S = 300.0
+"""Longest wait for all policies to be loaded: a large model comes from a slow disk at 100 MB/s."""
 HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT_S = 5.0
+END_S = 2.0
+"""From SIGTERM to SIGKILL."""
 MOST_RESTARTS = 10
 """After that many the players are left to their local rule."""
 
 
 class Controller:
-    """One decision service in the controller host. `start`, then `watch` every now and then, then `stop`."""
+    """One decision service in the controller host. `launch`, `wait_ready`, then `watch` every now and then, then `stop`."""
 
-    def __init__(self, network: Network, references: Sequence[str], user: User | None, folder: Path) -> None:
-        self._network, self._user = network, user
+    def __init__(self, network: Network, references: Sequence[str], user: User | None, folder: Path, load_s: float = LOAD_S) -> None:
+        self._network, self._user, self._load_s = network, user, load_s
         self._config = ControllerConfig(host="0.0.0.0", port=PORT, unix_socket=str(folder / "controller.sock"), policies=tuple(references))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
-        self._asked_s = 0.0
+        self._child: Child | None = None
+        self._ready = False
+        self._given_up = False
+        self._launched_s = self._asked_s = 0.0
         self.restarts = 0
-        self.ready: ControllerReady | None = None
 
     def launch(self) -> None:
         """Start the process; it loads its policies meanwhile. Call `wait_ready` next."""
-        self._errors.seek(0)
-        self._errors.truncate()
         Path(str(self._config.unix_socket)).unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"HOME": home(self._user)} if self._user else {})}
-        self._process = self._network.popen_controller(
-            [sys.executable, "-m", "controllers.server"],
-            user=self._user,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
-        assert self._process.stdin
-        try:
-            with self._process.stdin as stdin:
-                stdin.write(msgspec.json.encode(self._config))
-        except BrokenPipeError:
-            pass  # it died: wait_ready tells why
+        self._child = Child(self._network.popen_controller, "controllers.server", user=self._user, env=environment)
+        self._child.hand(self._config)
+        self._ready, self._launched_s = False, now_s()
 
-    def wait_ready(self) -> ControllerReady:
-        """Block until every policy is loaded. Raises `UserError` when one can't be, `TestbedError` when the service dies."""
-        assert self._process and self._process.stdout
-        line = self._process.stdout.readline()
+    def wait_ready(self) -> None:
+        """Block until every policy is loaded. Raises `UserError` when one can't be, `TestbedError` when the service dies or hangs."""
+        assert self._child
+        line = self._child.first_line(self._load_s)
+        if line is None:
+            raise TestbedError(f"the controller was not ready after {self._load_s:g} s")
         if not line:
-            code, text = self._process.wait(), self._told()
-            raise UserError(text) if code == 2 else TestbedError(f"the controller ended with code {code} before it was ready: {text}")
-        self.ready = msgspec.json.decode(line, type=ControllerReady)
-        return self.ready
+            if self._child.wait() == 2:
+                raise UserError(self._child.said().strip())
+            raise TestbedError(f"the controller {self._child.fault()} before it was ready")
+        self._heard(line)
 
     def watch(self) -> str:
-        """Restart a dead or hung service. Returns a sentence when something happened, else nothing. Blocks while it starts."""
-        assert self._process
-        if self._process.poll() is None and not self._hung():
+        """Restart a dead or hung service, at most `MOST_RESTARTS` times. Returns a sentence when something happened, else nothing.
+
+        It doesn't wait for the new one's policies: the next calls look whether it is ready, or died, or takes longer than `load_s`.
+        """
+        fault = "" if self._given_up else self._fault()
+        if not fault:
             return ""
-        code = self._process.poll()
         self.stop()
         if self.restarts >= MOST_RESTARTS:
-            return ""
+            self._given_up = True
+            return f"the controller {fault}, after {MOST_RESTARTS} restarts: from now on players decide by their local rule"
         self.restarts += 1
         self.launch()
-        self.wait_ready()
-        how = f"ended with code {code}" if code is not None else f"did not answer for {HEALTH_TIMEOUT_S:g} s"
-        return f"the controller {how} and was restarted"
+        return f"the controller {fault} and was restarted"
+
+    def _fault(self) -> str:
+        assert self._child
+        if not self._ready and (line := self._child.first_line(0)):
+            self._heard(line)
+        silent = self._ready and self._hung()
+        if self._child.ended():
+            return self._child.fault()
+        if not self._ready:
+            return f"was not ready after {self._load_s:g} s" if now_s() - self._launched_s > self._load_s else ""
+        return "did not answer when asked for its health" if silent else ""
+
+    def _heard(self, line: bytes) -> None:
+        msgspec.json.decode(line, type=ControllerReady)
+        self._ready = True
 
     def _hung(self) -> bool:
         if now_s() - self._asked_s < HEALTH_EVERY_S:
@@ -91,19 +98,10 @@ class Controller:
         finally:
             self._asked_s = now_s()
 
-    def _told(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()[-2000:]
-
     def stop(self) -> None:
         """End the process; callable twice."""
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._child:
+            self._child.end(END_S)
 
 
 def answers(path: str) -> bool:
@@ -115,7 +113,7 @@ def answers(path: str) -> bool:
         connection.sock.connect(path)
         connection.request("GET", "/health")
         return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
