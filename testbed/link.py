@@ -24,6 +24,7 @@ MAX_LATE_SHARE = 1e-3
 MIN_LATE_PACKETS = 10
 """So many packets may be late in any trial: one 10-ms pause of a virtual machine must not fail a short one."""
 MAX_RATE_ERROR_PCT = 1.0
+NEVER_STARTED = "the trace never started: no media request reached the origin"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class LinkReport:
 def _failures(report: LinkReport) -> list[str]:
     """Each rule of the fidelity verdict that `report` breaks."""
     checks = (
-        (report.started_at is None, "the trace never started: no media request reached the origin"),
+        (report.started_at is None, NEVER_STARTED),
         (
             report.lateness_p99_s > MAX_LATENESS_P99_S,
             f"lateness p99 is {ms_from_s(report.lateness_p99_s):.2f} ms, wanted at most {ms_from_s(MAX_LATENESS_P99_S):g}",

@@ -1,0 +1,188 @@
+"""`LanePlayer`: plays one trial after another in one lane, whatever becomes of the origin and the players in it."""
+
+import collections
+import threading
+
+import msgspec
+
+from players.config import OriginConfig, OriginLine, OriginReady, PlayerConfig
+from testbed.abr import PathFacts
+from testbed.child import LIGHT, Child
+from testbed.clock import now_s
+from testbed.controller import PORT, Controller
+from testbed.errors import TestbedError
+from testbed.link import NEVER_STARTED, LinkReport
+from testbed.network import Lane
+from testbed.prepared import Prepared
+from testbed.recorder import Recorder
+from testbed.records import ChunkRow, Row
+from testbed.trial import Trial
+from testbed.units import bytes_per_s_from_bps, ms_from_s, s_from_ms
+
+ORIGIN_PORT = 8000
+ORIGIN_READY_S = 60.0
+MOST_ORIGINS = 4
+"""A lane whose origin died that often plays no further trial."""
+SILENCE_MARGIN_S = 30.0
+
+
+class LanePlayer:
+    """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
+
+    def __init__(self, lane: Lane, prepared: Prepared, controller: Controller) -> None:
+        self._lane, self._controller = lane, controller
+        self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
+        self._origin: Child | None = None
+        self._origins = 0
+        self._next: Child | None = None
+        self._player: Child | None = None
+        self._silent_since_s, self._most_silence_s = 0.0, 0.0
+        self._killed_for = ""
+        self._recorder: Recorder | None = None
+        self._stopped = False
+        self.error: Exception | None = None
+
+    def launch(self) -> None:
+        """Start the lane's origin server and its first player, which costs a quarter of a second of imports. Call `wait_ready` next."""
+        self._launch_origin()
+        self._next = self._new_player()
+
+    def _launch_origin(self) -> None:
+        start_socket = str(self._lane.link.start_path)
+        self._origin = Child(self._lane.popen_server, "players.origin", env=LIGHT)
+        self._origin.hand(OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=start_socket))
+        self._origins += 1
+
+    def _new_player(self) -> Child:
+        return Child(self._lane.popen_client, "players.headless", env=LIGHT)
+
+    def wait_ready(self) -> None:
+        """Block until the origin listens. Raises `TestbedError` when it ends instead."""
+        assert self._origin
+        line = self._origin.first_line(ORIGIN_READY_S)
+        if not line or not isinstance(msgspec.json.decode(line, type=OriginLine), OriginReady):
+            fault = self._origin.fault() or f"closed its output or was silent for {ORIGIN_READY_S:g} s"
+            raise TestbedError(f"the origin of lane {self._lane.index} {fault} before it listened")
+        threading.Thread(target=self._read_origin, args=(self._origin,), daemon=True).start()
+
+    def _read_origin(self, origin: Child) -> None:
+        for line in origin.lines():
+            if self._recorder:
+                self._recorder.request(line)
+
+    def play_all(self, waiting: "collections.deque[Trial]", recorder: Recorder) -> None:
+        """Play trials from `waiting` until none is left, or no origin can be kept alive here."""
+        self._recorder = recorder
+        try:
+            while waiting and not self._stopped and self._origin_serves(recorder):
+                try:
+                    trial = waiting.popleft()
+                except IndexError:
+                    return
+                recorder.started(trial, self._lane.index)
+                self._play(trial, recorder)
+        except Exception as error:  # handed to the main thread, which raises it
+            self.error = error
+
+    def _origin_serves(self, recorder: Recorder) -> bool:
+        """Whether the origin lives, if need be a new one: a dead one would eat all trials that wait, one after another."""
+        assert self._origin
+        if not (fault := self._origin.fault()):
+            return True
+        self._origin.kill()
+        if self._origins >= MOST_ORIGINS:
+            recorder.note(f"the origin of lane {self._lane.index} {fault}, for the {MOST_ORIGINS}th time: the lane plays no further trial")
+            return False
+        self._launch_origin()
+        self.wait_ready()
+        recorder.note(f"the origin of lane {self._lane.index} {fault} and was restarted")
+        return True
+
+    def _play(self, trial: Trial, recorder: Recorder) -> None:
+        restarts = self._controller.restarts
+        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id)
+        chunks, problem = self._playback(trial, recorder)
+        report = self._lane.link.stop()
+        if self._stopped:
+            return
+        recorder.extend([*report.windows, *report.lateness])
+        recorder.close(trial.trial_id, self._facts(report, chunks, problem, self._controller.restarts - restarts))
+
+    def _playback(self, trial: Trial, recorder: Recorder) -> tuple[int, str]:
+        """Run the player; returns how many chunks it played and why it failed, if it did."""
+        config = self._player_config(trial)
+        player = self._ready_player()
+        self._killed_for = ""
+        self._most_silence_s = _most_silence_s(trial, config, max(map(max, self._video.sizes_bytes)))
+        self._silent_since_s, self._player = now_s(), player
+        player.hand(config)
+        decoder, chunks = msgspec.json.Decoder(Row), 0
+        for line in player.lines():
+            self._silent_since_s = now_s()
+            row = decoder.decode(line)
+            recorder.row(row)
+            chunks += isinstance(row, ChunkRow)
+        code, self._player = player.wait(), None
+        recorder.log(player.said())
+        return chunks, f"the player {self._killed_for or player.fault()}" if code else ""
+
+    def _ready_player(self) -> Child:
+        """The player that was started ahead, if it lives; else a new one."""
+        player, self._next = self._next, None
+        if player and player.fault():
+            player.kill()
+            player = None
+        return player or self._new_player()
+
+    def watch(self) -> None:
+        """Kill a player that is stopped or says nothing for longer than its trial explains: its trial is invalid, the lane goes on."""
+        player, silent_s = self._player, now_s() - self._silent_since_s
+        if player is None or player.ended():
+            return
+        if silent_s > self._most_silence_s:
+            self._killed_for = f"said nothing for {silent_s:.0f} s and was killed"
+        else:
+            self._killed_for = player.fault()
+        if self._killed_for:
+            player.kill()
+
+    def _player_config(self, trial: Trial) -> PlayerConfig:
+        return PlayerConfig(
+            trial_id=trial.trial_id,
+            origin_url=f"http://{self._lane.server_ip}:{ORIGIN_PORT}",
+            controller_url=f"http://{self._lane.controller_ip}:{PORT}",
+            policy=self._references[trial.policy],
+            seed=trial.seed,
+            video=self._video.name,
+            chunks=self._experiment.chunks,
+            rtt_s=s_from_ms(self._experiment.rtt_ms),
+            deadline_s=s_from_ms(self._experiment.deadline_ms),
+        )
+
+    def _facts(self, report: LinkReport, chunks: int, problem: str, restarts: int) -> PathFacts:
+        # a trace that never started is the link's fault only if something came through the link nevertheless
+        failures = tuple(reason for reason in report.reasons if chunks or reason != NEVER_STARTED)
+        return PathFacts(
+            lane=self._lane.index,
+            congestion_control=self._experiment.cc,
+            fidelity="fail" if failures else "pass",
+            reasons=(*failures, *([problem] if problem else [])),
+            lateness_ms_p99=ms_from_s(report.lateness_p99_s),
+            rate_error_pct_100ms=report.rate_error_pct_100ms,
+            uncounted_losses=report.uncounted_losses,
+            trace_wraps=report.trace_wraps,
+            controller_restarts=restarts,
+        )
+
+    def stop(self) -> None:
+        """End the lane's processes; callable twice."""
+        self._stopped = True
+        for child in (self._player, self._next, self._origin):
+            if child:
+                child.kill()
+
+
+def _most_silence_s(trial: Trial, config: PlayerConfig, largest_bytes: int) -> float:
+    """Longest pause between a player's rows that can be right: the manifest or a chunk over the trace's worst stretch, at half its pace."""
+    carry_s = trial.trace.duration_s + 2 * largest_bytes / bytes_per_s_from_bps(trial.trace.mean_rate_bps)
+    return carry_s + config.no_progress_s + config.open_deadline_s + config.deadline_s + SILENCE_MARGIN_S
