@@ -113,13 +113,19 @@ def describe_policies(experiment: Experiment, video: Manifest | None = None) -> 
         raise TestbedError(f"reading the policies ended with code {process.returncode}: {told}") from None
     if isinstance(answer, Fault):
         raise UserError(answer.sentence)
-    return answer
+    return tuple(_named_as_asked(card, experiment.llm) for card in answer)
 
 
 def with_backbone(reference: str, llm: str | None) -> str:
     """A policy reference with the experiment's backbone added where it matters."""
     bare = reference.partition("+")[0]
     return f"{reference}+llm={llm}" if llm and bare == "netllm" and "+llm=" not in reference else reference
+
+
+def _named_as_asked(card: PolicyCard, llm: str | None) -> PolicyCard:
+    """`--llm` is a setting of the experiment, not part of a policy's name."""
+    added = f"+llm={llm}"
+    return dataclasses.replace(card, name=card.name.removesuffix(added), label=card.label.removesuffix(added)) if llm else card
 
 
 def job(prepared: Prepared, trial: Trial, levels: tuple[int, ...] = ()) -> SimulationJob:
