@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from testbed.errors import UserError
 from testbed.link import PathSpec
 from testbed.shapers.accounts import Histogram, link_rows, rate_error_pct, report
-from testbed.shapers.bottleneck import Bottleneck, Entry, constant
+from testbed.shapers.bottleneck import Bottleneck, Entry, RateCapacity, constant
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness, Windows
 from testbed.shapers.messages import Direction, Stopped
 from testbed.shapers.userspace import encode
 from testbed.units import ns_from_s
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import MAX_DURATION_S, MAX_RATE_BPS, MIN_DURATION_S, MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
 
 MS = ns_from_s(1e-3)
 PACKETS_PER_WINDOW = 11
@@ -174,6 +174,22 @@ def test_traces_go_to_the_relay_as_whole_ns_and_thousandths_of_bits():
     assert list(array("q", numbers)) == [0, 500_000_000, 1_000_000_000, 1_000_000_000, 0]
     request, numbers = encode(OpportunityTrace("t", (0.001, 0.001, 1)), 0, lane=0)
     assert (request.points, request.rates, list(array("q", numbers))) == (3, 0, [1_000_000, 1_000_000, 1_000_000_000])
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        RateTrace("longest and fastest", (0, MAX_DURATION_S), (MAX_RATE_BPS,)),
+        RateTrace("shortest and slowest", (0, MIN_DURATION_S), (MIN_MEAN_RATE_BPS,)),
+    ],
+    ids=lambda trace: trace.name,
+)
+def test_what_a_trace_may_be_a_link_can_carry(trace):
+    request, numbers = encode(trace, trace.duration_s / 2, lane=0)
+    *edges_ns, rate = array("q", numbers)
+    packet = 1500 * RateCapacity.per_byte
+    sent_s = RateCapacity(edges_ns, [rate], 0, request.offset_ns).when(packet) / 1e9
+    assert sent_s == pytest.approx(1500 * 8 / trace.mean_rate_bps, abs=1e-9)
 
 
 @pytest.mark.parametrize("offset_s", [-1, float("inf"), float("nan")])
