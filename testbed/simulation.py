@@ -29,14 +29,14 @@ EXIT_S = 2.0
 """From the last row to the end of the process; a thread that a policy started may hold it."""
 
 
-def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float = SILENCE_S) -> None:
+def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float | None = None) -> None:
     """Run `jobs`; each row goes to `on_row` (called from several threads) as it is made.
 
-    A policy that says nothing for `silence_s` ends its trial, and is not asked in the trials left. Raises `UserError` when a policy can't
-    be loaded, `TestbedError` when a worker ends before its last trial, and whatever `on_row` raises.
+    A policy that says nothing for `silence_s` (else `SILENCE_S`) ends its trial, and is not asked in the trials left. Raises `UserError`
+    when a policy can't be loaded, `TestbedError` when a worker ends before its last trial, and whatever `on_row` raises.
     """
     count = max(1, min(os.cpu_count() or 1, len(jobs) // JOBS_PER_WORKER))
-    workers = [_Worker(jobs[i::count], on_row, silence_s) for i in range(count)]
+    workers = [_Worker(jobs[i::count], on_row, SILENCE_S if silence_s is None else silence_s) for i in range(count)]
     with ThreadPoolExecutor(count, thread_name_prefix="simulation") as pool:
         try:
             for ended in as_completed([pool.submit(worker.run) for worker in workers]):

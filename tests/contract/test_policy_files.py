@@ -1,0 +1,79 @@
+"""A user's policy on the command line: what it prints, answers, raises or never answers, from `main` to the result folder."""
+
+import json
+import os
+from pathlib import Path
+
+import polars
+import pytest
+
+from testbed import prepared, simulation
+from testbed.cli import main
+
+MINE = """
+import sys, threading
+import numpy as np
+from controllers.api import AbrPolicy
+
+class Mine(AbrPolicy):
+    label = "Mine"
+    def decide(self, observation):
+        return 1
+"""
+
+
+def run(folder: Path, content: str, *arguments: str) -> tuple[int, Path]:
+    (folder / "mine.py").write_text(content)
+    (folder / "steady.txt").write_text("".join(f"{second} 2\n" for second in range(301)))
+    out = str(folder / "results")
+    given = ["--simulate", "--trace", str(folder / "steady.txt"), "--policies", f"bba,{folder}/mine.py", "--chunks", "5", "--out", out]
+    return main([*given, *arguments]), folder / "results" / "latest"
+
+
+@pytest.mark.parametrize("answer", ["np.int64(1)", "True", "print('x' * 100_000) or sys.stdin.read() or 1"])
+def test_a_policy_may_answer_any_integer_and_print(tmp_path: Path, answer: str) -> None:
+    code, latest = run(tmp_path, "print('hello')\n" + MINE.replace("return 1", f"return {answer}"))
+    rows = polars.read_parquet(latest / "trials.parquet")
+    assert (code, rows["valid"].to_list(), rows["decisions"].to_list()) == (0, [True, True], [4, 4])
+    assert json.loads((latest / "summary.json").read_text())["policies"]["mine"]["decisions"] == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("1.0", "ended early: policy raised ValueError: the policy answered 1.0, wanted the number of a level"),
+        ("None", "ended early: policy raised ValueError: the policy answered None"),
+        ("-1", "ended early: policy raised ValueError: chunk 1 was asked for at level -1, wanted 0 to 5"),
+        ("sys.exit()", "ended early: policy raised SystemExit:  (mine.py:9)"),
+        ("threading.Event().wait()", "ended early: policy did not answer for 3 s"),
+    ],
+)
+def test_a_policy_that_answers_no_level_has_invalid_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, reason: str
+) -> None:
+    monkeypatch.setattr(simulation, "SILENCE_S", 3.0)
+    _, latest = run(tmp_path, MINE.replace("return 1", f"return {answer}"), "--trials", "2")
+    rows = polars.read_parquet(latest / "trials.parquet").filter(polars.col("policy") == "mine")
+    assert rows["valid"].to_list() == [False]
+    assert rows["invalid_reason"][0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (f"{MINE}    def __init__(self):\n        sys.stderr.write('noise'); raise OSError('no\\nfile')\n", ["no file (mine.py:11)"]),
+        (MINE + "    def reset(self, session, seed):\n        raise KeyError(session.chunks)\n", ["raised KeyError: 5 (mine.py:11)"]),
+        (MINE + "    def reset(self):\n        pass\n", ["raised TypeError", "reset()"]),
+        ("import threading\nthreading.Event().wait()\n", ["mine.py", "took over 2 s"]),
+    ],
+    ids=["can't be made", "can't be reset", "has another reset", "never ends its import"],
+)
+def test_a_policy_that_can_not_start_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(prepared, "POLICY_START_S", 2.0)
+    code, latest = run(tmp_path, content)
+    said = capsys.readouterr().err
+    assert (code, said.count("\n"), os.path.lexists(latest)) == (2, 1, False), said
+    for word in words:
+        assert word in said
