@@ -229,7 +229,8 @@ def describe(question: Question) -> list[dict[str, str]]:
     found = load_all(question.references)
     if question.session:
         for factory in found:
-            if factory.policy_class.__module__ != f"{ABR_PACKAGE}.netllm":  # it takes torch and seconds, and is ours
+            shipped = factory.policy_class.__module__ == f"{ABR_PACKAGE}.netllm" and not factory.arguments
+            if not shipped:  # what ships starts, and would take torch and seconds to say so
                 _try(factory, question.session, question.seed)
     return [
         {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found

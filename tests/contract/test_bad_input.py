@@ -25,6 +25,8 @@ TABLE = [
     ("policy file that raises", ["--policies", "{raising}"], ["raising.py:1", "ZeroDivisionError"]),
     ("policy file without a policy", ["--policies", "{barren}"], ["barren.py", "AbrPolicy"]),
     ("missing policy file", ["--policies", "./nowhere.py"], ["nowhere.py"]),
+    ("missing language model", ["--policies", "netllm", "--llm", "{folder}/nowhere"], ["nowhere: no such folder"]),
+    ("missing adapter", ["--policies", "netllm+adapter={folder}/nowhere"], ["nowhere"]),
     ("unknown video", ["--video", "video9"], ["video9", "video1"]),
     ("too many chunks", ["--chunks", "49"], ["--chunks is 49, wanted 2 to 48"]),
     ("no number of trials", ["--trials", "0"], ["--trials is 0"]),
