@@ -11,6 +11,10 @@ from pathlib import Path
 
 import polars
 import pytest
+from conftest import network
+
+from testbed.controller import Controller
+from testbed.errors import TestbedError
 
 pytestmark = [pytest.mark.emulation, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes network namespaces")]
 
@@ -105,11 +109,30 @@ def wait_for(process: subprocess.Popen[str], folder: Path, kind: str, count: int
         time.sleep(0.05)
 
 
+def processes(module: str) -> list[int]:
+    """Pids of the run's `python -m module`."""
+    return sorted(pid for pid, command in ours().items() if command.endswith(f"-m {module} ") and "setpriv" not in command)
+
+
 def controller_of(process: subprocess.Popen[str]) -> int:
     """The pid of the run's decision service."""
-    found = [pid for pid, command in ours().items() if "-m controllers.server" in command and "setpriv" not in command]
+    found = processes("controllers.server")
     assert len(found) == 1, (found, process.poll())
     return found[0]
+
+
+def another_controller(process: subprocess.Popen[str], before: int) -> int:
+    """The pid of the decision service that took the place of `before`."""
+    deadline_s = time.monotonic() + 10
+    while not (found := [pid for pid in processes("controllers.server") if pid != before]):
+        assert process.poll() is None and time.monotonic() < deadline_s, process.poll()
+        time.sleep(0.01)
+    return found[0]
+
+
+def trials_of(folder: Path) -> polars.DataFrame:
+    """The newest run's table of trials, in the order of the plan."""
+    return polars.read_parquet(folder / "results" / "latest" / "trials.parquet").sort("trial_id")
 
 
 def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> None:
@@ -175,6 +198,92 @@ def test_a_killed_controller_is_restarted_and_the_players_go_on(tmp_path: Path, 
     assert fallbacks.height >= 1
     last = decisions.filter(polars.col("chunk_index") == 15)
     assert last["source"].to_list() == ["policy", "policy"]
+
+
+def test_a_controller_killed_again_while_it_restarts_does_not_end_the_run(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "fixed+level=1", "--chunks", "8")
+    wait_for(process, tmp_path, "decision", 2)
+    pid = controller_of(process)
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(5):
+        pid = another_controller(process, pid)
+        time.sleep(0.25)  # it imports: none of them gets ready
+        os.kill(pid, signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, errors)
+    assert out.count("and was restarted") == 6
+    assert trials_of(tmp_path)["end_reason"].to_list() == ["complete"]
+    assert trials_of(tmp_path)["controller_restarts"].to_list() == [6]
+    decisions = polars.read_parquet(tmp_path / "results" / "latest" / "decisions.parquet")
+    assert decisions.filter(polars.col("source") == "fallback").height >= 1
+    assert decisions.filter(polars.col("chunk_index") == 7)["source"].to_list() == ["policy"]
+
+
+def test_a_controller_that_hangs_while_it_loads_is_given_up_in_time(tmp_path: Path) -> None:
+    policy = tmp_path / "slow.py"
+    policy.write_text("import pathlib, time\nif pathlib.Path(__file__ + '.hang').exists(): time.sleep(600)\n" + MINE)
+    with network(tmp_path / "state") as net:
+        controller = Controller(net, [str(policy)], None, tmp_path, load_s=2)
+        controller.launch()
+        controller.wait_ready()
+        (tmp_path / "slow.py.hang").touch()
+        os.kill(processes("controllers.server")[0], signal.SIGKILL)
+        notes: list[str] = []
+        deadline_s = time.monotonic() + 20
+        while len(notes) < 2 and time.monotonic() < deadline_s:
+            begin_s = time.monotonic()
+            notes += filter(None, [controller.watch()])
+            assert time.monotonic() - begin_s < 4  # the players' lanes are watched from the same loop
+            time.sleep(0.05)
+        controller.stop()
+        controller.launch()
+        with pytest.raises(TestbedError, match="was not ready after 2 s"):
+            controller.wait_ready()
+        controller.stop()
+    assert len(notes) == 2 and notes[0].endswith("and was restarted"), notes
+    assert notes[1] == "the controller was not ready after 2 s and was restarted"
+
+
+def test_a_lane_goes_on_when_its_origin_is_killed(tmp_path: Path, trace: Path) -> None:
+    arguments = ["--policies", "fixed+level=1", "--chunks", "6", "--trials", "1", "--seeds", "1,2", "--parallel", "1"]
+    process = start(tmp_path, trace, *arguments)
+    wait_for(process, tmp_path, "chunk", 2)
+    os.kill(processes("players.origin")[0], signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, errors)
+    assert "the origin of lane 0 ended with code -9 and was restarted" in " ".join(out.split())
+    trials = trials_of(tmp_path)
+    assert trials["end_reason"].to_list() == ["origin_unreachable", "complete"]
+    assert trials["valid"].to_list() == [False, True]
+
+
+def test_a_player_that_is_stopped_or_killed_costs_its_trial_only(tmp_path: Path, trace: Path) -> None:
+    arguments = ["--policies", "fixed+level=1", "--chunks", "5", "--trials", "1", "--seeds", "1,2,3", "--parallel", "1"]
+    process = start(tmp_path, trace, *arguments)
+    wait_for(process, tmp_path, "chunk", 1)
+    os.kill(processes("players.headless")[0], signal.SIGSTOP)
+    wait_for(process, tmp_path, "trial", 1)
+    wait_for(process, tmp_path, "chunk", sum(event["event"] == "chunk" for event in events(tmp_path)) + 1)
+    os.kill(processes("players.headless")[0], signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, errors)
+    trials = trials_of(tmp_path)
+    assert trials["end_reason"].to_list() == ["player_died", "player_died", "complete"]
+    assert trials["valid"].to_list() == [False, False, True]
+    assert "the player was stopped by a signal" in trials["invalid_reason"][0]
+    assert "the player ended with code -9" in trials["invalid_reason"][1]
+
+
+def test_a_player_that_dies_before_its_config_is_replaced(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "bba", "--chunks", "2", "--trials", "1")
+    deadline_s = time.monotonic() + 30
+    while not (found := processes("players.headless")):
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.005)
+    os.kill(found[0], signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, errors)
+    assert trials_of(tmp_path)["valid"].to_list() == [True]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
