@@ -245,9 +245,9 @@ def test_a_controller_that_hangs_while_it_loads_is_given_up_in_time(tmp_path: Pa
 
 
 def test_a_lane_goes_on_when_its_origin_is_killed(tmp_path: Path, trace: Path) -> None:
-    arguments = ["--policies", "fixed+level=1", "--chunks", "6", "--trials", "1", "--seeds", "1,2", "--parallel", "1"]
+    arguments = ["--policies", "fixed+level=0", "--chunks", "5", "--trials", "1", "--seeds", "1,2", "--parallel", "1"]
     process = start(tmp_path, trace, *arguments)
-    wait_for(process, tmp_path, "chunk", 2)
+    wait_for(process, tmp_path, "chunk", 1)
     os.kill(processes("players.origin")[0], signal.SIGKILL)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, (out, errors)
@@ -258,7 +258,7 @@ def test_a_lane_goes_on_when_its_origin_is_killed(tmp_path: Path, trace: Path) -
 
 
 def test_a_player_that_is_stopped_or_killed_costs_its_trial_only(tmp_path: Path, trace: Path) -> None:
-    arguments = ["--policies", "fixed+level=1", "--chunks", "5", "--trials", "1", "--seeds", "1,2,3", "--parallel", "1"]
+    arguments = ["--policies", "fixed+level=0", "--chunks", "5", "--trials", "1", "--seeds", "1,2,3", "--parallel", "1"]
     process = start(tmp_path, trace, *arguments)
     wait_for(process, tmp_path, "chunk", 1)
     os.kill(processes("players.headless")[0], signal.SIGSTOP)
