@@ -65,9 +65,9 @@ class Controller:
         It doesn't wait for the new one's policies: the next calls look whether it is ready, or died, or takes longer than `load_s`.
         """
         fault = "" if self._given_up else self._fault()
-        if not fault:
+        if not fault or not self._child:
             return ""
-        self.stop()
+        self._child.kill()  # SIGTERM would have to be waited for, and the lanes are watched from the same loop
         if self.restarts >= MOST_RESTARTS:
             self._given_up = True
             return f"the controller {fault}, after {MOST_RESTARTS} restarts: from now on players decide by their local rule"
