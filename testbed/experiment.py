@@ -13,7 +13,7 @@ from rich.console import Console
 from testbed.clock import utc_now
 from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
-from testbed.owned import undisturbed
+from testbed.owned import require_root, undisturbed
 from testbed.prepared import Prepared, describe_policies, job, prepare
 from testbed.recorder import Recorder, twins
 from testbed.records import RunHeader
@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
+    if not experiment.simulate:
+        require_root()
     check_base(Path(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
