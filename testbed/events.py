@@ -15,6 +15,7 @@ from testbed.records import (
     DecisionRow,
     EndRow,
     Event,
+    HostRow,
     LatenessRow,
     LinkRow,
     PlaybackEndRow,
@@ -32,6 +33,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "decisions": DecisionRow,
     "links": LinkRow,
     "stalls": StallRow,
+    "host": HostRow,
 }
 """Table name (`NAME.parquet`) to its row."""
 _DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
@@ -62,16 +64,20 @@ class Run:
         return len(seen - {t.trial_id for t in self.trials})
 
 
-def schema(row: type[msgspec.Struct]) -> dict[str, type[pl.DataType]]:
-    """Column names and types of a row struct (optional fields are nullable columns)."""
+def schema(row: type[msgspec.Struct]) -> dict[str, pl.DataType]:
+    """Column names and types of a row struct: optional fields are nullable columns, structs within it struct columns."""
     hints = typing.get_type_hints(row)
-    return {name: _DTYPES[_bare(hints[name])] for name in row.__struct_fields__}
+    return {name: _dtype(_bare(hints[name])) for name in row.__struct_fields__}
 
 
 def _bare(hint: object) -> type:
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
     return typing.cast(type, hint)
+
+
+def _dtype(kind: type) -> pl.DataType:
+    return pl.Struct(schema(kind)) if issubclass(kind, msgspec.Struct) else _DTYPES[kind]()
 
 
 def read_run(folder: Path) -> Run:
@@ -164,5 +170,9 @@ class _Reader:
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:
     """Rows as a typed table, also when there are none."""
-    columns = {name: [getattr(r, name) for r in rows] for name in row.__struct_fields__}
+    columns = {name: [_plain(getattr(r, name)) for r in rows] for name in row.__struct_fields__}
     return pl.DataFrame(columns, schema=schema(row), strict=False)
+
+
+def _plain(value: object) -> object:
+    return msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value

@@ -75,6 +75,23 @@ class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="
     wasted_bytes: float
     dropped_bytes: float
     queue_bytes: float
+    lost_bytes: float = 0.0
+    """Of the delivered ones, lost at random after the bottleneck, as the trace says."""
+
+
+class Drops(msgspec.Struct, frozen=True, kw_only=True):
+    """Packets that a link dropped, by cause, both directions together."""
+
+    queue: int = 0
+    """The bottleneck's queue was full."""
+    codel: int = 0
+    """CoDel dropped them for having waited too long."""
+    loss: int = 0
+    """Lost at random, as the trace says."""
+    malformed: int = 0
+    """Empty or too long."""
+    transmit: int = 0
+    """The receiving interface refused them."""
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field="event"):
@@ -116,6 +133,29 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """The simulator twin's QoE when it plays the levels of this trial (emulation only)."""
     parts_at_chunk: int | None = None
     """First chunk at which the twin under the same policy chose another level (emulation only)."""
+    attempt: int = 1
+    """2 and more: the trial was played again because its link had failed. Of a trial's attempts the last one counts."""
+    began_at_s: float | None = None
+    ended_at_s: float | None = None
+    """When the link was loaded and stopped, seconds on CLOCK_MONOTONIC as in `HostRow`; from here on all is None in simulation."""
+    lateness_ms_p50: float | None = None
+    lateness_ms_max: float | None = None
+    late_packets: int | None = None
+    """Packets later than `testbed.link.LATE_S`, both directions together."""
+    packets_in: int | None = None
+    packets_out: int | None = None
+    drops: Drops | None = None
+    steal_share: float | None = None
+    """Of all cores' time during the trial: what the hypervisor kept from this machine."""
+    worst_steal_share: float | None = None
+    """The same in the trial's worst `HostRow`."""
+    cpu_pressure_share: float | None = None
+    """Share of the trial in which some task waited for a core."""
+    worst_cpu_pressure_share: float | None = None
+    relay_wait_share: float | None = None
+    """Share of the trial in which the relay process could have run and did not get a core."""
+    link_notes: str = ""
+    """What the link's verdict does not judge and a reader should know."""
 
 
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow
@@ -172,6 +212,24 @@ class LatenessRow(msgspec.Struct, frozen=True, kw_only=True, tag="lateness", tag
     counts: list[int]
 
 
+class HostRow(msgspec.Struct, frozen=True, kw_only=True, tag="host", tag_field="event"):
+    """A moment of the host while an emulation runs, between trials, too: what the links' timing depends on. Shares are 0 to 1."""
+
+    at_s: float
+    """Its end, seconds on CLOCK_MONOTONIC, the clock of `TrialRow.began_at_s` and `PlaybackEndRow.began_at_s`."""
+    window_s: float
+    busy_share: float
+    """Of all cores' time: running something. The kernel counts it in ticks of mostly 10 ms, so a short window is coarse."""
+    steal_share: float
+    """Of all cores' time: what the hypervisor kept from this machine."""
+    cpu_pressure_share: float | None
+    """Share of the window in which some task waited for a core; None where the kernel doesn't tell (`/proc/pressure/cpu`)."""
+    relay_busy_share: float | None = None
+    """Of one core: the relay process ran. None without a relay, or where the kernel doesn't tell (`/proc/PID/schedstat`)."""
+    relay_wait_share: float | None = None
+    """Share of the window in which the relay could have run and did not get a core."""
+
+
 class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", tag_field="event"):
     """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed. It becomes `TrialRow.simulated_qoe`."""
 
@@ -192,5 +250,5 @@ class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="ev
     """`complete`, or what ended it early, for example `interrupted`."""
 
 
-Event = RunHeader | TraceRow | Row | LatenessRow | SimulatedRow | EndRow
+Event = RunHeader | TraceRow | Row | LatenessRow | HostRow | SimulatedRow | EndRow
 """One line of `events.jsonl`."""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from testbed.events import Run
 from testbed.figures import Look
 from testbed.records import ChunkRow, DecisionRow, StallRow, TrialRow
+from testbed.results import as_trace
 from testbed.summary import main_policy
 from testbed.timeline import Session, extent, timeline
 from testbed.units import bits_from_bytes, mbps_from_bps
@@ -81,15 +82,15 @@ def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence
     )
     about = []
     if (trace := run.traces.get(key[1])) is not None:
-        widths = np.diff(trace.edges_s)
-        about.append(f"mean capacity {mbps_from_bps(float(widths @ np.asarray(trace.rates_bps)) / float(widths.sum())):.2f} Mbit/s")
+        about.append(f"mean capacity {mbps_from_bps(as_trace(trace).mean_rate_bps):.2f} Mbit/s")
     about += [f"from {key[2]:g} s"] if key[2] else []
     about += [f"seed {key[3]}"] if many_seeds else []
     return Group(key[0], ", ".join(about), items)
 
 
 def _session(run: Run, trial: TrialRow) -> Session:
-    of_trial = {name: table.filter(pl.col("trial_id") == trial.trial_id) for name, table in run.tables.items()}
+    names = ("chunks", "decisions", "stalls", "links")
+    of_trial = {name: run.tables[name].filter(pl.col("trial_id") == trial.trial_id) for name in names}
     chunks = _structs(of_trial["chunks"].sort("index"), ChunkRow)
     end_s = chunks[-1].end_s if chunks else 0.0
     return Session(
