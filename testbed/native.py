@@ -1,0 +1,101 @@
+"""The relay in C: compiled at set-up into `.venv/libexec`, under a name that holds a hash of its sources. Standard library only.
+
+A change of the sources gives the program another name, so that an old one is never taken for it; the set-up then builds it again.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from testbed.errors import TestbedError
+from testbed.user import User
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+COMPILER = "cc"
+FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-ffp-contract=off")
+"""Contraction into fused multiply-add would round otherwise than Python does."""
+STRICT = ("-Werror", "-Wconversion")
+"""For the tests' builds only: a newer compiler's new warning is no reason to leave a user without the relay."""
+SANITISERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+"""For the tests: any access out of bounds and any overflow ends the relay with a report."""
+NO_COMPILER = f"no C compiler ({COMPILER}): links use the slower Python relay; `apt-get install gcc libc6-dev`, then scripts/setup"
+
+Run = Callable[[Sequence[str]], object]
+"""Runs a command to its end; TestbedError when it fails."""
+
+
+def sources(checkout: Path = CHECKOUT) -> list[Path]:
+    """C files and headers, in an order that never changes; none in a checkout without a relay in C."""
+    return sorted((checkout / "testbed" / "shapers" / "native").glob("*.[ch]"))
+
+
+def target(checkout: Path = CHECKOUT) -> Path:
+    """Where the program belongs that the present sources make."""
+    digest = hashlib.sha256("\0".join((platform.machine(), COMPILER, *FLAGS)).encode())
+    for path in sources(checkout):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return checkout / ".venv" / "libexec" / f"netllm-relay-{digest.hexdigest()[:16]}"
+
+
+def built(checkout: Path = CHECKOUT) -> Path | None:
+    """The program, when it was built from the present sources. Takes less than a millisecond."""
+    program = target(checkout)
+    return program if sources(checkout) and os.access(program, os.X_OK) else None
+
+
+def fault(checkout: Path = CHECKOUT) -> str:
+    """Why there is no program; empty when there is one, or when a set-up would build it."""
+    if built(checkout) or not sources(checkout):
+        return ""
+    try:
+        return _note(target(checkout)).read_text(encoding="utf-8").strip()
+    except OSError:
+        return "" if shutil.which(COMPILER) else NO_COMPILER
+
+
+def lacking(checkout: Path = CHECKOUT) -> bool:
+    """Whether a set-up by the present user would build it: it could be built, and was not tried from the present sources."""
+    return bool(sources(checkout)) and not built(checkout) and not fault(checkout) and os.access(checkout / ".venv", os.W_OK)
+
+
+def command(checkout: Path, program: Path, extra: Sequence[str] = ()) -> list[str]:
+    """What compiles it all into `program`."""
+    files = [str(path) for path in sources(checkout) if path.suffix == ".c"]
+    return [COMPILER, *FLAGS, *extra, "-o", str(program), *files]
+
+
+def build(checkout: Path, run: Run, owner: User | None = None) -> str:
+    """Compile it, give it to `owner`, remove older ones; returns `fault()`, never raises for what a compiler says. Safe to interrupt."""
+    program = target(checkout)
+    note, fresh = _note(program), program.with_suffix(".new")
+    _make_folder(program.parent, owner)
+    note.unlink(missing_ok=True)
+    if not shutil.which(COMPILER):
+        return NO_COMPILER
+    try:
+        run(command(checkout, fresh))
+    except TestbedError as error:
+        note.write_text(f"the relay in C could not be compiled, links use the slower Python relay: {error}\n", encoding="utf-8")
+        if owner:
+            os.chown(note, *owner)
+    else:
+        fresh.replace(program)
+    for old in program.parent.glob("netllm-relay-*"):
+        if old not in (program, note):
+            old.unlink(missing_ok=True)
+    return fault(checkout)
+
+
+def _make_folder(folder: Path, owner: User | None) -> None:
+    if not folder.exists():
+        folder.mkdir()
+        if owner:
+            os.chown(folder, *owner)
+
+
+def _note(program: Path) -> Path:
+    """Where a failed attempt is remembered, so that not every start tries again."""
+    return program.with_suffix(".failed")
