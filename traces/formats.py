@@ -1,10 +1,11 @@
-"""Trace files: Pensieve's cooked text, Mahimahi's opportunities, SABRE's JSON; told apart by what is in the file, not by its name.
+"""Trace files: Pensieve's cooked text, Mahimahi's opportunities, SABRE's JSON, named columns; told apart by content, not by name.
 
 | format | a line or entry | holds |
 | --- | --- | --- |
 | `pensieve` | `seconds Mbit/s`, tab or spaces | the rate of row i on (t[i-1], t[i]]; row 0 is only the start, its rate is never used |
 | `mahimahi` | whole milliseconds, never falling, last above 0 | one opportunity to send 1500 bytes; the last is also the period |
 | `sabre` | `{"duration_ms": .., "bandwidth_kbps": .., "latency_ms": ..}` in a list | that rate for that long |
+| `csv` | names of columns, then `time_s,rate_mbps,delay_ms,...` | capacity, delay and loss up to time_s: `traces/columns.py` |
 
 A cooked file whose first time is not 0 is shifted to start at 0. SABRE's latency may not change within a file, because a path here has one
 round-trip time, which is a setting of the run: one value throughout is kept as `RateTrace.latency_s` (and not applied), a changing one is
@@ -16,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from decimal import Context, Decimal, InvalidOperation, Overflow
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,11 @@ import numpy as np
 
 from testbed.errors import UserError
 from testbed.units import OPPORTUNITY_BYTES, bits_from_bytes, bytes_per_s_from_bps, ms_from_s, s_from_ms
-from traces.trace import MAX_RATE_BPS, OpportunityTrace, RateTrace, Trace
+from traces.columns import EXAMPLE, format_csv, read_csv
+from traces.text import EXACT, decode, filled_lines, shown, to_decimal, to_float, to_rate_bps, to_text
+from traces.trace import Conditions, OpportunityTrace, RateTrace, Trace
 
-MAX_LINE_CHARS = 200
-"""Longest line of a text format; a real one has about 40."""
-
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
-_EXACT = Context(prec=100, traps=[InvalidOperation, Overflow])
-_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-"""What a compressed file begins with; no trace does."""
 _SABRE_KEYS = ("duration_ms", "bandwidth_kbps", "latency_ms")
 
 
@@ -48,43 +44,30 @@ def read_trace(path: str | Path) -> Trace:
     return parse_trace(decode(content, str(path)), path.name, str(path))
 
 
-def decode(content: bytes, where: str) -> str:
-    """The text in `content`; raises `UserError` for bytes that are no text."""
-    for beginning, packer in _PACKERS.items():
-        if content.startswith(beginning):
-            raise UserError(f"{where}: is compressed ({packer}), wanted a trace in a text format: unpack it first")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{where}:{line}: byte 0x{content[error.start]:02x} is not text, wanted a trace in a text format") from error
-    control = re.search(r"[^\t\n\v\f\r -\U0010ffff]", text)
-    if control:
-        line = text.count("\n", 0, control.start()) + 1
-        raise UserError(f"{where}:{line}: byte 0x{ord(control[0]):02x} is not text, wanted a trace in a text format")
-    return text
-
-
 def parse_trace(text: str, name: str, where: str) -> Trace:
     """The trace written in `text`; `where` (a path) begins each error."""
     return _READERS[detect(text, where)](text, name, where)
 
 
 def detect(text: str, where: str = "text") -> str:
-    """`pensieve`, `mahimahi` or `sabre`, from the first line that is not blank."""
+    """`pensieve`, `mahimahi`, `sabre` or `csv`, from the first line that is not blank."""
     first, line = next(((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()), (0, ""))
     if not first:
-        raise UserError(f"{where}: is empty, wanted a trace: two columns (Pensieve), one (Mahimahi) or a JSON list (SABRE)")
+        wanted = "two columns (Pensieve), one (Mahimahi), a JSON list (SABRE) or named columns (csv)"
+        raise UserError(f"{where}: is empty, wanted a trace: {wanted}")
     if line.lstrip()[0] in "[{":
         return "sabre"
+    if "," in line or line.lstrip()[0].isalpha():
+        return "csv"
     columns = len(line.split())
     if columns not in (1, 2):
-        raise UserError(f"{where}:{first}: has {columns} columns, wanted two (Pensieve: seconds, Mbit/s) or one (Mahimahi: milliseconds)")
+        wanted = f"two (Pensieve: seconds, Mbit/s), one (Mahimahi: milliseconds) or named ones ({EXAMPLE})"
+        raise UserError(f"{where}:{first}: has {columns} columns, wanted {wanted}")
     return "mahimahi" if columns == 1 else "pensieve"
 
 
 def write_trace(trace: Trace, path: str | Path, format: str) -> None:
-    """Write `trace` to `path` as `pensieve`, `mahimahi` or `sabre`; changing its kind is left to `to_rates` and `to_opportunities`."""
+    """Write `trace` to `path` in one of the formats above; changing its kind is left to `to_rates` and `to_opportunities`."""
     Path(path).write_text(format_trace(trace, format), encoding="utf-8")
 
 
@@ -96,6 +79,8 @@ def format_trace(trace: Trace, format: str) -> str:
     if not isinstance(trace, kind):
         needed = "opportunities: convert it with to_opportunities" if kind is OpportunityTrace else "rates: convert it with to_rates"
         raise UserError(f"trace {trace.name}: is a {type(trace).__name__}, and format {format} wanted {needed}")
+    if trace.conditions and format != "csv":
+        raise UserError(f"trace {trace.name}: has delay or loss over time, which format {format} can't hold, wanted csv")
     return _WRITERS[format](trace)
 
 
@@ -112,7 +97,7 @@ def to_rates(trace: OpportunityTrace, bin_s: float) -> RateTrace:
     bins = np.clip(np.searchsorted(edges_s, trace.times_s, side="left") - 1, 0, count - 1)  # (opportunities,)
     sent_bytes = np.bincount(bins, minlength=count) * OPPORTUNITY_BYTES
     rates_bps = bits_from_bytes(sent_bytes) / np.diff(edges_s)
-    return RateTrace(trace.name, tuple(edges_s.tolist()), tuple(rates_bps.tolist()), trace.source)
+    return RateTrace(trace.name, tuple(edges_s.tolist()), tuple(rates_bps.tolist()), trace.source, conditions=trace.conditions)
 
 
 def to_opportunities(trace: RateTrace) -> OpportunityTrace:
@@ -135,34 +120,28 @@ def to_opportunities(trace: RateTrace) -> OpportunityTrace:
     times_s[-1] = trace.duration_s
     times_ms = np.maximum(np.ceil(ms_from_s(times_s) - 1e-6), 0)
     times_ms[-1] = max(times_ms[-1], 1)
-    return OpportunityTrace(trace.name, tuple(s_from_ms(times_ms).tolist()), trace.source)
+    times_s = s_from_ms(times_ms)
+    return OpportunityTrace(trace.name, tuple(times_s.tolist()), trace.source, _lasting(trace.conditions, float(times_s[-1])))
+
+
+def _lasting(conditions: Conditions | None, duration_s: float) -> Conditions | None:
+    """`conditions` with their last segment ending at `duration_s`, at most a millisecond from where it ended."""
+    if conditions is None:
+        return None
+    count = sum(start_s < duration_s for start_s in conditions.edges_s[:-1])
+    columns = (conditions.delay_s, conditions.loss, conditions.burst_packets)
+    return Conditions((*conditions.edges_s[:count], duration_s), *(column and column[:count] for column in columns))
 
 
 def _rows(text: str, columns: int, where: str, example: str) -> list[tuple[int, list[str]]]:
     """Line number and columns of each line that is not blank."""
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if len(line) > MAX_LINE_CHARS:
-            raise UserError(f"{where}:{number}: has {len(line)} characters, wanted at most {MAX_LINE_CHARS} ({example})")
-        words = line.split()
-        if not words:
-            continue
+    for line, row in filled_lines(text, where, example):
+        words = row.split()
         if len(words) != columns:
-            raise UserError(f"{where}:{number}: is {_seen(line)} with {len(words)} columns, wanted {columns} ({example})")
-        rows.append((number, words))
+            raise UserError(f"{where}:{line}: is {shown(row)} with {len(words)} columns, wanted {columns} ({example})")
+        rows.append((line, words))
     return rows
-
-
-def _seen(value: object) -> str:
-    """`value` as an error shows it."""
-    text = repr(value.strip() if isinstance(value, str) else value)
-    return text if len(text) <= 42 else f"{text[:40]}..."
-
-
-def _number(word: str, what: str, wanted: str, where: str) -> Decimal:
-    if not _NUMBER.fullmatch(word):
-        raise UserError(f"{where}: {what} is {_seen(word)}, wanted {wanted}")
-    return Decimal(word)
 
 
 def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
@@ -172,33 +151,17 @@ def _read_pensieve(text: str, name: str, where: str) -> RateTrace:
     times_s, rates_bps = [], []
     for line, (time, rate) in rows:
         at = f"{where}:{line}"
-        times_s.append(_number(time, "time", "a number of seconds", at))
-        rate_mbps = _number(rate, "rate", "a finite number of at least 0 Mbit/s", at)
+        times_s.append(to_decimal(time, "time", "a number of seconds", at))
+        rate_mbps = to_decimal(rate, "rate", "a finite number of at least 0 Mbit/s", at)
         if rate_mbps < 0:
-            raise UserError(f"{at}: rate is {_seen(rate)}, wanted a finite number of at least 0 Mbit/s")
+            raise UserError(f"{at}: rate is {shown(rate)}, wanted a finite number of at least 0 Mbit/s")
         if len(times_s) > 1 and not float(times_s[-1] - times_s[0]) > float(times_s[-2] - times_s[0]):
-            raise UserError(f"{at}: time is {_seen(time)}, wanted later than {times_s[-2]} s of the row before")
-        rates_bps.append(_rate_bps(rate_mbps.scaleb(6), "rate", at, rate))
+            raise UserError(f"{at}: time is {shown(time)}, wanted later than {times_s[-2]} s of the row before")
+        rates_bps.append(to_rate_bps(rate_mbps.scaleb(6), "rate", at, rate))
     if not any(rates_bps[1:]):
         raise UserError(f"{where}: every rate after the first row is 0 Mbit/s, wanted at least one above 0 (the first row's is never used)")
-    edges_s = tuple(_finite(_EXACT.subtract(t, times_s[0]), "time", where) for t in times_s)
+    edges_s = tuple(to_float(EXACT.subtract(t, times_s[0]), "time", where) for t in times_s)
     return RateTrace(name, edges_s, tuple(rates_bps[1:]), where)
-
-
-def _finite(number: Decimal, what: str, where: str, written: object = None) -> float:
-    """`number` as a float; an error shows it as it was `written`."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise UserError(f"{where}: {what} is {_seen(str(written or number))}, wanted a finite number")
-    return value
-
-
-def _rate_bps(number: Decimal, what: str, where: str, written: object) -> float:
-    """`number` as a rate that a trace may have; an error shows it as it was `written`."""
-    rate_bps = _finite(number, what, where, written)
-    if rate_bps > MAX_RATE_BPS:
-        raise UserError(f"{where}: {what} is {_seen(str(written))}, wanted at most {MAX_RATE_BPS:g} bit/s")
-    return rate_bps
 
 
 def _read_mahimahi(text: str, name: str, where: str) -> OpportunityTrace:
@@ -207,7 +170,7 @@ def _read_mahimahi(text: str, name: str, where: str) -> OpportunityTrace:
     line = 0
     for line, (word,) in _rows(text, 1, where, example):
         if not _WHOLE.fullmatch(word):
-            raise UserError(f"{where}:{line}: time is {_seen(word)}, wanted {example} of at least 0")
+            raise UserError(f"{where}:{line}: time is {shown(word)}, wanted {example} of at least 0")
         times_ms.append(int(word))
         if len(times_ms) > 1 and times_ms[-1] < times_ms[-2]:
             raise UserError(f"{where}:{line}: time is {word} ms, wanted at least the {times_ms[-2]} ms of the line before")
@@ -222,19 +185,19 @@ def _read_sabre(text: str, name: str, where: str) -> RateTrace:
     rates_bps = []
     for number, (duration_ms, rate_kbps, latency_ms) in enumerate(entries, 1):
         at = f"{where}: entry {number}"
-        edges_ms.append(_EXACT.add(edges_ms[-1], duration_ms))
-        rates_bps.append(_rate_bps(rate_kbps.scaleb(3), "bandwidth_kbps", at, rate_kbps))
+        edges_ms.append(EXACT.add(edges_ms[-1], duration_ms))
+        rates_bps.append(to_rate_bps(rate_kbps.scaleb(3), "bandwidth_kbps", at, rate_kbps))
         if latency_ms != entries[0][2]:
             wanted = f"{entries[0][2]} as in the first entry, because a path has one round-trip time"
             raise UserError(f"{at}: latency_ms is {latency_ms}, wanted {wanted}")
     if not any(rates_bps):
         raise UserError(f"{where}: every bandwidth_kbps is 0, wanted at least one above 0")
-    edges_s = tuple(_finite(e.scaleb(-3, _EXACT), "duration_ms", where) for e in edges_ms)
+    edges_s = tuple(to_float(e.scaleb(-3, EXACT), "duration_ms", where) for e in edges_ms)
     for number, (a, b) in enumerate(pairwise(edges_s), 1):
         if not b > a:
             raise UserError(f"{where}: entry {number}: duration_ms is {entries[number - 1][0]}, wanted above 0")
     latency_ms = entries[0][2]
-    latency_s = None if latency_ms is None else _finite(latency_ms.scaleb(-3), "latency_ms", where)
+    latency_s = None if latency_ms is None else to_float(latency_ms.scaleb(-3), "latency_ms", where)
     return RateTrace(name, edges_s, tuple(rates_bps), where, latency_s)
 
 
@@ -255,26 +218,18 @@ def _sabre_entries(text: str, where: str) -> list[tuple[Decimal, Decimal, Decima
 def _sabre_entry(entry: object, at: str) -> tuple[Decimal, Decimal, Decimal | None]:
     if not isinstance(entry, dict) or not {"duration_ms", "bandwidth_kbps"} <= entry.keys() <= set(_SABRE_KEYS):
         seen = sorted(entry) if isinstance(entry, dict) else entry
-        raise UserError(f"{at}: is {_seen(seen)}, wanted an object of {', '.join(_SABRE_KEYS)}")
+        raise UserError(f"{at}: is {shown(seen)}, wanted an object of {', '.join(_SABRE_KEYS)}")
     for key, value in entry.items():
         if not isinstance(value, Decimal) or value < 0 or value.adjusted() > 300 or (key == "duration_ms" and not value):
             wanted = "above 0" if key == "duration_ms" else "of at least 0"
-            raise UserError(f"{at}: {key} is {_seen(str(value))}, wanted a finite number {wanted}")
+            raise UserError(f"{at}: {key} is {shown(str(value))}, wanted a finite number {wanted}")
     return entry["duration_ms"], entry["bandwidth_kbps"], entry.get("latency_ms")
 
 
-def _plain(number: Decimal) -> str:
-    """`number` without trailing zeros after the point, and without an exponent unless it is far from 1."""
-    if abs(number.adjusted()) > 30:
-        return str(number)
-    text = format(number, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
 def _write_pensieve(trace: RateTrace) -> str:
-    rates = [_plain(Decimal(repr(rate)).scaleb(-6)) for rate in trace.rates_bps]
+    rates = [to_text(Decimal(repr(rate)).scaleb(-6)) for rate in trace.rates_bps]
     rows = zip(trace.edges_s, (rates[0], *rates), strict=True)
-    return "".join(f"{_plain(Decimal(repr(time)))}\t{rate}\n" for time, rate in rows)
+    return "".join(f"{to_text(Decimal(repr(time)))}\t{rate}\n" for time, rate in rows)
 
 
 def _write_mahimahi(trace: OpportunityTrace) -> str:
@@ -287,13 +242,23 @@ def _write_mahimahi(trace: OpportunityTrace) -> str:
 
 def _write_sabre(trace: RateTrace) -> str:
     edges = [Decimal(repr(e)) for e in trace.edges_s]
-    latency = "" if trace.latency_s is None else f', "latency_ms": {_plain(Decimal(repr(trace.latency_s)).scaleb(3))}'
+    latency = "" if trace.latency_s is None else f', "latency_ms": {to_text(Decimal(repr(trace.latency_s)).scaleb(3))}'
     entries = []
     for (start, end), rate in zip(pairwise(edges), trace.rates_bps, strict=True):
-        duration_ms = _plain(_EXACT.subtract(end, start).scaleb(3, _EXACT))
-        entries.append(f'  {{"duration_ms": {duration_ms}, "bandwidth_kbps": {_plain(Decimal(repr(rate)).scaleb(-3))}{latency}}}')
+        duration_ms = to_text(EXACT.subtract(end, start).scaleb(3, EXACT))
+        entries.append(f'  {{"duration_ms": {duration_ms}, "bandwidth_kbps": {to_text(Decimal(repr(rate)).scaleb(-3))}{latency}}}')
     return "[\n" + ",\n".join(entries) + "\n]\n"
 
 
-_READERS: dict[str, Callable[[str, str, str], Trace]] = {"pensieve": _read_pensieve, "mahimahi": _read_mahimahi, "sabre": _read_sabre}
-_WRITERS: dict[str, Callable[[Any], str]] = {"pensieve": _write_pensieve, "mahimahi": _write_mahimahi, "sabre": _write_sabre}
+_READERS: dict[str, Callable[[str, str, str], Trace]] = {
+    "pensieve": _read_pensieve,
+    "mahimahi": _read_mahimahi,
+    "sabre": _read_sabre,
+    "csv": read_csv,
+}
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    "pensieve": _write_pensieve,
+    "mahimahi": _write_mahimahi,
+    "sabre": _write_sabre,
+    "csv": format_csv,
+}

@@ -1,6 +1,7 @@
 """Trace files: what is written reads back the same, kinds convert without losing bytes, and errors name file and line."""
 
 import bz2
+import dataclasses
 import gzip
 import lzma
 import math
@@ -12,11 +13,13 @@ import pytest
 from hypothesis import assume, example, given
 
 from testbed.errors import UserError
-from traces.formats import decode, detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
-from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
+from traces.formats import detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
+from traces.text import decode
+from traces.trace import MIN_MEAN_RATE_BPS, Conditions, OpportunityTrace, RateTrace
 
 rates = st.one_of(st.just(0.0), st.floats(1e-3, 1e11))
 times, no_latency = st.floats(1e-6, 4e5), st.none()
+LATE = Conditions((0.0, 1.0), delay_s=(0.1,))
 sane_rates = st.one_of(st.just(0.0), st.floats(1e3, 1e6))
 
 
@@ -53,7 +56,107 @@ def test_mahimahi_round_trip(trace):
     assert parse_trace(format_trace(trace, "mahimahi"), "t", "t") == trace
 
 
-@pytest.mark.parametrize("format", ["pensieve", "sabre"])
+@st.composite
+def conditions(draw, edges_s):
+    def column(values):
+        return tuple(draw(st.lists(values, min_size=len(edges_s) - 1, max_size=len(edges_s) - 1)))
+
+    delay_s, loss = draw(st.sampled_from([(True, False), (False, True), (True, True)]))
+    return Conditions(
+        edges_s,
+        column(st.floats(0, 10)) if delay_s else None,
+        column(st.floats(0, 0.5)) if loss else None,
+        column(st.floats(1, 1e9)) if loss and draw(st.booleans()) else None,
+    )
+
+
+@st.composite
+def conditioned(draw, same_edges):
+    """Rate traces with conditions whose edges are those of the rates, or their own."""
+    trace = draw(rate_traces(rate=st.one_of(st.just(0.0), st.floats(1e4, 1e11))))
+    assume(trace.mean_rate_bps > 2 * MIN_MEAN_RATE_BPS)  # else losing half of it takes it below the bound
+    inner = trace.edges_s[1:-1] if same_edges else sorted(edge for edge in draw(st.sets(times, max_size=5)) if edge < trace.duration_s)
+    return dataclasses.replace(trace, conditions=draw(conditions((0.0, *inner, trace.duration_s))))
+
+
+def at(conditions, time_s):
+    """Delay, loss and burst that hold at `time_s`."""
+    i = next(i for i, end_s in enumerate(conditions.edges_s[1:]) if time_s <= end_s)
+    return [column and column[i] for column in (conditions.delay_s, conditions.loss, conditions.burst_packets)]
+
+
+@given(st.one_of(rate_traces(), conditioned(same_edges=True)))
+@example(RateTrace("t", (0.0, 0.1 + 0.2), (2130394.44995,), conditions=Conditions((0.0, 0.1 + 0.2), (1e-300,), (0.07,))))
+def test_csv_round_trip(trace):
+    assert parse_trace(format_trace(trace, "csv"), "t", "t") == trace
+
+
+@given(conditioned(same_edges=False))
+def test_csv_keeps_conditions_that_change_within_a_rate(trace):
+    back = parse_trace(format_trace(trace, "csv"), "t", "t")
+    assert set(back.edges_s) == {*trace.edges_s, *trace.conditions.edges_s}
+    for time_s in back.edges_s[1:]:
+        assert at(back.conditions, time_s) == at(trace.conditions, time_s)
+        rates = [each.rates_bps[next(i for i, end_s in enumerate(each.edges_s[1:]) if time_s <= end_s)] for each in (trace, back)]
+        assert rates[0] == rates[1]
+    assert format_trace(back, "csv") == format_trace(trace, "csv")
+
+
+def test_a_row_of_a_csv_holds_until_its_time():
+    trace = parse_trace("time_s,rate_mbps,delay_ms,loss_pct,burst_packets\n0.5,12,20,0,1\n2,3.5,45,2.5,4\n", "t", "t")
+    lossy = Conditions((0.0, 0.5, 2.0), delay_s=(0.02, 0.045), loss=(0.0, 0.025), burst_packets=(1.0, 4.0))
+    assert trace == RateTrace("t", (0.0, 0.5, 2.0), (12e6, 3.5e6), conditions=lossy)
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ("time_s,rate_mbps\n1,2\n", None),
+        ("rate_mbps , time_s\r\n2, 1\r\n\r\n", None),
+        ("loss_pct,rate_mbps,time_s\n50,2,1", Conditions((0.0, 1.0), loss=(0.5,))),
+        ("\ufeffburst_packets,time_s,loss_pct,rate_mbps\n1,1,5e1,2.0", Conditions((0.0, 1.0), loss=(0.5,), burst_packets=(1.0,))),
+        ("\n time_s,delay_ms,rate_mbps\n+1,.0,2", Conditions((0.0, 1.0), delay_s=(0.0,))),
+    ],
+)
+def test_columns_are_optional_and_in_any_order(text, conditions):
+    assert parse_trace(decode(text.encode(), "t"), "t", "t") == RateTrace("t", (0.0, 1.0), (2e6,), conditions=conditions)
+
+
+ALL = "time_s,rate_mbps,delay_ms,loss_pct,burst_packets\n"
+BAD_CSV = {
+    "time_s,rate_mbps\n": ["t:1", "only line", "at least one row"],
+    "\ntime_s,rate_kbps\n1,2\n": ["t:2", "column 2 is 'rate_kbps'", "did you mean rate_mbps?"],
+    "time_s,rate_mbps,colour\n1,2,3\n": ["t:1", "column 3 is 'colour'", "wanted one of burst_packets, delay_ms"],
+    ",time_s,rate_mbps\n0,1,2\n": ["t:1", "column 1 is ''", "wanted one of"],
+    "time_s;rate_mbps\n1;2\n": ["t:1", "column 1 is 'time_s;rate_mbps'", "time_s"],
+    "hello world\n": ["t:1", "column 1 is 'hello world'", "wanted one of"],
+    "time_s,rate_mbps,time_s\n1,2,3\n": ["t:1", "time_s stands twice", "once"],
+    "time_s,delay_ms\n1,2\n": ["t:1", "no column rate_mbps", "delivery opportunities"],
+    "rate_mbps\n1\n": ["t:1", "no column time_s", "end of each segment"],
+    "time_s,rate_mbps,burst_packets\n1,2,3\n": ["t:1", "burst_packets without loss_pct"],
+    "time_s,rate_mbps\n0,1\n2,1\n": ["t:2", "time_s is '0'", "the end of the row's segment", "above 0"],
+    "time_s,rate_mbps\n1,1\n\n1,2\n": ["t:4", "time_s is 1", "above the 1 of the row before"],
+    "time_s,rate_mbps\n1,1\n0.5,2\n": ["t:3", "time_s is 0.5", "above the 1 of the row before"],
+    "time_s,rate_mbps\n1,-2\n": ["t:2", "rate_mbps is '-2'", "at least 0 Mbit/s"],
+    "time_s,rate_mbps\n1,nan\n": ["t:2", "rate_mbps is 'nan'", "finite"],
+    "time_s,rate_mbps\n1,\n": ["t:2", "rate_mbps is ''", "finite"],
+    "time_s,rate_mbps\n1,1e30\n": ["t:2", "rate_mbps is '1e30'", "at most 1e+12 bit/s"],
+    "time_s,rate_mbps\n1e999,1\n": ["t:2", "time_s is '1e999'", "finite"],
+    "time_s,rate_mbps\n1,0\n2,0\n": ["t:", "every rate_mbps is 0"],
+    "time_s,rate_mbps\n1,2,3\n": ["t:2", "'1,2,3' with 3 columns", "wanted 2 (time_s,rate_mbps)"],
+    "time_s,rate_mbps\n1 2\n": ["t:2", "'1 2' with 1 columns"],
+    "time_s,rate_mbps\n1," + "9" * 999: ["t:2", "1001 characters", "at most 200"],
+    ALL + "1,2,-1,0,1\n": ["t:2", "delay_ms is '-1'", "0 to 10000 milliseconds"],
+    ALL + "1,2,10001,0,1\n": ["t:2", "delay_ms is '10001'", "0 to 10000 milliseconds"],
+    ALL + "1,2,3,4,5\n2,2,3,100.1,5\n": ["t:3", "loss_pct is '100.1'", "0 to 100 percent"],
+    ALL + "1,2,3,-0.1,5\n": ["t:2", "loss_pct is '-0.1'"],
+    ALL + "1,2,3,4,0.5\n": ["t:2", "burst_packets is '0.5'", "at least 1 packet"],
+    ALL + "1,2,3,60,1\n": ["t:2", "loss_pct is 60 in bursts of 1 packets", "at most 50"],
+    "time_s,rate_mbps,loss_pct\n1,2,100\n": ["trace t: carries 2e+06 bit/s on average but loses all but 0", "at least 1000 delivered"],
+}
+
+
+@pytest.mark.parametrize("format", ["pensieve", "sabre", "csv"])
 @given(trace=rate_traces())
 def test_what_is_written_is_detected(format, trace):
     assert detect(format_trace(trace, format)) == format
@@ -86,7 +189,7 @@ BAD = {
     "": ["t: is empty"],
     " \n\n": ["t: is empty"],
     "1 2 3\n": ["t:1", "3 columns"],
-    "0,1.2\n1,1.3\n": ["t:1", "'0,1.2'", "whole milliseconds"],
+    "0,1.2\n1,1.3\n": ["t:1", "'0,1.2'", "wanted the names of the columns, such as time_s,rate_mbps"],
     "0 1\n1 2\n1 3\n": ["t:3", "'1'", "later than 1 s"],
     "0 1\n1 2\n0.5 3\n": ["t:3", "'0.5'", "later than 1 s"],
     "0 1\n1 -2\n": ["t:2", "-2", "at least 0"],
@@ -134,7 +237,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BAD.items(), ids=[repr(text[:30]) for text in BAD])
+@pytest.mark.parametrize(("text", "said"), [*BAD.items(), *BAD_CSV.items()], ids=lambda value: repr(value[:60]))
 def test_a_bad_trace_is_one_sentence_with_place_seen_and_wanted(text, said):
     with pytest.raises(UserError) as caught:
         parse_trace(text, "t", "t")
@@ -169,7 +272,12 @@ def test_a_file_that_cant_be_read(tmp_path, name):
 
 
 @given(
-    st.one_of(st.text(), st.text(alphabet='0123456789.-+e \t\n[]{},:"_durationmsbwhkplcy'), st.binary().map(lambda b: b.decode("latin-1")))
+    st.one_of(
+        st.text(),
+        st.text(alphabet='0123456789.-+e \t\n[]{},:"_durationmsbwhkplcy'),
+        st.text(alphabet="0123456789.-e,\n ").map(lambda rows: f"{ALL}1,2,3,4,5\n{rows}"),
+        st.binary().map(lambda b: b.decode("latin-1")),
+    )
 )
 def test_any_text_gives_a_trace_or_a_user_error(text):
     try:
@@ -205,6 +313,23 @@ def test_spreading_opportunities_keeps_bytes_period_and_pace(trace):
     assert (np.interp(times + 0.000001, edges, passed) >= due - 0.01).all()
 
 
+@given(opportunity_traces(), st.data(), st.floats(0.01, 100))
+def test_conversions_keep_conditions(trace, data, bin_s):
+    inner = data.draw(st.sets(st.floats(1e-6, trace.duration_s, exclude_max=True), max_size=5))
+    both = dataclasses.replace(trace, conditions=data.draw(conditions((0.0, *sorted(inner), trace.duration_s))))
+    binned = to_rates(both, bin_s)
+    assert binned.conditions == both.conditions
+    assert to_opportunities(binned).conditions == both.conditions
+
+
+def test_conditions_end_with_the_period_that_rounding_lengthens():
+    late = Conditions((0.0, 0.5, 1.0004), delay_s=(0.1, 0.2))
+    spread = to_opportunities(RateTrace("t", (0.0, 1.0004), (12e6,), conditions=late))
+    assert spread.conditions == Conditions((0.0, 0.5, 1.001), delay_s=(0.1, 0.2))
+    barely = Conditions((0.0, 1.0, 1.0 + 1e-10), delay_s=(0.1, 0.2))
+    assert to_opportunities(RateTrace("t", (0.0, 1.0 + 1e-10), (12e6,), conditions=barely)).conditions == Conditions((0.0, 1.0), (0.1,))
+
+
 def test_a_rest_too_short_for_a_bin_joins_the_one_before():
     binned = to_rates(OpportunityTrace("t", (0.05, 0.1 + 1e-9)), 0.1)
     assert binned == RateTrace("t", (0.0, 0.1 + 1e-9), (24000.0 / (0.1 + 1e-9),))
@@ -229,7 +354,11 @@ def test_an_outage_gets_no_opportunity_but_the_last():
         (RateTrace("r", (0.0, 1.0), (1e6,)), "mahimahi", "to_opportunities"),
         (OpportunityTrace("o", (1.0,)), "pensieve", "to_rates"),
         (OpportunityTrace("o", (0.0015,)), "mahimahi", "whole milliseconds"),
-        (RateTrace("r", (0.0, 1.0), (1e6,)), "csv", "wanted one of pensieve, mahimahi, sabre"),
+        (RateTrace("r", (0.0, 1.0), (1e6,)), "excel", "wanted one of pensieve, mahimahi, sabre, csv"),
+        (OpportunityTrace("o", (1.0,)), "csv", "to_rates"),
+        (RateTrace("r", (0.0, 1.0), (1e6,), conditions=LATE), "pensieve", "delay or loss over time, .* pensieve can't hold, wanted csv"),
+        (RateTrace("r", (0.0, 1.0), (1e6,), conditions=LATE), "sabre", "wanted csv"),
+        (OpportunityTrace("o", (1.0,), conditions=LATE), "mahimahi", "wanted csv"),
     ],
 )
 def test_writing_what_a_format_cant_hold_is_refused(trace, format, said):
