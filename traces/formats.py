@@ -57,7 +57,7 @@ def detect(text: str, where: str = "text") -> str:
         raise UserError(f"{where}: is empty, wanted a trace: {wanted}")
     if line.lstrip()[0] in "[{":
         return "sabre"
-    if "," in line or line.lstrip()[0].isalpha():
+    if "," in line or "time_s" in line:
         return "csv"
     columns = len(line.split())
     if columns not in (1, 2):

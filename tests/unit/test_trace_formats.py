@@ -124,15 +124,16 @@ def test_columns_are_optional_and_in_any_order(text, conditions):
 
 ALL = "time_s,rate_mbps,delay_ms,loss_pct,burst_packets\n"
 BAD_CSV = {
+    "time_s\n1\n": ["t:1", "no column rate_mbps"],
     "time_s,rate_mbps\n": ["t:1", "only line", "at least one row"],
     "\ntime_s,rate_kbps\n1,2\n": ["t:2", "column 2 is 'rate_kbps'", "did you mean rate_mbps?"],
     "time_s,rate_mbps,colour\n1,2,3\n": ["t:1", "column 3 is 'colour'", "wanted one of burst_packets, delay_ms"],
     ",time_s,rate_mbps\n0,1,2\n": ["t:1", "column 1 is ''", "wanted one of"],
     "time_s;rate_mbps\n1;2\n": ["t:1", "column 1 is 'time_s;rate_mbps'", "time_s"],
-    "hello world\n": ["t:1", "column 1 is 'hello world'", "wanted one of"],
+    "hello, world\n": ["t:1", "column 1 is 'hello'", "wanted one of"],
     "time_s,rate_mbps,time_s\n1,2,3\n": ["t:1", "time_s stands twice", "once"],
     "time_s,delay_ms\n1,2\n": ["t:1", "no column rate_mbps", "delivery opportunities"],
-    "rate_mbps\n1\n": ["t:1", "no column time_s", "end of each segment"],
+    "rate_mbps,delay_ms\n1,2\n": ["t:1", "no column time_s", "end of each segment"],
     "time_s,rate_mbps,burst_packets\n1,2,3\n": ["t:1", "burst_packets without loss_pct"],
     "time_s,rate_mbps\n0,1\n2,1\n": ["t:2", "time_s is '0'", "the end of the row's segment", "above 0"],
     "time_s,rate_mbps\n1,1\n\n1,2\n": ["t:4", "time_s is 1", "above the 1 of the row before"],
