@@ -42,7 +42,7 @@ class Group:
 GROUPS = {
     "run": Group(apt=("ca-certificates", "ethtool", "git", "iproute2", "kmod", "mininet", "procps", "python3-venv")),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
-    "ci": Group(apt=("chromium", "vagrant", "vagrant-libvirt")),
+    "ci": Group(apt=("chromium", "debootstrap", "e2fsprogs", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
 """`run` is what an experiment needs, `test` what `scripts/test` adds, `ci` what tests need that are skipped without it."""
 
