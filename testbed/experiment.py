@@ -20,6 +20,7 @@ from testbed.records import RunHeader
 from testbed.results import ResultFolder, check_base, rebuild, trace_row
 from testbed.simulation import simulate
 from testbed.spec import Experiment
+from traces.store import TraceSet
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,11 +98,16 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
             "source": "+".join(sorted({s.source for s in sets})),
             "traces": len({trial.group for trial in prepared.trials}) // len(experiment.seeds),
             "sha256": "+".join(s.sha256 for s in sets),
+            **({"uplink": _named(prepared.uplink)} if prepared.uplink else {}),
         },
         versions=versions(),
         host=host_facts() | facts,
         notes=list(prepared.notes),
     )
+
+
+def _named(found: TraceSet) -> dict[str, str]:
+    return {"name": found.name, "split": found.split, "source": found.source, "sha256": found.sha256}
 
 
 def _commit() -> str:

@@ -19,7 +19,7 @@ from testbed.trial import Trial, plan
 from testbed.twin import SimulationJob
 from testbed.units import s_from_ms
 from testbed.user import invoking_user, popen_tied
-from traces.store import TraceSet, resolve
+from traces.store import TraceSet, resolve, resolve_uplink
 from traces.trace import OpportunityTrace, RateTrace
 
 POLICY_START_S = 120.0
@@ -47,6 +47,8 @@ class Prepared:
     video: Manifest
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
+    uplink: TraceSet | None = None
+    """Where the trials' uplinks come from; None: they have none."""
 
     @property
     def references(self) -> dict[str, str]:
@@ -59,16 +61,19 @@ def prepare(experiment: Experiment) -> Prepared:
     video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
     policies = describe_policies(experiment, video)
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
+    uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
     experiment = dataclasses.replace(
         experiment,
         trace=tuple(_from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
+        uplink=_from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
         policies=",".join(card.reference for card in policies),
         video=video.name,
     )
     traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
-    trials = plan(experiment, [card.name for card in policies], list(traces.values()))
-    notes = (note, *(trace_set.note for trace_set in trace_sets), _wrap_note(trials, experiment.chunks * video.chunk_s))
-    return Prepared(experiment, policies, trace_sets, video, trials, tuple(text for text in notes if text))
+    trials = plan(experiment, [card.name for card in policies], list(traces.values()), uplink.traces if uplink else ())
+    found = dict.fromkeys(each.note for each in (*trace_sets, *([uplink] if uplink else [])))
+    notes = (note, *found, _wrap_note(trials, experiment.chunks * video.chunk_s), _unsimulated_note(experiment, trials))
+    return Prepared(experiment, policies, trace_sets, video, trials, tuple(text for text in notes if text), uplink)
 
 
 def _from_anywhere(reference: str, found: TraceSet) -> str:
@@ -78,12 +83,29 @@ def _from_anywhere(reference: str, found: TraceSet) -> str:
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
     """A sentence on traces that are shorter than the video; empty when none is."""
-    short = {trial.trace.sha256: trial.trace for trial in trials if trial.trace.duration_s < media_s}
+    used = {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}
+    short = {sha256: trace for sha256, trace in used.items() if trace.duration_s < media_s}
     if not short:
         return ""
     names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
     more = f" and {len(short) - 3} more" if len(short) > 3 else ""
     return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
+
+
+def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
+    """A sentence on what was asked for and the simulator doesn't know; empty when that is nothing."""
+    traces = [trace for trial in trials for trace in (trial.trace, trial.uplink) if trace]
+    conditions = [trace.conditions for trace in traces if trace.conditions]
+    queue = (experiment.queue, experiment.queue_packets, experiment.aqm)
+    unknown = (
+        ("the uplink", experiment.uplink is not None),
+        ("the traces' delay", any(each.delay_s for each in conditions)),
+        ("the traces' loss", any(each.loss for each in conditions)),
+        ("the queue's settings", queue != (Experiment.queue, Experiment.queue_packets, Experiment.aqm)),
+    )
+    if not (told := ", ".join(what for what, given in unknown if given)):
+        return ""
+    return f"the simulator leaves out {told}" + ("" if experiment.simulate else ": so do the simulated twins of these trials")
 
 
 def describe_policies(experiment: Experiment, video: Manifest | None = None) -> tuple[PolicyCard, ...]:

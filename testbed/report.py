@@ -36,7 +36,10 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("video", "Video", "{}"),
     ("chunks", "Chunks a trial", "{}"),
     ("rtt_ms", "Round-trip time", "{:g} ms"),
-    ("queue", "Queue", "{:,} bytes, droptail"),
+    ("uplink", "Uplink trace", "{}"),
+    ("queue", "Queue", "{:,} bytes"),
+    ("queue_packets", "Queue in packets", "{:,}"),
+    ("aqm", "Queue drops by", "{}"),
     ("cc", "Congestion control", "{}"),
     ("link", "Link", "{}"),
     ("deadline_ms", "Decision deadline", "{:g} ms"),
@@ -45,7 +48,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("parallel", "Lanes", "{}"),
     ("llm", "Backbone", "{}"),
 )
-_EMULATION_ONLY = {"queue", "cc", "link", "deadline_ms", "parallel", "player"}
+_EMULATION_ONLY = {"uplink", "queue", "queue_packets", "aqm", "cc", "link", "deadline_ms", "parallel", "player"}
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:

@@ -40,6 +40,9 @@ class Experiment:
     """The workload: abr, adaptive bitrate streaming."""
     trace: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or a file or folder in a known format. Default: fcc."""
+    uplink: str | None = None
+    """Traces of the way back, named as for --trace (`lte` is `lte/up` here): one for all trials, or one for each downlink trace, paired by
+    name without ending (`X.down` with `X.up`). Default: delay only."""
     policies: str = "netllm,robust_mpc,bola,bba"
     """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
     player: Literal["headless"] = "headless"
@@ -55,15 +58,21 @@ class Experiment:
     video: str | None = None
     """The video whose chunk sizes are served: video1, video2 or synthetic. Default: video1, or synthetic where it can't be had."""
     offset_s: float = 0.0
-    """Where in the trace a trial starts, seconds."""
+    """Where in the trace a trial starts, seconds; in the uplink's, too."""
     rtt_ms: float = 80.0
     """Round-trip time of the path, milliseconds."""
     queue: int = 100_000
-    """Droptail queue of the bottleneck, bytes."""
+    """Bound of the bottleneck's queue, bytes."""
+    queue_packets: int | None = None
+    """A second bound of the queue, packets. Default: none."""
+    aqm: Literal["droptail", "codel"] = "droptail"
+    """What the queue drops: droptail, what finds it full; codel (RFC 8289), at its head too when packets wait over 5 ms for 100 ms."""
     cc: str = "cubic"
     """TCP congestion control of all hosts."""
-    link: Literal["userspace", "kernel"] = "userspace"
-    """Back end of the links: the user-space relay, or HTB and netem."""
+    link: Literal["userspace", "python", "kernel"] = "userspace"
+    """Back end of the links: the user-space relay, its readable reference in Python, or HTB and netem."""
+    repeats: int = 1
+    """How often a trial is played again, at the end of the run, because its link failed its verdict (which knows no QoE); 0: never."""
     deadline_ms: float = 1000.0
     """A decision later than this is taken by the player's local rule, and recorded as a fallback."""
     llm: str | None = None
@@ -80,6 +89,9 @@ class Experiment:
             ("parallel", self.parallel, self.parallel is None or 1 <= self.parallel <= 32, "1 to 32"),
             ("rtt_ms", self.rtt_ms, math.isfinite(self.rtt_ms) and 0 <= self.rtt_ms <= 10_000, "0 to 10000"),
             ("queue", self.queue, 3_000 <= self.queue <= 100_000_000, "3000 to 100000000 bytes"),
+            ("queue_packets", self.queue_packets, self.queue_packets is None or 2 <= self.queue_packets <= 100_000, "2 to 100000"),
+            ("uplink", repr(self.uplink), self.uplink is None or bool(self.uplink.strip()), "a set, a folder or a file"),
+            ("repeats", self.repeats, 0 <= self.repeats <= 9, "0 to 9"),
             ("deadline_ms", self.deadline_ms, math.isfinite(self.deadline_ms) and self.deadline_ms > 0, "more than 0"),
             ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
             ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63, "numbers from 0 to 2^63-1"),

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
+from testbed.errors import UserError
 from testbed.spec import Experiment
 from traces.trace import Trace
 
@@ -20,7 +22,10 @@ class Trial:
     policy: str
     trace: Trace
     offset_s: float
+    """Where the trial starts, in both traces: a pair was recorded at the same time."""
     seed: int
+    uplink: Trace | None = None
+    """Trace of the way from client to server; None: delay only."""
 
 
 def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace, ...]:
@@ -30,14 +35,29 @@ def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace
     return tuple(traces[i * len(traces) // trials] for i in range(trials))
 
 
-def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace]) -> tuple[Trial, ...]:
-    """The paired grid, ordered so that trials that are compared run side by side."""
+def partner(trace: Trace, uplinks: Sequence[Trace]) -> Trace | None:
+    """The uplink that goes with `trace`: the only one there is, else the one with its name, else with its name but for the ending.
+
+    None without uplinks. Raises `UserError` when none of several goes with it, or more than one.
+    """
+    if len(uplinks) < 2:
+        return uplinks[0] if uplinks else None
+    stem = PurePath(trace.name).stem
+    named = [each for each in uplinks if each.name == trace.name] or [each for each in uplinks if PurePath(each.name).stem == stem]
+    if len(named) != 1:
+        seen = ", ".join(each.name for each in named[:3]) or "none"
+        raise UserError(f"trace {trace.name}: of the {len(uplinks)} traces of --uplink it pairs with {seen}, wanted one called {stem}.*")
+    return named[0]
+
+
+def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace], uplinks: Sequence[Trace] = ()) -> tuple[Trial, ...]:
+    """The paired grid, ordered so that trials that are compared run side by side. Raises `UserError` when a trace has no uplink."""
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[Trial] = []
     for group, (trace, seed) in enumerate(cells):
-        offset_s = experiment.offset_s % trace.duration_s
+        offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
         for policy in policies:
-            trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, offset_s, seed))
+            trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, offset_s, seed, uplink))
     return tuple(trials)
 
 

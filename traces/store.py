@@ -88,6 +88,15 @@ def resolve(reference: str, root: str | Path | None = None, fetch: bool = True) 
     raise UserError(f"trace set {reference} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {name}")
 
 
+def resolve_uplink(reference: str, root: str | Path | None = None, fetch: bool = True) -> TraceSet:
+    """As `resolve`, but a set with a split `up` gives that one unless another is named."""
+    name, split, file = _parts(reference)
+    entry = load_catalog().get(name)
+    if entry and not split and entry.split("up"):
+        reference = f"{name}/up:{file}" if file else f"{name}/up"
+    return resolve(reference, root, fetch)
+
+
 def _modelled(split: Split, lack: str) -> TraceSet:
     """As many traces as `split` has, drawn from the model; each split has its own seed."""
     seed = sorted(each.name for each in load_catalog()[MODELLED].splits).index(split.name)

@@ -20,6 +20,10 @@ from testbed.spec import Experiment, from_toml
         parallel=st.one_of(st.none(), st.integers(1, 32)),
         chunks=st.integers(2, 48),
         rtt_ms=st.floats(0, 1000),
+        uplink=st.one_of(st.none(), st.sampled_from(["lte/up", "~/mine dir/x.up", "lte:A.up"])),
+        queue_packets=st.one_of(st.none(), st.integers(2, 100_000)),
+        aqm=st.sampled_from(["droptail", "codel"]),
+        link=st.sampled_from(["userspace", "python", "kernel"]),
         simulate=st.booleans(),
     )
 )
@@ -39,6 +43,11 @@ def test_toml_gives_the_same_experiment_back(tmp_path_factory: pytest.TempPathFa
         ("player = 'vlc'", "player"),
         ("rtt_ms = nan", "--rtt-ms is nan"),
         ("= 3", "wanted TOML"),
+        ("queue_packets = 1", "--queue-packets is 1, wanted 2 to 100000"),
+        ("aqm = 'red'", "aqm"),
+        ("link = 'mahimahi'", "link"),
+        ("uplink = ' '", "--uplink is ' ', wanted a set, a folder or a file"),
+        ("uplink = ['lte/up']", "uplink"),
         ("policies = ' , '", "at least one policy"),
         ("policies = 'bba,bba'", "each policy once"),
     ],

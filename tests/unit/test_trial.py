@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.errors import UserError
 from testbed.spec import Experiment
-from testbed.trial import lanes, plan, spread
+from testbed.trial import lanes, partner, plan, spread
 from traces.trace import RateTrace
 
 TRACES = [RateTrace(f"trace{i}", (0.0, 10.0), (1e6 + i,)) for i in range(7)]
@@ -24,6 +25,46 @@ def test_the_grid_is_paired(trials: int, seeds: int, policies: int, offset_s: fl
         assert [cell.policy for cell in cells] == names
         assert len({(cell.trace, cell.offset_s, cell.seed) for cell in cells}) == 1
         assert 0 <= cells[0].offset_s < cells[0].trace.duration_s
+
+
+def named(*names: str) -> list[RateTrace]:
+    return [RateTrace(name, (0.0, 10.0 + i), (1e6,)) for i, name in enumerate(names)]
+
+
+@given(st.permutations(range(7)), st.integers(1, 7), st.booleans())
+def test_a_trial_has_its_traces_uplink_whatever_their_order(order: list[int], trials: int, endings: bool) -> None:
+    down = named(*(f"site.{i}" + ".down" * endings for i in range(7)))
+    up = named(*(f"site.{i}" + ".up" * endings for i in order))
+    grid = plan(Experiment(trials=trials, offset_s=12.0), ["a", "b"], down, up)
+    assert len(grid) == 2 * trials
+    for trial in grid:
+        assert trial.uplink and trial.uplink.name.removesuffix(".up") == trial.trace.name.removesuffix(".down")
+
+
+def test_one_uplink_serves_all_trials_and_none_none() -> None:
+    up = named("other.up")
+    assert {trial.uplink for trial in plan(Experiment(trials="all"), ["p"], TRACES, up)} == set(up)
+    assert {trial.uplink for trial in plan(Experiment(trials="all"), ["p"], TRACES)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("uplinks", "said"),
+    [
+        (("B.up", "C.up"), "trace A.down: of the 2 traces of --uplink it pairs with none, wanted one called A.*"),
+        (("A.up", "A.log", "C.up"), "it pairs with A.up, A.log, wanted one called A.*"),
+    ],
+)
+def test_a_trace_without_its_uplink_is_refused(uplinks: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(Experiment(), ["p"], named("A.down"), named(*uplinks))
+    assert said in str(caught.value)
+
+
+def test_the_same_name_pairs_before_the_same_stem() -> None:
+    """FCC's names have dots that end no stem: www.amazon.com_720_0."""
+    names = ("x_www.amazon.com_720_0", "x_www.amazon.com_780_0")
+    uplinks = named(*names)
+    assert [partner(trace, uplinks) for trace in named(*names)] == uplinks
 
 
 def test_traces_are_spread_over_the_set() -> None:

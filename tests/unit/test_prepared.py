@@ -1,0 +1,81 @@
+"""`prepare`: where a trial's uplink comes from, and that nothing asked for is left out unsaid."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import UserError
+from testbed.prepared import Prepared, prepare
+from testbed.spec import Experiment, from_toml
+from traces.catalog import load_catalog
+from traces.formats import write_trace
+from traces.store import find_split
+from traces.trace import Conditions, RateTrace
+
+PLAIN = RateTrace("plain", (0.0, 600.0), (3e6,))
+LATE = dataclasses.replace(PLAIN, conditions=Conditions((0.0, 600.0), delay_s=(0.05,)))
+LOSSY = dataclasses.replace(PLAIN, conditions=Conditions((0.0, 600.0), loss=(0.01,)))
+
+
+def prepared(trace: str, **settings: object) -> Prepared:
+    return prepare(Experiment(trace=(trace,), policies="bba", trials="all", video="synthetic", **settings))  # type: ignore[arg-type]
+
+
+def write(folder: Path, **files: RateTrace) -> str:
+    folder.mkdir()
+    for name, trace in files.items():
+        write_trace(trace, folder / name.replace("_", "."), "csv")
+    return str(folder)
+
+
+def test_a_folder_of_uplinks_is_paired_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    down, up = write(tmp_path / "down", a_down=PLAIN, b_down=PLAIN), write(tmp_path / "up", a_up=PLAIN, b_up=LOSSY, c_up=PLAIN)
+    monkeypatch.chdir(tmp_path)
+    made = prepared(down, uplink="up")
+    assert [(trial.trace.name, trial.uplink and trial.uplink.name) for trial in made.trials] == [("a.down", "a.up"), ("b.down", "b.up")]
+    assert made.trials[1].uplink and made.trials[1].uplink.conditions == LOSSY.conditions
+    assert made.uplink and (made.uplink.source, made.experiment.uplink) == ("path", up)
+    (tmp_path / "experiment.toml").write_text(made.experiment.to_toml())
+    assert from_toml(tmp_path / "experiment.toml") == made.experiment
+
+
+def test_a_trace_without_an_uplink_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    down, up = write(tmp_path / "down", a_down=PLAIN, z_down=PLAIN), write(tmp_path / "up", a_up=PLAIN, b_up=PLAIN)
+    with pytest.raises(UserError, match=r"trace z\.down: of the 2 traces of --uplink it pairs with none, wanted one called z\.\*"):
+        prepared(down, uplink=up)
+
+
+@pytest.mark.parametrize("reference", ["lte", "lte/up"])
+def test_mahimahis_cellular_links_pair_down_with_up(reference: str) -> None:
+    entry = load_catalog()["lte"]
+    if not all(find_split(entry, split) for split in entry.splits):
+        pytest.skip("the set lte is not on this machine")
+    made = prepared("lte", uplink=reference)
+    names = ["ATT-LTE-driving-2016", "TMobile-LTE-short", "Verizon-LTE-short"]
+    pairs = [(trial.trace.name, trial.uplink and trial.uplink.name) for trial in made.trials]
+    assert pairs == [(f"{name}.down", f"{name}.up") for name in names]
+    assert made.uplink and (made.uplink.name, made.uplink.split) == ("lte", "up")
+    one = prepared("lte:Verizon-LTE-short.down", uplink="lte:TMobile-LTE-short.up")
+    assert [trial.uplink and trial.uplink.name for trial in one.trials] == ["TMobile-LTE-short.up"]
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "settings", "told"),
+    [
+        (PLAIN, None, {}, ""),
+        (PLAIN, None, {"queue": 100_000, "aqm": "droptail", "link": "python"}, ""),
+        (PLAIN, PLAIN, {}, "the uplink"),
+        (LATE, None, {}, "the traces' delay"),
+        (PLAIN, LOSSY, {}, "the uplink, the traces' loss"),
+        (PLAIN, None, {"aqm": "codel"}, "the queue's settings"),
+        (LOSSY, LATE, {"queue_packets": 10}, "the uplink, the traces' delay, the traces' loss, the queue's settings"),
+    ],
+)
+@pytest.mark.parametrize("simulate", [True, False])
+def test_what_the_simulator_leaves_out_is_said(tmp_path: Path, down, up, settings, told: str, simulate: bool) -> None:
+    trace = write(tmp_path / "down", x_csv=down)
+    uplink = write(tmp_path / "up", y_csv=up) if up else None
+    notes = [note for note in prepared(trace, uplink=uplink, simulate=simulate, **settings).notes if "simulator" in note]
+    rest = "" if simulate else ": so do the simulated twins of these trials"
+    assert notes == ([f"the simulator leaves out {told}{rest}"] if told else [])
