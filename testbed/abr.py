@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from controllers.api import AbrSession, Manifest
-from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
+from testbed.pressure import NO_STRAIN, Strain
+from testbed.records import ChunkRow, DecisionRow, Drops, PlaybackEndRow, Row, TrialRow
 from testbed.spec import Experiment
 from testbed.trial import Trial
 from testbed.units import mbps_from_bps, s_from_ms
@@ -16,17 +17,29 @@ WALL_TOLERANCE_S = 0.05
 
 @dataclass(frozen=True)
 class PathFacts:
-    """What an emulated trial knows about its path; all None in simulation."""
+    """What an emulated trial knows about its path; all None in simulation. All but the first two go into its row under the same name."""
 
+    reasons: tuple[str, ...] = ()
+    """Why the link fails its verdict."""
+    fault: str = ""
+    """What befell the player; empty when nothing did."""
     lane: int = 0
     congestion_control: str = ""
     fidelity: str | None = None
-    reasons: tuple[str, ...] = ()
+    lateness_ms_p50: float | None = None
     lateness_ms_p99: float | None = None
+    lateness_ms_max: float | None = None
+    late_packets: int | None = None
     rate_error_pct_100ms: float | None = None
     uncounted_losses: int | None = None
+    packets_in: int | None = None
+    packets_out: int | None = None
+    drops: Drops | None = None
+    link_notes: str = ""
     trace_wraps: int = 0
     controller_restarts: int = 0
+    began_at_s: float | None = None
+    ended_at_s: float | None = None
 
 
 def session(trial: Trial, video: Manifest, experiment: Experiment) -> AbrSession:
@@ -34,15 +47,21 @@ def session(trial: Trial, video: Manifest, experiment: Experiment) -> AbrSession
     return AbrSession(session_id=trial.trial_id, video=video, chunks=experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms))
 
 
-def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: PathFacts, mode: str) -> TrialRow:
+def trial_row(
+    trial: Trial, playback: AbrSession, rows: Sequence[Row], path: PathFacts, mode: str, attempt: int = 1, strain: Strain = NO_STRAIN
+) -> TrialRow:
     """The trial in one row: mean QoE per chunk and its components over chunks 1 .. N-1, and the invariants' verdict."""
     chunks = [row for row in rows if isinstance(row, ChunkRow)]
     decisions = [row for row in rows if isinstance(row, DecisionRow)]
     end = next((row for row in rows if isinstance(row, PlaybackEndRow)), None)
-    problems = [*path.reasons, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
+    faults = [path.fault] if path.fault else []
+    problems = [*path.reasons, *faults, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
     rated = chunks[1:]
     bitrates_bps = [chunk.bitrate_bps for chunk in chunks]
     switches_bps = [abs(b - a) for a, b in pairwise(bitrates_bps)]
+    measured = {**vars(path), **vars(strain)}
+    del measured["reasons"], measured["fault"]
+    measured["trace_wraps"] = path.trace_wraps if mode == "emulation" else _wraps(trial, playback, chunks)
     return TrialRow(
         trial_id=trial.trial_id,
         policy=trial.policy,
@@ -51,7 +70,7 @@ def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: Pat
         offset_s=trial.offset_s,
         seed=trial.seed,
         mode=mode,
-        lane=path.lane,
+        attempt=attempt,
         end_reason=end.end_reason if end else "player_died",
         valid=not problems,
         invalid_reason="; ".join(problems),
@@ -63,16 +82,19 @@ def trial_row(trial: Trial, playback: AbrSession, rows: Sequence[Row], path: Pat
         chunks=len(chunks),
         decisions=len(decisions),
         fallbacks=sum(row.source == "fallback" for row in decisions),
-        controller_restarts=path.controller_restarts,
         wall_s=end.wall_s if end else None,
-        congestion_control=path.congestion_control,
-        trace_wraps=path.trace_wraps if mode == "emulation" else _wraps(trial, playback, chunks),
-        lateness_ms_p99=path.lateness_ms_p99,
-        rate_error_pct_100ms=path.rate_error_pct_100ms,
-        uncounted_losses=path.uncounted_losses,
         simulated_qoe=None,
-        fidelity=path.fidelity,
+        **measured,
     )
+
+
+def only_its_link_failed(row: TrialRow, path: PathFacts) -> bool:
+    """Whether nothing but the link's verdict speaks against a trial, so that it may be played again.
+
+    That is fair: the verdict looks only at the link (how late packets were, whether the rate was kept, whether losses were counted), never
+    at the quality of experience, and every policy's trials are judged by the same rule. So no result is chosen by its value.
+    """
+    return bool(path.reasons) and row.invalid_reason == "; ".join(path.reasons)
 
 
 def _broken_invariants(

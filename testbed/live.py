@@ -70,6 +70,7 @@ class LiveView:
         self.console = console or Console()
         self.ended = 0
         self.invalid = 0
+        self.repeated = 0
         self._clock = clock
         self._started_s = clock()
         self._lanes: dict[int, _LaneState] = {}
@@ -104,17 +105,19 @@ class LiveView:
             if (state := self._by_trial.get(row.trial_id)) is not None:
                 state.take(row)
 
-    def trial_ended(self, row: TrialRow) -> None:
-        """A trial is over."""
+    def trial_ended(self, row: TrialRow, again: bool = False) -> None:
+        """A trial is over; or it will be played `again`, because only its link failed."""
         with self._lock:
-            self.ended += 1
-            self.invalid += not row.valid
+            self.ended += not again
+            self.invalid += not row.valid and not again
+            self.repeated += again
             self._by_trial.pop(row.trial_id, None)
             for lane in [lane for lane, state in self._lanes.items() if state.trial_id == row.trial_id]:
                 del self._lanes[lane]
         every = max(self.total_trials // _QUIET_LINES, 1)
         if not row.valid:
-            self.note(f"{self._counted()} {row.policy} on {row.trace}: invalid: {row.invalid_reason}")
+            verdict = "its link failed, to be played again" if again else "invalid"
+            self.note(f"{self._counted()} {row.policy} on {row.trace}: {verdict}: {row.invalid_reason}")
         elif self._live is None and (self.ended % every == 0 or self.ended == self.total_trials):
             qoe = "" if row.qoe is None else f"QoE {row.qoe:.2f}, "
             self.note(f"{self._counted()} {row.policy} on {row.trace}: {qoe}{row.fallbacks} fallbacks")
@@ -157,7 +160,8 @@ class LiveView:
         done = self.share_done()
         line = Table.grid(padding=(0, 1))
         invalid = f", [red]{self.invalid} invalid[/]" if self.invalid else ""
-        counted = f"{self.ended} of {self.total_trials} trials{invalid}"
+        repeated = f", [yellow]{self.repeated} played again[/]" if self.repeated else ""
+        counted = f"{self.ended} of {self.total_trials} trials{invalid}{repeated}"
         line.add_row(ProgressBar(total=1.0, completed=done, width=30), counted, self._left(done))
         return line
 

@@ -1,16 +1,29 @@
 """Takes the rows of all trials as they come, and gives each emulated trial its twin in the simulator."""
 
+import bisect
+import dataclasses
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from testbed.abr import PathFacts, session, trial_row
+from testbed.abr import PathFacts, only_its_link_failed, session, trial_row
 from testbed.live import LiveView
 from testbed.prepared import Prepared, job
-from testbed.records import ChunkRow, PlaybackEndRow, Row, SimulatedRow
+from testbed.pressure import NO_STRAIN, Strain, strain
+from testbed.records import ChunkRow, HostRow, PlaybackEndRow, Row, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
 from testbed.trial import Trial
+
+
+@dataclass(frozen=True)
+class Played:
+    """A trial that was played to the end, and the level of each of its chunks."""
+
+    trial: Trial
+    levels: tuple[int, ...]
 
 
 class Recorder:
@@ -18,12 +31,14 @@ class Recorder:
 
     def __init__(self, prepared: Prepared, folder: ResultFolder, view: LiveView) -> None:
         self._prepared, self._folder, self._view = prepared, folder, view
-        self._trials = {trial.trial_id: trial for trial in prepared.trials}
+        self._attempts = {trial.trial_id: _Attempt(trial, trial.trial_id) for trial in prepared.trials}
         self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._host: list[HostRow] = []
+        self._lock = threading.Lock()
         self.closed = 0
-        """Trials that are over."""
-        self.played: dict[str, tuple[int, ...]] = {}
-        """Levels that each emulated trial chose, of those that played to the end."""
+        """Trials that are over and won't be played again."""
+        self.played: dict[str, Played] = {}
+        """The attempts that count, of those that played to the end."""
 
     def started(self, trial: Trial, lane: int) -> None:
         """A trial begins in a lane."""
@@ -36,6 +51,11 @@ class Recorder:
         self._view.row(row)
         if isinstance(row, PlaybackEndRow) and self._prepared.experiment.simulate:
             self.close(row.trial_id, PathFacts())
+
+    def host(self, row: HostRow) -> None:
+        """A moment of the host."""
+        self._host.append(row)
+        self._folder.append(row)
 
     def extend(self, rows: Iterable[Any]) -> None:
         """Link counters of a trial, by the thousand."""
@@ -56,38 +76,66 @@ class Recorder:
         with (self._folder.path / "requests.jsonl").open("ab") as log:
             log.write(line)
 
-    def close(self, trial_id: str, path: PathFacts) -> None:
-        """A trial is over: judge it and write its row."""
-        trial = self._trials[trial_id]
-        playback = session(trial, self._prepared.video, self._prepared.experiment)
-        mode = "simulation" if self._prepared.experiment.simulate else "emulation"
-        rows = self._rows.pop(trial_id, [])
-        row = trial_row(trial, playback, rows, path, mode)
+    def close(self, trial_id: str, path: PathFacts) -> Trial | None:
+        """A trial is over: judge it and write its row. Returns what to play again at the end of the run, if only its link failed.
+
+        What an attempt left stays in the events; the last attempt counts.
+        """
+        attempt, rows = self._attempts[trial_id], self._rows.pop(trial_id, [])
+        trial, experiment = attempt.trial, self._prepared.experiment
+        playback = session(trial, self._prepared.video, experiment)
+        mode = "simulation" if experiment.simulate else "emulation"
+        row = trial_row(trial, playback, rows, path, mode, attempt.number, self._strain(path))
         self._folder.append(row)
-        self._view.trial_ended(row)
-        self.closed += 1
-        if row.chunks == self._prepared.experiment.chunks:
-            self.played[trial_id] = tuple(chunk.level for chunk in rows if isinstance(chunk, ChunkRow))
+        again = attempt.next() if attempt.number <= experiment.repeats and only_its_link_failed(row, path) else None
+        self._view.trial_ended(row, again is not None)
+        if again:
+            self._attempts[again.trial.trial_id] = again
+            return again.trial
+        if row.chunks == experiment.chunks:
+            self.played[trial_id] = Played(trial, tuple(chunk.level for chunk in rows if isinstance(chunk, ChunkRow)))
+        with self._lock:
+            self.closed += 1
+        return None
+
+    def _strain(self, path: PathFacts) -> Strain:
+        if path.began_at_s is None or path.ended_at_s is None:
+            return NO_STRAIN
+        first = bisect.bisect_left(self._host, path.began_at_s, key=lambda row: row.at_s)
+        return strain(self._host[first:], path.began_at_s, path.ended_at_s)
 
 
-def twins(prepared: Prepared, played: Mapping[str, tuple[int, ...]]) -> list[SimulatedRow]:
-    """The simulated twin of each emulated trial in `played` (trial to levels): once under its policy, once with the same levels.
+@dataclass(frozen=True)
+class _Attempt:
+    """A trial, its number among the attempts of the trial that was planned, and that one's id."""
+
+    trial: Trial
+    planned_id: str
+    number: int = 1
+
+    def next(self) -> "_Attempt":
+        """The same once more, under an id of its own: `t0003`, then `t0003r1`."""
+        trial = dataclasses.replace(self.trial, trial_id=f"{self.planned_id}r{self.number}")
+        return _Attempt(trial, self.planned_id, self.number + 1)
+
+
+def twins(prepared: Prepared, played: Mapping[str, Played]) -> list[SimulatedRow]:
+    """The simulated twin of each emulated trial in `played` (by its id): once under its policy, once with the same levels.
 
     When the two scores of one trial differ from the emulated one, the second tells why: if the simulator agrees as long as it plays the
     same levels, path and player agree, and it was the decisions that parted.
     """
-    trials = [trial for trial in prepared.trials if trial.trial_id in played]
-    decided = _simulated([job(prepared, trial) for trial in trials])
-    replayed = _simulated([job(prepared, trial, played[trial.trial_id]) for trial in trials])
+    decided = _simulated([job(prepared, one.trial) for one in played.values()])
+    replayed = _simulated([job(prepared, one.trial, one.levels) for one in played.values()])
     return [
         SimulatedRow(
-            trial_id=trial.trial_id,
-            qoe=_mean_qoe(decided[trial.trial_id]),
-            replayed_qoe=_mean_qoe(replayed[trial.trial_id]),
-            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial.trial_id]], played[trial.trial_id]),
+            trial_id=trial_id,
+            qoe=_mean_qoe(decided[trial_id]),
+            replayed_qoe=_mean_qoe(replayed[trial_id]),
+            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial_id]], one.levels),
         )
-        for trial in trials
-        if decided[trial.trial_id]
+        for trial_id, one in played.items()
+        if decided[trial_id]
     ]
 
 

@@ -73,6 +73,16 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, (mean - half, mean + half), n)
 
 
+def last_attempts(trials: Iterable[TrialRow]) -> list[TrialRow]:
+    """Of each trial the attempt that counts: a trial whose link failed may have been played again."""
+    last: dict[tuple[str, Cell], TrialRow] = {}
+    for trial in trials:
+        key = trial.policy, _cell(trial)
+        if key not in last or trial.attempt >= last[key].attempt:
+            last[key] = trial
+    return list(last.values())
+
+
 def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, float]:
     """The field `value` of the valid trials of ONE policy, averaged over seeds, then offsets: one number a trace."""
     return _mean_over_cells(_cells(trials, value))
@@ -80,11 +90,11 @@ def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, 
 
 def _cells(trials: Iterable[TrialRow], value: str) -> dict[Cell, float]:
     """What the valid trials of ONE policy saw, by trace, offset and seed."""
-    return {
-        ((trial.trace, trial.trace_sha256), trial.offset_s, trial.seed): number
-        for trial in trials
-        if trial.valid and (number := getattr(trial, value)) is not None
-    }
+    return {_cell(trial): number for trial in trials if trial.valid and (number := getattr(trial, value)) is not None}
+
+
+def _cell(trial: TrialRow) -> Cell:
+    return (trial.trace, trial.trace_sha256), trial.offset_s, trial.seed
 
 
 def _mean_over_cells(cells: Mapping[Cell, float]) -> dict[TraceKey, float]:

@@ -3,31 +3,41 @@
 | key | meaning |
 | --- | --- |
 | trace | the set: name, split, `source` (`model` means: modelled, not measured), number of traces, sha256 |
-| policies.NAME.trials | trials that ended, invalid ones among them |
-| policies.NAME.invalid | how many of them are invalid: shown, counted, and in no other number |
+| policies.NAME.trials | trials that ended, invalid ones among them; one that was played again is one trial |
+| policies.NAME.invalid | how many of them are invalid, the last attempt counting: shown, counted, and in no other number |
 | policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.estimate` |
 | policies.NAME.decision_ms | what the player waited for a decision, fallbacks and the queue behind other sessions included |
 | policies.NAME.policy_ms | of that, what the policy itself computed |
 | policies.NAME.simulation | the simulator twin on the same trials: its mean, emulation minus it, whether that is within 10 % or 0.1 |
 | policies.NAME.simulation.same_levels_mean | the twin's mean when it plays the very levels that the emulated trials chose |
 | comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
-| fidelity | over ALL trials: the worst p99 lateness and rate error, the sum of uncounted losses; fails if one trial failed |
+| fidelity | over ALL trials, invalid ones included, of a repeated one the last attempt: the links' verdict and what it rests on |
+| fidelity.verdict | `fail` if one trial's link failed |
+| fidelity.lateness_ms_p99, rate_error_pct_100ms | of the worst trial |
+| fidelity.late_packets, uncounted_losses | sums: packets later than 5 ms, packets lost behind the model's back |
+| fidelity.drops | packets dropped by cause (`records.Drops`), sums |
+| fidelity.steal_pct, cpu_pressure_pct | the host over the whole run: cores' time that was stolen, time in which a task waited for a core |
+| fidelity.repeated | attempts that were played again because their link failed; they are in no number but this |
 | unfinished | trials that began but did not end (the run was cut short) |
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from testbed import stats
 from testbed.events import Run
+from testbed.pressure import weighted_mean
 from testbed.records import TrialRow
 from testbed.terminal import MODELLED
 from testbed.units import ms_from_s
 
 VERSION = 1
 COMPONENTS = {"abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s")}
+MOST_REASONS = 3
+"""Trials that were played again and are named with the reason; the report lists all."""
 AGREEMENT_SHARE = 0.10
 AGREEMENT_LEAST = 0.1
 """Emulated and simulated QoE agree within 10 %, or 0.1 where that is more."""
@@ -49,7 +59,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "host": {**header.versions, **header.host},
         "policies": policies,
         "comparisons": [_comparison(c) for c in comparisons(run)],
-        "fidelity": fidelity(run.trials, header.mode),
+        "fidelity": fidelity(run),
         "unfinished": run.unfinished,
         "notes": notes(run),
     }
@@ -86,11 +96,14 @@ def notes(run: Run) -> list[str]:
     found = list(run.header.notes)
     if modelled(run) and not any(MODELLED in note for note in found):
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
+    if again := repeated(run):
+        found.append(_played_again(again))
+    ended = len(stats.last_attempts(run.trials))
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
-        found.append(f"The run was cut short, or still goes on: the numbers are of the {len(run.trials)} trials that ended.{began}")
+        found.append(f"The run was cut short, or still goes on: the numbers are of the {ended} trials that ended.{began}")
     elif run.end.reason != "complete":
-        found.append(f"The run ended early ({run.end.reason}): the numbers are of the {len(run.trials)} trials that ended.")
+        found.append(f"The run ended early ({run.end.reason}): the numbers are of the {ended} trials that ended.")
     return found
 
 
@@ -99,15 +112,44 @@ def modelled(run: Run) -> bool:
     return "model" in str(run.header.trace.get("source")).split("+")
 
 
-def fidelity(trials: Sequence[TrialRow], mode: str) -> dict[str, Any]:
-    """The links' verdict over all trials, invalid ones included."""
-    verdicts = {verdict(trial) for trial in trials} if mode == "emulation" else set()
+def repeated(run: Run) -> list[TrialRow]:
+    """Attempts that were played again, so that they count no more."""
+    counting = {trial.trial_id for trial in stats.last_attempts(run.trials)}
+    return [trial for trial in run.trials if trial.trial_id not in counting]
+
+
+def _played_again(again: Sequence[TrialRow]) -> str:
+    """How many, and why."""
+    shown = "; ".join(f"{trial.trial_id}: {trial.invalid_reason}" for trial in again[:MOST_REASONS])
+    more = f"; and {len(again) - MOST_REASONS} more" if len(again) > MOST_REASONS else ""
+    many = "1 trial was" if len(again) == 1 else f"{len(again)} trials were"
+    fair = "The verdict looks only at the link, never at the result, so none was chosen."
+    return f"{many} played again because the link failed ({shown}{more}). {fair}"
+
+
+def fidelity(run: Run) -> dict[str, Any]:
+    """The links' verdict over all trials, invalid ones included; of a repeated trial the last attempt."""
+    trials = stats.last_attempts(run.trials)
+    verdicts = {verdict(trial) for trial in trials} if run.header.mode == "emulation" else set()
+    drops = [msgspec.structs.asdict(trial.drops) for trial in trials if trial.drops]
     return {
         "verdict": next((v for v in ("fail", "pass") if v in verdicts), None),
         "lateness_ms_p99": _worst(trials, "lateness_ms_p99"),
         "rate_error_pct_100ms": _worst(trials, "rate_error_pct_100ms"),
         "uncounted_losses": _sum(trials, "uncounted_losses"),
+        "late_packets": _sum(trials, "late_packets"),
+        "drops": {cause: sum(one[cause] for one in drops) for cause in drops[0]} if drops else None,
+        "steal_pct": _host_pct(run, "steal_share"),
+        "cpu_pressure_pct": _host_pct(run, "cpu_pressure_share"),
+        "repeated": len(run.trials) - len(trials) if verdicts else None,
     }
+
+
+def _host_pct(run: Run, column: str) -> float | None:
+    """Mean share over the run in per cent, each window of the host by its length."""
+    known = run.tables["host"].drop_nulls(column)
+    mean = weighted_mean(zip(known[column], known["window_s"], strict=True))
+    return None if mean is None else 100 * mean
 
 
 def verdict(trial: TrialRow) -> str | None:
@@ -138,7 +180,7 @@ def _sum(trials: Sequence[TrialRow], field: str) -> int | None:
 
 
 def _policy(run: Run, name: str) -> dict[str, Any]:
-    trials = [t for t in run.trials if t.policy == name]
+    trials = [t for t in stats.last_attempts(run.trials) if t.policy == name]
     valid = [t for t in trials if t.valid]
     qoe = stats.estimate(list(stats.per_trace(valid).values()))
     components = COMPONENTS.get(run.header.task, ())

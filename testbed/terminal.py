@@ -32,7 +32,9 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         colour = "green" if verdict == "pass" else "red"
         lateness = "" if fidelity["lateness_ms_p99"] is None else f", worst p99 lateness {fidelity['lateness_ms_p99']:.2f} ms"
         losses = "" if fidelity["uncounted_losses"] is None else f", {fidelity['uncounted_losses']} uncounted losses"
-        console.print(f"link fidelity: [{colour}]{verdict}[/]{lateness}{losses}", highlight=False, soft_wrap=True)
+        repeated = f", {_trials(fidelity['repeated'])} played again" if fidelity["repeated"] else ""
+        host = "" if fidelity["steal_pct"] is None else f", {fidelity['steal_pct']:.1f} % of CPU time stolen"
+        console.print(f"link fidelity: [{colour}]{verdict}[/]{lateness}{losses}{host}{repeated}", highlight=False, soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
@@ -75,6 +77,10 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def _interval(ci95: Sequence[float] | None, digits: int = 2) -> str:
     return f"{ci95[0]:.{digits}f} to {ci95[1]:.{digits}f}" if ci95 else "-"
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
 
 
 def _ms(value: float) -> str:

@@ -55,6 +55,11 @@ def ms_from_s(seconds: Amount) -> Amount:
     return seconds * 1e3
 
 
+def s_from_us(us: Amount) -> Amount:
+    """Seconds from microseconds."""
+    return us / 1e6
+
+
 def s_from_ns(ns: Amount) -> Amount:
     """Seconds from nanoseconds."""
     return ns / 1e9

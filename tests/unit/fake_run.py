@@ -3,9 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
-from testbed.records import ChunkRow, DecisionRow, EndRow, Event, LatenessRow, LinkRow, RunHeader, StallRow, TraceRow, TrialRow
+from testbed.records import (
+    ChunkRow,
+    DecisionRow,
+    Drops,
+    EndRow,
+    Event,
+    HostRow,
+    LatenessRow,
+    LinkRow,
+    RunHeader,
+    StallRow,
+    TraceRow,
+    TrialRow,
+)
 
 LADDER_BPS = (300_000, 750_000, 1_200_000, 1_850_000, 2_850_000, 4_300_000)
 CHUNK_S = 4.0
@@ -37,6 +51,9 @@ class FakeRun:
     ended: bool = True
     notes: list[str] = field(default_factory=list)
     link_rows: bool = True
+    repeated: bool = False
+    """Invalid trials are played again at the end, and are valid then."""
+    uplink: bool = False
 
     def header(self) -> RunHeader:
         """Its first line."""
@@ -71,19 +88,37 @@ class FakeRun:
         yield self.header()
         rng = np.random.default_rng(self.seed)
         number = 0
+        again = []
+        if self.mode == "emulation":
+            yield from host(BOOTED_S + 20.0 + 400.0 * (self.traces * len(self.seeds) + self.repeated))
         for index in range(self.traces):
             trace = make_trace(index, rng)
             yield trace
             for seed in self.seeds:
                 for lane, policy in enumerate(self.policies):
                     invalid = bool(self.invalid_every) and number % self.invalid_every == self.invalid_every - 1
-                    yield from self._trial(f"t{number:04d}", policy, trace, seed, lane, invalid, rng)
+                    began_at_s = BOOTED_S + 20.0 + 400.0 * (index * len(self.seeds) + self.seeds.index(seed))
+                    yield from self._trial(f"t{number:04d}", policy, trace, seed, lane, invalid, rng, began_at_s)
+                    if invalid and self.repeated:
+                        again.append((f"t{number:04d}r1", policy, trace, seed, lane))
                     number += 1
+        began_at_s = BOOTED_S + 20.0 + 400.0 * self.traces * len(self.seeds)
+        for trial in again:
+            yield from self._trial(*trial, False, rng, began_at_s, 2)
         if self.ended:
             yield EndRow(ended_utc="2026-11-23T18:51:00+00:00", reason="complete")
 
     def _trial(
-        self, trial_id: str, policy: str, trace: TraceRow, seed: int, lane: int, invalid: bool, rng: np.random.Generator
+        self,
+        trial_id: str,
+        policy: str,
+        trace: TraceRow,
+        seed: int,
+        lane: int,
+        invalid: bool,
+        rng: np.random.Generator,
+        began_at_s: float,
+        attempt: int = 1,
     ) -> Iterator[Event]:
         chunks = list(play(trial_id, trace, self.chunks, CAUTION[policy], np.random.default_rng([seed, *policy.encode()])))
         yield from chunks
@@ -95,10 +130,13 @@ class FakeRun:
         if self.mode == "emulation":
             if self.link_rows:
                 yield from link(trial_id, trace, chunks)
+                if self.uplink:
+                    yield from link(trial_id, trace, chunks, "up", 0.04)
             upper_ms = [0.05 * 2**i for i in range(12)]
             counts = [int(n) for n in 4000 * np.exp(-0.9 * np.arange(12)) * rng.uniform(0.7, 1.3, 12)]
             yield LatenessRow(trial_id=trial_id, direction="down", upper_ms=upper_ms, counts=counts)
-        yield self._end(trial_id, policy, trace, seed, lane, invalid, chunks, decisions, rng)
+        end = self._end(trial_id, policy, trace, seed, lane, invalid, chunks, decisions, rng)
+        yield monitored(end, began_at_s, attempt) if self.mode == "emulation" else end
 
     def _decision(self, chunk: ChunkRow, policy: str, rng: np.random.Generator) -> DecisionRow:
         policy_s = float(rng.lognormal(np.log({"netllm": 0.045, "robust_mpc": 0.012}.get(policy, 0.0004)), 0.3))
@@ -222,16 +260,60 @@ def _served(trace: TraceRow, start_s: float, size_bytes: int) -> float:
         now_s += max(left_s, 1e-6)
 
 
-def link(trial_id: str, trace: TraceRow, chunks: list[ChunkRow]) -> Iterator[LinkRow]:
-    """100 ms counters of the way down: everything passes while a chunk is being fetched."""
+BOOTED_S = 5000.0
+"""CLOCK_MONOTONIC when a run begins."""
+
+
+def monitored(end: TrialRow, began_at_s: float, attempt: int) -> TrialRow:
+    """A trial's row with what was seen of its link and host."""
+    failed = end.fidelity == "fail"
+    return msgspec.structs.replace(
+        end,
+        attempt=attempt,
+        began_at_s=began_at_s,
+        ended_at_s=began_at_s + (end.wall_s or 1.0) + 0.5,
+        lateness_ms_p50=0.03,
+        lateness_ms_max=41.5 if failed else 1.9,
+        late_packets=311 if failed else 2,
+        packets_in=40_000,
+        packets_out=39_900,
+        drops=Drops(queue=88, loss=12),
+        steal_share=0.06 if failed else 0.004,
+        worst_steal_share=0.7 if failed else 0.03,
+        cpu_pressure_share=0.2,
+        worst_cpu_pressure_share=0.9,
+        relay_wait_share=0.01 if failed else 0.0005,
+        link_notes="the last 3 windows of 100 ms were not recorded" if failed else "",
+    )
+
+
+def host(until_s: float) -> Iterator[HostRow]:
+    """The host every second, with a thief once in a while."""
+    rng = np.random.default_rng(3)
+    for at_s in np.arange(BOOTED_S + 1.0, until_s):
+        stolen = 0.5 if at_s % 400 > 390 else 0.0
+        busy = float(rng.uniform(0.3, 0.5))
+        yield HostRow(
+            at_s=float(at_s),
+            window_s=1.0,
+            busy_share=busy,
+            steal_share=stolen,
+            cpu_pressure_share=min(busy * 0.4 + stolen, 1.0),
+            relay_busy_share=0.05,
+            relay_wait_share=0.02 * stolen,
+        )
+
+
+def link(trial_id: str, trace: TraceRow, chunks: list[ChunkRow], direction: str = "down", share: float = 1.0) -> Iterator[LinkRow]:
+    """100 ms counters of a direction: a share of its capacity is used while a chunk is being fetched."""
     busy = [(c.request_s, c.end_s) for c in chunks]
     for k in range(int(chunks[-1].end_s * 10)):
         at_s = k / 10
         allowed = trace.rates_bps[min(int(at_s % trace.edges_s[-1] // 5), 63)] / 80
-        used = allowed if any(a <= at_s < b for a, b in busy) else 0.0
+        used = share * allowed if any(a <= at_s < b for a, b in busy) else 0.0
         yield LinkRow(
             trial_id=trial_id,
-            direction="down",
+            direction=direction,
             start_s=at_s,
             allowed_bytes=allowed,
             delivered_bytes=used,

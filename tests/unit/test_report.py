@@ -25,6 +25,17 @@ from testbed.sessions import _delivered
 from testbed.summary import summarise
 from testbed.timeline import buffer_points, capacity
 
+FIDELITY = (
+    "verdict",
+    "lateness_ms_p99",
+    "rate_error_pct_100ms",
+    "uncounted_losses",
+    "late_packets",
+    "drops",
+    "steal_pct",
+    "cpu_pressure_pct",
+    "repeated",
+)
 VOID = {"meta", "link", "path", "rect", "circle", "br"}
 
 
@@ -102,8 +113,11 @@ def test_summary_is_the_contract(tmp_path):
     assert row["mean"] == pytest.approx(parts["bitrate_mbps"] - 4.3 * parts["rebuffer_s"] - parts["switch_mbps"])
     assert row["ci95"][0] <= row["mean"] <= row["ci95"][1]
     assert 0 < row["decision_ms"]["p50"] <= row["decision_ms"]["p99"] <= row["decision_ms"]["max"]
-    assert set(summary["fidelity"]) == {"verdict", "lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses"}
+    assert set(summary["fidelity"]) == set(FIDELITY)
     assert summary["fidelity"]["verdict"] == "pass" and summary["fidelity"]["uncounted_losses"] == 0
+    assert summary["fidelity"]["late_packets"] == 2 * 16 and summary["fidelity"]["repeated"] == 0
+    assert summary["fidelity"]["drops"] == {"queue": 88 * 16, "codel": 0, "loss": 12 * 16, "malformed": 0, "transmit": 0}
+    assert 0 < summary["fidelity"]["steal_pct"] < 5 < summary["fidelity"]["cpu_pressure_pct"] < 50
     json.dumps(summary, allow_nan=False)
 
 
@@ -124,7 +138,7 @@ def test_without_netllm_the_first_policy_is_compared(tmp_path):
 
 def test_what_simulation_does_not_know_is_null(tmp_path):
     summary = summarise(run_of(tmp_path, FakeRun(traces=2, mode="simulation")))
-    assert summary["fidelity"] == dict.fromkeys(("verdict", "lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses"))
+    assert summary["fidelity"] == dict.fromkeys(FIDELITY)
     assert summary["policies"]["bba"]["ci95"] is None and summary["comparisons"][0]["ci95"] is None
     assert summary["policies"]["bba"]["simulation"] is None
 
