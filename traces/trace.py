@@ -38,8 +38,8 @@ class Conditions:
     loss: tuple[float, ...] | None = None
     """Probability that a packet is lost after the bottleneck, 0 to 1."""
     burst_packets: tuple[float, ...] | None = None
-    """Mean length of a run of losses, at least 1 (Gilbert, Bell System Technical Journal 1960: a chain of two states). None: each packet is
-    lost or not whatever became of the one before, which makes runs of 1 / (1 - loss) packets on average."""
+    """Mean length of a run of losses, at least 1 (Gilbert, Bell System Technical Journal 1960: a chain of two states); it says nothing where
+    `loss` is 0 or 1. None: each packet is lost or not whatever became of the one before, in runs of 1 / (1 - loss) packets on average."""
 
     def __post_init__(self) -> None:
         _check_edges(self.edges_s, "conditions")
@@ -61,12 +61,12 @@ class Conditions:
                 raise UserError(f"conditions: sample {i + 1} has a {what} of {value}, wanted {wanted}")
 
     def _check_chain(self, burst_packets: tuple[float, ...]) -> None:
-        """A run of losses is followed by at least one packet that arrives, which bounds the share that runs of a length can have."""
+        """A run of losses is followed by at least one packet that arrives, which bounds the share of runs; but all may be lost."""
         if self.loss is None:
             raise UserError("conditions: bursts without a loss, wanted both or none")
         for i, (loss, packets) in enumerate(zip(self.loss, burst_packets, strict=True)):
-            if loss > most_loss(packets):
-                wanted = f"at most {most_loss(packets):.4g}, because at least one packet arrives between two runs"
+            if most_loss(packets) < loss < 1:
+                wanted = f"at most {most_loss(packets):.4g}, because at least one packet arrives between two runs, or 1"
                 raise UserError(f"conditions: sample {i + 1} has a loss of {loss} in bursts of {packets} packets, wanted {wanted}")
 
     @property

@@ -108,6 +108,11 @@ def test_a_row_of_a_csv_holds_until_its_time():
     assert trace == RateTrace("t", (0.0, 0.5, 2.0), (12e6, 3.5e6), conditions=lossy)
 
 
+def test_all_may_be_lost_for_a_while_whatever_the_bursts():
+    trace = parse_trace("time_s,rate_mbps,loss_pct,burst_packets\n1,12,0,1\n2,12,100,3\n", "t", "t")
+    assert trace.conditions == Conditions((0.0, 1.0, 2.0), loss=(0.0, 1.0), burst_packets=(1.0, 3.0))
+
+
 @pytest.mark.parametrize(
     ("text", "conditions"),
     [
