@@ -185,7 +185,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_fie
     policies: dict[str, dict[str, str]]
     """Name to `label`, `colour` and `citation`, in the order asked for."""
     trace: dict[str, Any]
-    """`name`, `split`, `source` (store, path, model), `traces` (how many), `sha256` of the set; `uplink`: the same of the way back, if any."""
+    """`name`, `split`, `source` (store, path, model), `traces` (how many), `sha256` of the set; `uplink`: the same of the way back."""
     versions: dict[str, str] = {}
     """Of python and the packages that matter."""
     host: dict[str, Any] = {}

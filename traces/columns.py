@@ -16,7 +16,8 @@ time_s,rate_mbps,delay_ms,loss_pct,burst_packets
 
 The first line names the columns, in any order. `time_s` and `rate_mbps` are needed, the others are not. Losses in runs (Gilbert, Bell
 System Technical Journal 1960) need `loss_pct` too, and runs of b packets make a loss of at most b / (1 + b), because at least one packet
-arrives between two of them; where all is lost (100) their length says nothing. Delay and loss go with rates, not with delivery opportunities: a file without `rate_mbps` is refused.
+arrives between two of them; where all is lost (100) their length says nothing. Delay and loss go with rates, not with delivery
+opportunities: a file without `rate_mbps` is refused.
 
 The delay that holds when a packet leaves the bottleneck is the packet's; packets never overtake each other, so where the delay falls, some
 come later than it says.

@@ -38,8 +38,8 @@ class Conditions:
     loss: tuple[float, ...] | None = None
     """Probability that a packet is lost after the bottleneck, 0 to 1."""
     burst_packets: tuple[float, ...] | None = None
-    """Mean length of a run of losses, at least 1 (Gilbert, Bell System Technical Journal 1960: a chain of two states); it says nothing where
-    `loss` is 0 or 1. None: each packet is lost or not whatever became of the one before, in runs of 1 / (1 - loss) packets on average."""
+    """Mean length of a run of losses, at least 1 (Gilbert, Bell System Technical Journal 1960: two states); it says nothing where `loss` is
+    0 or 1. None: each packet is lost or not whatever became of the one before, in runs of 1 / (1 - loss) packets on average."""
 
     def __post_init__(self) -> None:
         _check_edges(self.edges_s, "conditions")
