@@ -3,11 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from testbed.errors import UserError
-from testbed.prepared import Prepared, prepare
+from testbed.prepared import Prepared, job, prepare
 from testbed.spec import Experiment, from_toml
+from testbed.twin import SimulationJob, simulate
 from traces.catalog import load_catalog
 from traces.formats import write_trace
 from traces.store import find_split
@@ -58,6 +60,15 @@ def test_mahimahis_cellular_links_pair_down_with_up(reference: str) -> None:
     assert made.uplink and (made.uplink.name, made.uplink.split) == ("lte", "up")
     one = prepared("lte:Verizon-LTE-short.down", uplink="lte:TMobile-LTE-short.up")
     assert [trial.uplink and trial.uplink.name for trial in one.trials] == ["TMobile-LTE-short.up"]
+
+
+def test_the_simulator_takes_a_trace_with_conditions_as_if_it_had_none(tmp_path: Path) -> None:
+    plain, lossy = (prepared(write(tmp_path / name, x_csv=trace), chunks=4) for name, trace in (("plain", PLAIN), ("lossy", LOSSY)))
+    work = [job(each, each.trials[0], (0, 1, 2, 3)) for each in (plain, lossy)]
+    sent = [msgspec.json.decode(msgspec.json.encode(each), type=SimulationJob) for each in work]
+    assert [each.trace.sha256 for each in sent] == [each.trials[0].trace.sha256 for each in (plain, lossy)]
+    assert sent[1].trace.conditions == LOSSY.conditions
+    assert list(simulate(sent[0])) == list(simulate(sent[1]))
 
 
 @pytest.mark.parametrize(
