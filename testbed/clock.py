@@ -14,6 +14,15 @@ def now_ns() -> int:
     return time.monotonic_ns()
 
 
+def wall_offset_ns() -> int:
+    """Nanoseconds from CLOCK_MONOTONIC to CLOCK_REALTIME, in which the kernel stamps captured packets; good to some tens of ns."""
+    readings = []
+    for _ in range(50):
+        before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        readings.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
+    return min(readings)[1]
+
+
 def utc_now() -> datetime:
     """The calendar time, for names of result folders and headers only."""
     return datetime.now(UTC)

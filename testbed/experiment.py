@@ -88,7 +88,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
         unit="per chunk",
         started_utc=utc_now().isoformat(timespec="seconds"),
         command=shlex.join(["testbed/run.py", *sys.argv[1:]]),
-        commit=_commit(),
+        commit=checkout_commit(),
         spec=msgspec.to_builtins(experiment),
         experiment_toml=experiment.to_toml(),
         policies={card.name: {"label": card.label, "colour": card.colour, "citation": card.citation} for card in prepared.policies},
@@ -110,7 +110,7 @@ def _named(found: TraceSet) -> dict[str, str]:
     return {"name": found.name, "split": found.split, "source": found.source, "sha256": found.sha256}
 
 
-def _commit() -> str:
+def checkout_commit() -> str:
     """The checkout's commit, with `+` when files differ from it; empty outside git."""
     git = ["git", "--no-optional-locks", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
     try:

@@ -35,7 +35,7 @@ class ResultFolder:
     def create(cls, base: Path, header: RunHeader, now: datetime, owner: User | None = None) -> "ResultFolder":
         """Make a new folder below `base`, write the header and `experiment.toml`, and point `base/latest` at it. Never reuses a folder."""
         owner = owner or invoking_user()
-        path = _new_folder(base, f"{now:%Y%m%dT%H%M%SZ}-{header.task}", owner)
+        path = new_folder(base, f"{now:%Y%m%dT%H%M%SZ}-{header.task}", owner)
         folder = cls(path, owner)
         folder.append(header)
         (path / "experiment.toml").write_text(header.experiment_toml, encoding="utf-8")
@@ -126,7 +126,7 @@ def check_base(base: Path) -> None:
         raise UserError(f"{base / 'latest'} is not a symbolic link, wanted nothing there or a link to the newest result folder")
 
 
-def _new_folder(base: Path, name: str, owner: User | None) -> Path:
+def new_folder(base: Path, name: str, owner: User | None) -> Path:
     """Make `base/name`, or `base/name-2`, `-3`, ... when it is there already."""
     check_base(base)
     missing = [folder for folder in (base, *base.parents) if not folder.exists()]
