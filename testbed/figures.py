@@ -174,27 +174,3 @@ def latency(waits_ms: Mapping[Look, Sequence[float]], deadline_ms: float | None,
         x = frame.x(deadline_ms)
         parts += [line(x, _TOP, x, HEIGHT - 46, "deadline"), text(x - 6, HEIGHT - 56, "deadline", "ax warn", "end")]
     return figure(WIDTH, HEIGHT, title, parts)
-
-
-def lateness(upper_ms: Sequence[float], counts: Sequence[int], p99_ms: float | None, title: str) -> str:
-    """Histogram of how late packets left the link, in per cent of packets."""
-    total = sum(counts)
-    if not total:
-        return ""
-    last = max(i for i, c in enumerate(counts) if c) + 1
-    upper, shares = list(upper_ms[:last]), [100 * c / total for c in counts[:last]]
-    frame = Frame(Scale(0, last, 46, WIDTH - 14), Scale(0, max(shares) * 1.08, HEIGHT - 46, _TOP))
-    parts = [frame.axes("packets were at most this late, ms", "per cent of packets", x_ticks=0)]
-    for i, (edge, share) in enumerate(zip(upper, shares, strict=True)):
-        x, y = frame.x(i), frame.y(share)
-        width = frame.x(i + 1) - x
-        tip = f'data-tip="at most {edge:g} ms late&#10;{share:.3f} % of packets"'
-        parts.append(rect(x + 1, y, width - 2, frame.y.start - y, "hist", tip))
-        if last <= 14 or i % (last // 12 + 1) == 0:
-            parts.append(text(x + width / 2, HEIGHT - 28, f"{edge:.3g}", anchor="middle"))
-    if p99_ms is not None:
-        x = frame.x(next((i for i, edge in enumerate(upper) if p99_ms <= edge), last - 1) + 0.5)
-        side, anchor = (6, "start") if x < WIDTH / 2 else (-6, "end")
-        parts.append(line(x, _TOP, x, HEIGHT - 46, "deadline"))
-        parts.append(text(x + side, _TOP + 12, f"worst trial's p99 {p99_ms:.2f} ms", "ax warn", anchor))
-    return figure(WIDTH, HEIGHT, title, parts)

@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page about a run. It fetches nothing; figures are inline SVG, and the page works without scripts."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,14 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from testbed import figures, stats
+from testbed import figures, linkpage, stats
 from testbed.events import Run
 from testbed.figures import Look
+from testbed.linkpage import LinkPage
 from testbed.records import TrialRow
 from testbed.results import as_trace
 from testbed.sessions import groups, selection_sentence
-from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, agrees, comparisons, main_policy, modelled, policy_names, verdict
+from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, agrees, comparisons, main_policy, modelled, policy_names
 from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
 
@@ -27,7 +28,6 @@ METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
 LEAST_TRACES_FOR_SCATTER = 4
-FIDELITY_FIELDS = ("lateness_ms_p99", "rate_error_pct_100ms", "uncounted_losses")
 MOST_TWINS = 40
 """Trials listed beside their twins, those farthest apart first."""
 _COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
@@ -42,6 +42,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("aqm", "Queue drops by", "{}"),
     ("cc", "Congestion control", "{}"),
     ("link", "Link", "{}"),
+    ("repeats", "Repeats where a link fails", "{}"),
     ("deadline_ms", "Decision deadline", "{:g} ms"),
     ("offset_s", "Trace offset", "{:g} s"),
     ("seeds", "Seeds", "{}"),
@@ -56,6 +57,11 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     if value is None:
         return "\N{EN DASH}"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share for people, in per cent without the sign."""
+    return number(None if share is None else 100 * share, digits)
 
 
 def interval(ci95: Sequence[float] | None, digits: int = 2, sign: bool = False) -> str:
@@ -167,6 +173,8 @@ class Page:
         tiles = [_fact("Valid trials", f"{trials - invalid} of {trials}", "bad" if invalid else "good")]
         if fidelity["verdict"]:
             tiles.append(_fact("Link fidelity", fidelity["verdict"], "good" if fidelity["verdict"] == "pass" else "bad"))
+        if fidelity["repeated"]:
+            tiles.append(_fact("Played again", count(fidelity["repeated"], "trial"), "warn"))
         if self.run.header.mode == "emulation":
             tiles.append(_fact("Fallbacks", f"{fallbacks} of {decisions} decisions", "warn" if fallbacks else "good"))
         twins = [p["simulation"]["within"] for p in policies if p["simulation"]]
@@ -281,28 +289,10 @@ class Page:
         label = "the player waited, ms" if self.run.header.mode == "emulation" else "the policy computed, ms"
         return Markup(figures.latency(self.waits_ms(), self.deadline_ms, "Decision latency", label))
 
-    def fidelity(self) -> dict[str, Any] | None:
-        """The links' quality; None in simulation."""
-        if self.run.header.mode != "emulation" or not self.run.trials:
-            return None
-        edges: dict[float, int] = {}
-        for row in self.run.lateness:
-            for edge, count in zip(row.upper_ms, row.counts, strict=True):
-                edges[edge] = edges.get(edge, 0) + count
-        upper = sorted(edges)
-        svg = figures.lateness(upper, [edges[e] for e in upper], self.summary["fidelity"]["lateness_ms_p99"], "Lateness of packets")
-        failed = sum(verdict(t) == "fail" for t in self.run.trials)
-        spread = {f: _spread(getattr(t, f) for t in self.run.trials) for f in FIDELITY_FIELDS} | self._link_use()
-        return {**self.summary["fidelity"], "svg": Markup(svg), "failed": failed, "trials": len(self.run.trials), "spread": spread}
-
-    def _link_use(self) -> dict[str, tuple[float | None, float | None]]:
-        """Per cent of each trial's capacity that was used, and of its bytes that the full queue dropped: median and greatest trial."""
-        names = ("allowed_bytes", "delivered_bytes", "dropped_bytes")
-        sums = self.run.tables["links"].group_by("trial_id").agg(pl.col(name).sum() for name in names)
-        rows = list(sums.select(names).iter_rows())
-        used = _spread(100 * delivered / allowed for allowed, delivered, _ in rows if allowed)
-        dropped = _spread(100 * lost / (delivered + lost) for _, delivered, lost in rows if delivered + lost)
-        return {"used_pct": used, "dropped_pct": dropped}
+    @cached_property
+    def links(self) -> LinkPage | None:
+        """The links' and the host's part; None in simulation."""
+        return linkpage.of_run(self.run, self.summary)
 
     def twins(self) -> dict[str, Any] | None:
         """Emulation beside simulation; None when no twin was simulated."""
@@ -342,18 +332,19 @@ def _estimate(row: Mapping[str, Any], n: int) -> stats.Estimate:
     return stats.Estimate(row["mean"], tuple(row["ci95"]) if row["ci95"] else None, n)
 
 
-def _spread(found: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Median and greatest of what is known."""
-    values = [abs(v) for v in found if v is not None]
-    return stats.quantile(values, 0.5), max(values, default=None)
-
-
 def render(run: Run, summary: Mapping[str, Any]) -> str:
     """The whole page."""
     page = Page(run, summary)
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Callable[..., str]] = {"number": number, "interval": interval, "brief": brief, "count": count, "plain": plain}
+    filters: dict[str, Callable[..., str]] = {
+        "number": number,
+        "interval": interval,
+        "brief": brief,
+        "count": count,
+        "plain": plain,
+        "percent": percent,
+    }
     environment.filters.update(filters)
     shown = groups(run, page.looks)
     return environment.get_template("report.html.j2").render(

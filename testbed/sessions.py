@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from testbed.events import Run
 from testbed.figures import Look
+from testbed.linkfigures import WINDOW_S
 from testbed.records import ChunkRow, DecisionRow, StallRow, TrialRow
 from testbed.results import as_trace
 from testbed.summary import main_policy
@@ -21,8 +22,6 @@ from testbed.units import bits_from_bytes, mbps_from_bps
 MOST_TIMELINES = 96
 """Drawn at most; each is about 12 kB."""
 DELIVERED_BIN_S = 1.0
-LINK_WINDOW_S = 0.1
-"""What one `LinkRow` covers."""
 _RowT = TypeVar("_RowT", bound=msgspec.Struct)
 _GroupKey = tuple[str, str, float, int]
 
@@ -74,7 +73,7 @@ def _spread(by_key: Mapping[_GroupKey, Sequence[TrialRow]], room: int, main: str
 
 
 def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], many_seeds: bool) -> Group:
-    ordered = sorted(trials, key=lambda trial: looks[trial.policy].number)
+    ordered = sorted(trials, key=lambda trial: (looks[trial.policy].number, trial.attempt))
     sessions = [_session(run, trial) for trial in ordered]
     reach = extent(sessions)
     items = tuple(
@@ -99,7 +98,9 @@ def _session(run: Run, trial: TrialRow) -> Session:
         decisions=_structs(of_trial["decisions"].sort("chunk_index"), DecisionRow),
         stalls=_structs(of_trial["stalls"].sort("start_s"), StallRow),
         trace=run.traces.get(trial.trace_sha256),
-        delivered=_delivered(of_trial["links"], end_s),
+        delivered=_rates(of_trial["links"], "down", "delivered_bytes", end_s),
+        up_allowed=_rates(of_trial["links"], "up", "allowed_bytes", end_s),
+        up_delivered=_rates(of_trial["links"], "up", "delivered_bytes", end_s),
     )
 
 
@@ -107,16 +108,13 @@ def _structs(table: pl.DataFrame, row: type[_RowT]) -> list[_RowT]:
     return [row(**values) for values in table.to_dicts()]
 
 
-def _delivered(links: pl.DataFrame, end_s: float) -> tuple[list[float], list[float]]:
-    """Edges (s) and rates (bit/s) of the direction that carried the media, in bins of a second, from the trial's start to `end_s`."""
-    totals = links.group_by("direction").agg(pl.col("delivered_bytes").sum()).sort("delivered_bytes", "direction", descending=True)
-    if totals.is_empty():
+def _rates(links: pl.DataFrame, direction: str, column: str, end_s: float) -> tuple[list[float], list[float]]:
+    """Edges (s) and rates (bit/s) of one direction in bins of a second, from the trial's start to `end_s`; empty when nobody counted."""
+    way = links.filter((pl.col("direction") == direction) & pl.col("start_s").is_between(0, end_s, closed="left"))
+    if way.is_empty():
         return [], []
-    media = links.filter((pl.col("direction") == totals["direction"][0]) & pl.col("start_s").is_between(0, end_s, closed="left"))
-    if media.is_empty():
-        return [], []
-    bins = (media["start_s"].to_numpy() / DELIVERED_BIN_S + 1e-6).astype(int)
-    seconds = np.maximum(np.bincount(bins), 1) * LINK_WINDOW_S  # the last bin may hold a few windows only
-    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=media["delivered_bytes"].to_numpy()) / seconds
+    bins = (way["start_s"].to_numpy() / DELIVERED_BIN_S + 1e-6).astype(int)
+    seconds = np.maximum(np.bincount(bins), 1) * WINDOW_S  # the last bin may hold a few windows only
+    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=way[column].to_numpy()) / seconds
     edges = [DELIVERED_BIN_S * i for i in range(len(rates) + 1)]
     return [*edges[:-1], min(edges[-1], end_s)], rates.tolist()

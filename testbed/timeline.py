@@ -18,6 +18,8 @@ HEIGHT = 262
 _LEFT, _RIGHT = 46, WIDTH - 12
 _RATE_TOP, _RATE_BOTTOM = 20, 150
 _BUFFER_TOP, _BUFFER_BOTTOM = 186, 238
+_UP_TOP, _UP_BOTTOM = 286, 326
+_UP_HEIGHT = _UP_BOTTOM + 10
 _MOST_SEGMENTS = 10_000
 """As many of a trace's segments are drawn one by one: five laps of the 2000 that are stored of it."""
 _LEAST_S = 1e-6
@@ -34,7 +36,10 @@ class Session:
     stalls: Sequence[StallRow]
     trace: TraceRow | None
     delivered: tuple[Sequence[float], Sequence[float]] = ((), ())
-    """Edges (s) and rates (bit/s) of what the link delivered; empty in simulation."""
+    """Edges (s) and rates (bit/s) of what the link delivered towards the client; empty in simulation."""
+    up_allowed: tuple[Sequence[float], Sequence[float]] = ((), ())
+    """The same of what an uplink trace allowed; empty without one."""
+    up_delivered: tuple[Sequence[float], Sequence[float]] = ((), ())
 
     @property
     def end_s(self) -> float:
@@ -99,9 +104,10 @@ def timeline(look: Look, session: Session, reach: Extent) -> str:
     parts.append(look.group(_buffer(session, buffer) + _levels(session.chunks, rate)))
     parts.append(_measured(session.chunks, rate))
     parts.append(_decisions(session.decisions, x))
+    parts.append(_up(session, x))
     parts.append('<path class="cursor" d=""/>')
     extra = f'data-x="{num(_LEFT)},{num(_RIGHT)},{reach.end_s:.3f}" data-chunks="{_hover(session)}"'
-    return figure(WIDTH, HEIGHT, _said(look, session), parts, "timeline", extra)
+    return figure(WIDTH, _UP_HEIGHT if session.up_allowed[1] else HEIGHT, _said(look, session), parts, "timeline", extra)
 
 
 def _grid(frame: Frame, label: str, ticks: int) -> str:
@@ -135,6 +141,16 @@ def _link(session: Session, frame: Frame) -> str:
         parts.append(_area(frame, *capacity(session.trace, session.trial.offset_s, session.end_s), "capacity"))
     parts.append(_area(frame, *session.delivered, "delivered"))
     return "".join(parts)
+
+
+def _up(session: Session, x: Scale) -> str:
+    """What the way back allowed and carried, where it has a trace."""
+    edges, rates = session.up_allowed
+    if not rates:
+        return ""
+    frame = Frame(x, Scale(0, max(mbps_from_bps(max(rates)), 0.01) * 1.1, _UP_BOTTOM, _UP_TOP))
+    used = _area(frame, *session.up_delivered, "delivered")
+    return _grid(frame, "way back, Mbit/s", 2) + _area(frame, edges, rates, "capacity") + used
 
 
 def _stall(stall: StallRow, x: Scale) -> str:

@@ -45,6 +45,11 @@ def bits_from_bytes(size_bytes: Amount) -> Amount:
     return size_bytes * BITS_PER_BYTE
 
 
+def kilobytes_from_bytes(size_bytes: Amount) -> Amount:
+    """Kilobytes (thousands) from bytes."""
+    return size_bytes / 1e3
+
+
 def s_from_ms(ms: Amount) -> Amount:
     """Seconds from milliseconds."""
     return ms / 1e3
