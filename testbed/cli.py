@@ -1,4 +1,4 @@
-"""The command line: an experiment by default, or `report`, `doctor`, `clean`, `list`. The only place that turns errors into exit codes."""
+"""The command line: an experiment by default, or one of `_COMMANDS`. The only place that turns errors into exit codes."""
 
 import contextlib
 import io
@@ -19,6 +19,7 @@ _USAGE = """\
 Runs an experiment: `run.py --trace fcc`. Other commands:
   run.py report DIR     rebuild tables and report.html of a result folder (--figures pdf: figures for a paper)
   run.py doctor         what this host can do
+  run.py fidelity       check links by captures of their packets
   run.py clean          remove what a killed run left
   run.py list           tasks, traces, videos and policies
   run.py --spec FILE    run an experiment.toml again; other options override it"""
@@ -64,11 +65,10 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 def _dispatch(arguments: list[str]) -> int:
     """Run a command. All else is imported in the commands: Ctrl-C must find `main` listening, and errors must come fast."""
-    commands: dict[str, Callable[[list[str]], int]] = {"report": _report, "doctor": _doctor, "clean": _clean, "list": _list}
     if arguments and not arguments[0].startswith("-"):
-        if arguments[0] not in commands:
-            raise UserError(f"unknown command {arguments[0]!r}, {suggestion(arguments[0], commands)}")
-        return commands[arguments[0]](arguments[1:])
+        if arguments[0] not in _COMMANDS:
+            raise UserError(f"unknown command {arguments[0]!r}, {suggestion(arguments[0], _COMMANDS)}")
+        return _COMMANDS[arguments[0]](arguments[1:])
     return _run(arguments)
 
 
@@ -149,6 +149,14 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _fidelity(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from testbed.fidelity import Check, run
+
+    return run(_parse(Check, arguments, prog="run.py fidelity"), Console())
+
+
 def _doctor(arguments: list[str]) -> int:
     from testbed.doctor import main as doctor
 
@@ -176,6 +184,14 @@ def _list(arguments: list[str]) -> int:
     list_all(Console())
     return 0
 
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "report": _report,
+    "fidelity": _fidelity,
+    "doctor": _doctor,
+    "clean": _clean,
+    "list": _list,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
