@@ -21,7 +21,8 @@ WINDOW_S = 0.1
 """What one `LinkRow` covers."""
 CLOSE_UP_WINDOWS = 100
 _LANE_PX = 9
-_LEAST_BAR_PX = 1.5
+_LEAST_BAR_PX = 2.0
+"""A drop that is small beside the queue must be seen nevertheless."""
 
 Numbers = NDArray[np.float64]
 
@@ -136,7 +137,7 @@ def _area(frame: Frame, edges: Sequence[float], values: Sequence[float], css: st
 
 def _bar(frame: Frame, begin_s: float, width_s: float, below: float, height: float, css: str) -> str:
     left, top = frame.x(begin_s), frame.y(below + height)
-    return rect(left, top, max(frame.x(begin_s + width_s) - left, _LEAST_BAR_PX), max(frame.y(below) - top, 1), css)
+    return rect(left, top, max(frame.x(begin_s + width_s) - left, _LEAST_BAR_PX), max(frame.y(below) - top, _LEAST_BAR_PX), css)
 
 
 def host(rows: Sequence[HostRow], trials: Sequence[TrialRow], title: str) -> str:
@@ -187,11 +188,10 @@ class _Columns:
 
     def __init__(self, rows: Sequence[HostRow], zero_s: float, end_s: float) -> None:
         self._rows = rows
+        self._ends_s = np.array([row.at_s - zero_s for row in rows])
+        self._widths_s = np.array([row.window_s for row in rows])
         count = max(min(MOST_COLUMNS, len(rows)), 1)
         self.edges_s = np.linspace(0.0, end_s, count + 1).tolist()
-        middles_s = np.array([row.at_s - row.window_s / 2 - zero_s for row in rows])
-        self._column = np.clip((middles_s / end_s * count).astype(int), 0, count - 1)
-        self._count = count
 
     def known(self, name: str) -> bool:
         """Whether the host told this at all."""
@@ -201,13 +201,16 @@ class _Columns:
         return np.array([getattr(row, name) or 0.0 for row in self._rows])
 
     def means(self, name: str) -> Numbers:
-        """In per cent, weighted by the rows' lengths."""
-        weights = np.array([row.window_s for row in self._rows])
-        sums = np.bincount(self._column, weights * self._values(name), self._count)
-        return 100 * sums / np.maximum(np.bincount(self._column, weights, self._count), 1e-9)
+        """In per cent: differences of the integral over time, so that a row counts in each column that it reaches into."""
+        integral = np.concatenate([[0.0], np.cumsum(self._widths_s * self._values(name))])
+        times_s = np.concatenate([[self._ends_s[0] - self._widths_s[0]], self._ends_s])
+        return 100 * np.diff(np.interp(self.edges_s, times_s, integral)) / np.diff(self.edges_s)
 
     def worst(self, name: str) -> Numbers:
         """As a share."""
-        found = np.zeros(self._count)
-        np.maximum.at(found, self._column, self._values(name))
+        count, end_s = len(self.edges_s) - 1, self.edges_s[-1]
+        first, last = (np.clip(s / end_s * count, 0, count - 1).astype(int) for s in (self._ends_s - self._widths_s, self._ends_s))
+        found = np.zeros(count)
+        for begin, end, value in zip(first, last, self._values(name), strict=True):
+            found[begin : end + 1] = np.maximum(found[begin : end + 1], value)
         return found

@@ -112,8 +112,8 @@ class LinkPage:
 
     def notes(self) -> list[str]:
         """What the links said that their verdicts don't judge, each sentence once, with how many trials said it."""
-        said = [note for t in self.trials for note in t.link_notes.split("; ") if note]
-        return [f"{note} ({said.count(note)} of {len(self.trials)} trials)" for note in dict.fromkeys(said)]
+        said = [note for t in self.trials for note in _notes(t)]
+        return [f"{note[:1].upper()}{note[1:]} (said of {said.count(note)} of {len(self.trials)} trials)." for note in dict.fromkeys(said)]
 
     def lateness(self) -> Markup:
         """The histogram: links that passed, and in front of them those that failed, attempts that were repeated among them."""
@@ -159,7 +159,8 @@ class LinkPage:
     def listed(self) -> list[dict[str, Any]]:
         """Trials with all that was measured, failed ones first, then those nearest to a limit."""
         ranked = sorted(self.run.trials, key=nearness, reverse=True)[:MOST_LISTED]
-        return [{"trial": t, "late_pct": late_pct(t), "drops": sum(drops(t).values()), "told": _told(t)} for t in ranked]
+        common = set.intersection(*(set(_notes(t)) for t in self.run.trials))
+        return [{"trial": t, "late_pct": late_pct(t), "drops": sum(drops(t).values()), "told": _told(t, common)} for t in ranked]
 
     def after(self, trial: TrialRow) -> str:
         """What followed an invalid trial."""
@@ -183,10 +184,14 @@ def drops(trial: TrialRow) -> dict[str, int]:
     return msgspec.structs.asdict(trial.drops) if trial.drops else {}
 
 
-def _told(trial: TrialRow) -> str:
-    """Why it failed, and what is to be known of it."""
-    parts = (trial.invalid_reason if verdict(trial) == "fail" else "", trial.link_notes)
-    return "; ".join(part for part in parts if part)
+def _notes(trial: TrialRow) -> list[str]:
+    return [note for note in trial.link_notes.split("; ") if note]
+
+
+def _told(trial: TrialRow, common: set[str]) -> str:
+    """Why its link failed, and what is to be known of it that is not so of all trials."""
+    reasons = [trial.invalid_reason] if verdict(trial) == "fail" else []
+    return "; ".join([*reasons, *(note for note in _notes(trial) if note not in common)])
 
 
 def nearness(trial: TrialRow) -> tuple[bool, float]:

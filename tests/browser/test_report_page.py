@@ -22,6 +22,10 @@ HEADINGS = (
     "Decision latency",
     "Emulation against simulation",
     "Link fidelity: fail",
+    "Lateness of packets",
+    "The host over the run",
+    "What links did with their capacity",
+    "Verdicts trial by trial",
     "Invalid trials",
     "Run it again",
 )
@@ -35,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fake = FakeRun(traces=TRACES, policies=tuple(POLICIES), fallback_share=0.05, invalid_every=13, notes=["a note"])
+    fake = FakeRun(traces=TRACES, policies=tuple(POLICIES), fallback_share=0.05, invalid_every=13, notes=["a note"], uplink=True)
     folder = ResultFolder.create(tmp_path_factory.mktemp("results"), fake.header(), datetime(2026, 11, 23, tzinfo=UTC))
     folder.extend(list(fake.events())[1:])
     folder.close()
@@ -68,6 +72,8 @@ def test_expected_elements_are_there(page):
     assert count(page, "svg.timeline") == len(POLICIES)
     assert page.evaluate("document.querySelectorAll('svg.timeline').length") == TRACES * len(POLICIES)
     assert count(page, "path.fallback") > 0
+    assert count(page, "svg.host .lane-fail") == count(page, "svg.host .failed-band") == 2 < count(page, "svg.host .lane-pass")
+    assert count(page, "svg.capacity-use") == 4  # the open one of the trials drawn: both directions, whole and close-up
     empty = "[...document.querySelectorAll('main svg')].filter(s => s.checkVisibility() && s.getBoundingClientRect().height < 15).length"
     assert page.evaluate(empty) == 0
 
