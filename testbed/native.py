@@ -15,9 +15,9 @@ from testbed.user import User
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMPILER = "cc"
-FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-ffp-contract=off")
+FLAGS = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-ffp-contract=off")
 """Contraction into fused multiply-add would round otherwise than Python does."""
-STRICT = ("-Werror", "-Wconversion")
+STRICT = ("-Werror", "-Wconversion", "-Wshadow")
 """For the tests' builds only: a newer compiler's new warning is no reason to leave a user without the relay."""
 SANITISERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 """For the tests: any access out of bounds and any overflow ends the relay with a report."""
@@ -64,7 +64,7 @@ def lacking(checkout: Path = CHECKOUT) -> bool:
 def command(checkout: Path, program: Path, extra: Sequence[str] = ()) -> list[str]:
     """What compiles it all into `program`."""
     files = [str(path) for path in sources(checkout) if path.suffix == ".c"]
-    return [COMPILER, *FLAGS, *extra, "-o", str(program), *files]
+    return [COMPILER, *FLAGS, *extra, "-o", str(program), *files, "-lm"]
 
 
 def build(checkout: Path, run: Run, owner: User | None = None) -> str:

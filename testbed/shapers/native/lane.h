@@ -1,0 +1,23 @@
+/* A lane: two TAP devices, a bottleneck in each direction, the start socket. The same as `RelayLane` of lane.py. */
+#pragma once
+
+#include "half.h"
+
+struct lane {
+    uint32_t number;
+    struct half down, up;
+    int starts; /* a socket; its first `start` datagram starts the traces */
+    bool armed;
+    int64_t started_ns; /* -1: not started */
+    int64_t *numbers; /* of the courses */
+};
+
+/* NULL: see `fault`. */
+struct lane *lane_attach(const struct attach *request);
+
+/* Each of these: false when it can't be done, see `fault`; then the lane is as it was. */
+bool lane_load(struct lane *lane, const struct load *request, int descriptor);
+bool lane_stop(struct lane *lane, int descriptor);
+
+/* Datagrams came. */
+void lane_start(struct lane *lane);
