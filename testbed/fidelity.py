@@ -147,8 +147,6 @@ def find_ways(check: Check) -> tuple[list[Way], list[str]]:
     chosen = spread(found.traces, check.lanes)
     traces = [chosen[lane % len(chosen)] for lane in range(check.lanes)]
     ways = [Way(trace, partner(trace, uplinks.traces) if uplinks else None) for trace in traces]
-    if check.link == "kernel" and uplinks:
-        raise UserError("--link kernel replays a trace towards the client only, wanted no --uplink")
     return ways, [each.note for each in (found, uplinks) if each and each.note]
 
 
@@ -216,8 +214,9 @@ class Round:
         bar = progress.add_task(f"{self._kind.upper()} through {many}", total=self._check.seconds)
         with contextlib.ExitStack() as stack:
             taps = [self._tap(lane, stack) for lane in self._lanes]
-            sinks = [flow for lane in self._lanes for flow in self._flows(lane, "sink")]
-            _wait_ready([self._start(popen, [f"{self._kind}-sink", ip], stack) for popen, ip, _ in sinks])
+            places = [flow for lane in self._lanes for flow in self._flows(lane, "sink")]
+            sinks = [self._start(popen, [f"{self._kind}-sink", ip], stack) for popen, ip, _ in places]
+            _wait_ready(sinks)
             sources = [flow for lane in self._lanes for flow in self._flows(lane, "send")]
             lasts = f"{self._check.seconds:g}"
             senders = [self._start(popen, [f"{self._kind}-send", ip], stack, lasts, *rate) for popen, ip, rate in sources]
@@ -228,7 +227,11 @@ class Round:
             self._go(senders)
             self._wait(senders, progress, bar)
             progress.update(bar, description=f"{self._kind.upper()}: waiting for the links to run dry")
-            said = self._stop()
+            self._settle()
+            for sink in sinks:
+                _end(sink)
+            self._settle()  # a connection whose reset was lost has only now come to its end
+            said = [(now_s(), Said.of(lane.link.stop())) for lane in self._lanes]
             after_ns = wall_offset_ns()
             time.sleep(RETIRE_S)
             found = []
@@ -240,12 +243,11 @@ class Round:
         return found
 
     def _tap(self, lane: Lane, stack: contextlib.ExitStack) -> tuple[Tap, Tap]:
-        """At both ends. Behind HTB a packet is seen as it leaves the IFB: at the client's interface it's seen before."""
-        at_client = f"ifb{lane.index}" if self._check.link == "kernel" else lane.link.client_interface
+        """At both ends."""
         path = self._folder / self._name(lane)
         server = Tap(lane.popen_server, lane.link.server_interface, path.with_name(f"{path.name}-server.pcap"))
         stack.callback(server.kill)
-        client = Tap(lane.popen_client, at_client, path.with_name(f"{path.name}-client.pcap"))
+        client = Tap(lane.popen_client, lane.link.client_interface, path.with_name(f"{path.name}-client.pcap"))
         stack.callback(client.kill)
         return server, client
 
@@ -293,14 +295,13 @@ class Round:
             if sender.returncode:
                 raise TestbedError(f"a sender of {self._kind} ended with code {sender.returncode}: {_said(sender)}")
 
-    def _stop(self) -> list[tuple[float, Said]]:
-        """Stop the links once nothing moves any more; when that was, and what they say."""
+    def _settle(self) -> None:
+        """Wait until nothing moves any more. Links that still hold packets then have stood still for long, and say how many they hold."""
         seen, quiet_since_s, give_up_s = [_moved(lane) for lane in self._lanes], now_s(), now_s() + MOST_QUIET_S
         while now_s() < min(quiet_since_s + QUIET_S + self._check.path.rtt_s, give_up_s):
             time.sleep(POLL_S)
             if (now := [_moved(lane) for lane in self._lanes]) != seen:
                 seen, quiet_since_s = now, now_s()
-        return [(now_s(), Said.of(lane.link.stop())) for lane in self._lanes]
 
     def _one(self, lane: Lane, stopped_s: float, said: Said, ends: dict[str, Any]) -> Evidence:
         way = self._ways[lane.index]

@@ -33,6 +33,8 @@ class Passage(NamedTuple):
     in_ns: int
     out_ns: int | None
     size_bytes: int
+    sure: bool = True
+    """False: it looks like another one that never came out, so either may be the one that did."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,6 @@ class Matching:
     passages: tuple[Passage, ...]
     strays: int
     """Packets that came out and never went in."""
-    ambiguous: int
-    """Packets that can't be told from a lost one: any of them may be the lost one."""
     swapped: int
     """Packets that overtook another."""
 
@@ -53,7 +53,7 @@ def match(entered: Sequence[Sighting], left: Sequence[Sighting]) -> Matching:
     alike: dict[bytes, deque[int]] = defaultdict(deque)
     for index, sighting in enumerate(entered):
         alike[sighting.mark].append(index)
-    often = {mark: len(found) for mark, found in alike.items() if len(found) > 1}
+    often = {mark for mark, found in alike.items() if len(found) > 1}
     outs: list[int | None] = [None] * len(entered)
     strays, swapped, latest = 0, 0, -1
     for sighting in left:
@@ -65,9 +65,10 @@ def match(entered: Sequence[Sighting], left: Sequence[Sighting]) -> Matching:
         outs[index] = sighting.at_ns
         swapped += index < latest
         latest = max(latest, index)
-    ambiguous = sum(count for mark, count in often.items() if alike[mark])
-    passages = tuple(Passage(sighting.at_ns, out_ns, sighting.size_bytes) for sighting, out_ns in zip(entered, outs, strict=True))
-    return Matching(passages, strays, ambiguous, swapped)
+    unsure = {mark for mark in often if alike[mark]}
+    pairs = zip(entered, outs, strict=True)
+    passages = tuple(Passage(one.at_ns, out_ns, one.size_bytes, one.mark not in unsure) for one, out_ns in pairs)
+    return Matching(passages, strays, swapped)
 
 
 @dataclass(frozen=True)
@@ -156,26 +157,35 @@ class Served:
     """Where `arrived`."""
     size_bytes: np.ndarray
     arrived: np.ndarray
-    """False: lost after the bottleneck, or still inside at the end."""
+    """False: lost after the bottleneck."""
+    sure: np.ndarray
+    """See `Passage`."""
+    kept: np.ndarray
+    """(passages,) whether each was served at all."""
     wasted_bytes: np.ndarray
     """(windows,) capacity that passed while nothing waited."""
 
     @property
     def error_ns(self) -> np.ndarray:
-        """Delivered - due, of those that arrived."""
-        return (self.out_ns - self.due_ns)[self.arrived]
+        """Delivered - due, of those that arrived and look like no other."""
+        return (self.out_ns - self.due_ns)[self.arrived & self.sure]
 
 
-def served(model: Model, passages: Sequence[Passage], lost: Iterable[bool], start_ns: int, edges_ns: Sequence[int]) -> Served:
-    """The model's times for the packets that came out, and for those `lost` on the way behind the bottleneck."""
+def served(model: Model, passages: Sequence[Passage], start_ns: int, edges_ns: Sequence[int]) -> Served:
+    """The model's times for the packets that came out, and where the trace has losses for those lost on the way behind the bottleneck.
+
+    Of the packets that didn't come out those were lost on the way, having used the capacity, for which the queue had room.
+    """
     bottleneck = model.as_it_went(start_ns)
-    edges, wasted = deque(edges_ns), []
-    for passage, was_lost in zip(passages, lost, strict=True):
-        if passage.out_ns is None and not was_lost:
-            continue
+    edges, wasted, kept = deque(edges_ns), [], np.ones(len(passages), dtype=bool)
+    for index, passage in enumerate(passages):
         now_ns = max(passage.in_ns, start_ns)
         while edges and edges[0] < now_ns:
             wasted.append(bottleneck.spent_at(edges.popleft())[1])
+        bottleneck.advance(now_ns)
+        if passage.out_ns is None and not (model.lossy and bottleneck.queue_bytes + passage.size_bytes <= model.queue_bytes):
+            kept[index] = False
+            continue
         bottleneck.offer(now_ns, passage.size_bytes, passage)
     wasted += [bottleneck.spent_at(edge)[1] for edge in edges]
     entries = []
@@ -193,6 +203,8 @@ def served(model: Model, passages: Sequence[Passage], lost: Iterable[bool], star
         out_ns=column(-1 if out is None else out for out in outs),
         size_bytes=column(entry.size_bytes for entry in entries),
         arrived=np.array([out is not None for out in outs], dtype=bool),
+        sure=np.array([entry.payload.sure for entry in entries], dtype=bool),
+        kept=kept,
         wasted_bytes=np.diff(wasted),
     )
 
@@ -214,14 +226,16 @@ def curve(model: Model, start_ns: int) -> Curve:
 def by_window(packets: Served, edges_ns: np.ndarray, late_ns: np.ndarray, carried: Curve | None = None) -> np.ndarray:
     """Bytes served between `edges_ns` (edges,) if each packet's service is `late_ns` (packets,) late: (edges - 1,).
 
-    A packet that straddles an edge is split as the trace's curve goes meanwhile; evenly without a curve.
+    A packet that straddles an edge is split as the trace's curve goes meanwhile. Without a curve it's split evenly, and one served in no
+    time at an edge belongs to the later window: so it is in the link's rate error.
     """
     ends_ns, last = packets.departure_ns + late_ns, len(edges_ns) - 1
     first = np.searchsorted(edges_ns, packets.begin_ns + late_ns, side="right") - 1
     final = np.searchsorted(edges_ns, ends_ns, side="left") - 1
     total = np.zeros(last)
-    inside = (first >= final) & (final >= 0) & (final < last)
-    np.add.at(total, final[inside], packets.size_bytes[inside])
+    window = final if carried else np.maximum(first, final)
+    inside = (first >= final) & (window >= 0) & (window < last)
+    np.add.at(total, window[inside], packets.size_bytes[inside])
     for i in np.flatnonzero(first < final):
         span = np.arange(max(first[i], 0), min(final[i], last - 1) + 1)
         at_ns = np.clip(edges_ns[[*span, span[-1] + 1]] - late_ns[i], packets.begin_ns[i], packets.departure_ns[i])
