@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed import host, install
+from testbed import host, install, native
 from testbed.errors import UserError
 from testbed.host import host_facts, versions
 from testbed.units import ms_from_s
@@ -44,6 +44,7 @@ LACKS = {
     "TAP devices": Lack("the user-space link, which is the default, can't work", "modprobe tun; in a container all rights", stops=True),
     "real-time scheduling": Lack("packets leave late on a busy host, and trials become invalid", "sudo; in a container CAP_SYS_NICE"),
     "timer lateness": Lack("packets leave late; more than 1 ms is too much for a trial", "an idle machine, with a processor of its own"),
+    "relay in C": Lack("links use the Python relay, which is slower", "scripts/setup as root, which installs a compiler"),
     "netem": Lack("--link kernel can't delay packets; the default link doesn't need it", "modprobe sch_netem, or a kernel that has it"),
     "congestion control": Lack("--cc cubic, the default, can't be set", "modprobe tcp_cubic, or name another with --cc", stops=True),
     "packages": Lack("the set-up comes first", "scripts/setup, or any run of the main job", stops=True),
@@ -105,6 +106,7 @@ def examine() -> list[Finding]:
         _kernel,
         _isolation,
         _real_time,
+        lambda: _relay(recipe.checkout),
         _netem,
         lambda: _packages(recipe),
         lambda: _language_model(recipe),
@@ -157,6 +159,16 @@ def _real_time() -> Iterator[Finding]:
         return
     lateness = f"median {ms_from_s(median_s):.3f} ms, worst {ms_from_s(worst_s):.3f} ms"
     yield _judge("timer lateness", worst_s < MOST_LATE_S, f"{lateness}, in {host.WAKE_UPS} sleeps of 1 ms")
+
+
+def _relay(checkout: Path) -> Iterator[Finding]:
+    program = native.built(checkout)
+    if program is None:
+        yield _judge("relay in C", False, native.fault(checkout) or "not built yet")
+        return
+    code, _, errors = host.run([str(program)])
+    runs = code == 2 and errors.startswith("usage: relay")
+    yield _judge("relay in C", runs, str(program) if runs else f"{program} does not run here: {errors or f'exit code {code}'}")
 
 
 def _netem() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 A change of the sources gives the program another name, so that an old one is never taken for it; the set-up then builds it again.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -67,33 +68,41 @@ def command(checkout: Path, program: Path, extra: Sequence[str] = ()) -> list[st
     return [COMPILER, *FLAGS, *extra, "-o", str(program), *files, "-lm"]
 
 
-def build(checkout: Path, run: Run, owner: User | None = None) -> str:
-    """Compile it, give it to `owner`, remove older ones; returns `fault()`, never raises for what a compiler says. Safe to interrupt."""
+def build(checkout: Path, run: Run, owner: User | None = None) -> None:
+    """Compile it with `run`, as `owner`, and remove older ones. A failure is what `fault` tells from then on. Safe to interrupt."""
     program = target(checkout)
     note, fresh = _note(program), program.with_suffix(".new")
-    _make_folder(program.parent, owner)
-    note.unlink(missing_ok=True)
-    if not shutil.which(COMPILER):
-        return NO_COMPILER
+    if not program.parent.exists():
+        program.parent.mkdir()
+        _give(program.parent, owner)
     try:
         run(command(checkout, fresh))
     except TestbedError as error:
-        note.write_text(f"the relay in C could not be compiled, links use the slower Python relay: {error}\n", encoding="utf-8")
-        if owner:
-            os.chown(note, *owner)
+        note.write_text(f"the relay in C could not be compiled, links use the slower Python relay: {_cause(error)}\n", encoding="utf-8")
+        _give(note, owner)
     else:
         fresh.replace(program)
+        note.unlink(missing_ok=True)
     for old in program.parent.glob("netllm-relay-*"):
         if old not in (program, note):
-            old.unlink(missing_ok=True)
-    return fault(checkout)
+            old.unlink()
 
 
-def _make_folder(folder: Path, owner: User | None) -> None:
-    if not folder.exists():
-        folder.mkdir()
-        if owner:
-            os.chown(folder, *owner)
+def forget_fault(checkout: Path = CHECKOUT) -> None:
+    """Let the next set-up try again what failed."""
+    with contextlib.suppress(OSError):
+        _note(target(checkout)).unlink()
+
+
+def _give(path: Path, owner: User | None) -> None:
+    if owner:
+        os.chown(path, *owner)
+
+
+def _cause(error: TestbedError) -> str:
+    """The compiler's first complaint."""
+    first, *more = str(error).splitlines()
+    return next((line.strip() for line in more if "error" in line), first)
 
 
 def _note(program: Path) -> Path:

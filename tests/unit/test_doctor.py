@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from testbed import doctor, host, install
+from testbed import doctor, host, install, native
 from testbed.doctor import LACKS, Finding, examine, main
 from testbed.errors import UserError
 from testbed.host import host_facts, versions
@@ -108,6 +108,18 @@ def test_late_timers_and_refused_real_time_are_lacks(monkeypatch):
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(install, "lacks", lambda recipe, groups: ("Debian package mininet", "the rest"))
     assert found("packages") == Finding("packages", "stop", "missing: Debian package mininet; the rest")
+
+
+def test_the_relay_is_run_and_not_only_looked_at(monkeypatch, tmp_path):
+    program = tmp_path / "relay"
+    monkeypatch.setattr(native, "built", lambda checkout: program)
+    assert found("relay in C") == Finding("relay in C", "lack", f"{program} does not run here: {program}: No such file or directory")
+    program.write_text("#!/bin/sh\necho usage: relay >&2\nexit 2\n")
+    program.chmod(0o755)
+    assert found("relay in C") == Finding("relay in C", "ok", str(program))
+    monkeypatch.setattr(native, "built", lambda checkout: None)
+    monkeypatch.setattr(native, "fault", lambda checkout: "no C compiler")
+    assert found("relay in C") == Finding("relay in C", "lack", "no C compiler")
 
 
 def test_a_broken_pytorch_shows_its_last_line(monkeypatch):
