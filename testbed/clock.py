@@ -23,6 +23,11 @@ def wall_offset_ns() -> int:
     return min(readings)[1]
 
 
+def thread_cpu_s() -> float:
+    """CPU time that the calling thread has used, seconds."""
+    return time.thread_time()
+
+
 def utc_now() -> datetime:
     """The calendar time, for names of result folders and headers only."""
     return datetime.now(UTC)

@@ -4,6 +4,7 @@ A link that is late was kept from running by somebody. These samples say whether
 the verdict on a trial is the link's own.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,18 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from testbed.clock import now_s
+from testbed.clock import now_s, thread_cpu_s
+from testbed.errors import TestbedError
 from testbed.records import HostRow
 from testbed.units import s_from_ns, s_from_us
 
 PERIOD_S = 0.1
-"""That of the links' counters. A sample costs the root process about 50 us, a two-thousandth of a core."""
+"""That of the links' counters. On a busy machine a sample costs the root process up to 0.2 ms of CPU time, two thousandths of a core."""
 MOST_COST_SHARE = 0.005
 """Where a sample costs more (`/proc/stat` has a column for each interrupt), they come so much more rarely."""
 PROC = Path("/proc")
 _COUNTED = 8
 """Columns of `/proc/stat`'s first line that add up to all time, proc(5): user nice system idle iowait irq softirq steal."""
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
+_ENOUGH_BYTES = 512
+"""For the first line."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +42,52 @@ class Counters:
     relay_waited_s: float | None = None
 
 
-def read(at_s: float, relay_pid: int | None = None, proc: Path = PROC) -> Counters:
-    """The counters now, which is `at_s`."""
-    first_line = (proc / "stat").read_text().partition("\n")[0]
-    ticks = tuple(int(column) for column in first_line.split()[1 : _COUNTED + 1])
-    ran_s, relay_waited_s = _of_process(relay_pid, proc)
-    return Counters(at_s, ticks, _waited_s(proc), ran_s, relay_waited_s)
+class Host:
+    """The kernel's counters. The files stay open: with cold caches opening them costs three times what reading does."""
+
+    def __init__(self, relay_pid: int | None = None, proc: Path = PROC) -> None:
+        self._stat = _open(proc / "stat")
+        self._pressure = _open(proc / "pressure" / "cpu")
+        self._relay = None if relay_pid is None else _open(proc / str(relay_pid) / "schedstat")
+
+    def read(self, at_s: float) -> Counters:
+        """The counters now, which is `at_s`. Raises `TestbedError` when `/proc/stat` can't be read."""
+        line = _first_line(self._stat)
+        if not line:
+            raise TestbedError("/proc/stat can't be read, wanted the CPU time that this host has spent")
+        ran_s, relay_waited_s = self._of_relay()
+        return Counters(at_s, tuple(int(column) for column in line.split()[1 : _COUNTED + 1]), self._waited_s(), ran_s, relay_waited_s)
+
+    def _waited_s(self) -> float | None:
+        """`total` (us) of the line `some avg10=.. avg60=.. avg300=.. total=..`."""
+        total = _first_line(self._pressure).rpartition(b"total=")[2]
+        return s_from_us(int(total)) if total else None
+
+    def _of_relay(self) -> tuple[float | None, float | None]:
+        """For how long the relay ran and waited for a core; it may have ended."""
+        numbers = _first_line(self._relay).split()
+        return (s_from_ns(int(numbers[0])), s_from_ns(int(numbers[1]))) if numbers else (None, None)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._stat, self._pressure, self._relay):
+            if file is not None:
+                os.close(file)
 
 
-def _waited_s(proc: Path) -> float | None:
-    """`total` (us) of the line `some avg10=.. avg60=.. avg300=.. total=..`."""
+def _open(path: Path) -> int | None:
     try:
-        line = (proc / "pressure" / "cpu").read_text().partition("\n")[0]
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    return s_from_us(int(line.rpartition("total=")[2]))
 
 
-def _of_process(pid: int | None, proc: Path) -> tuple[float | None, float | None]:
-    """For how long the process ran and waited for a core; it may have ended."""
-    if pid is None:
-        return None, None
+def _first_line(file: int | None) -> bytes:
+    """Empty where the kernel has no such file, switched it off, or its process has ended."""
     try:
-        ran_ns, waited_ns, _ = (proc / str(pid) / "schedstat").read_text().split()
-    except (OSError, ValueError):
-        return None, None
-    return s_from_ns(int(ran_ns)), s_from_ns(int(waited_ns))
+        return b"" if file is None else os.pread(file, _ENOUGH_BYTES, 0).partition(b"\n")[0]
+    except OSError:
+        return b""
 
 
 def between(before: Counters, after: Counters) -> HostRow | None:
@@ -96,34 +120,40 @@ class Sampler:
     def __init__(
         self, take: Callable[[HostRow], None], relay_pid: int | None = None, period_s: float = PERIOD_S, proc: Path = PROC
     ) -> None:
-        self._take, self._relay_pid, self._period_s, self._proc = take, relay_pid, period_s, proc
+        self._take, self._period_s, self._host = take, period_s, Host(relay_pid, proc)
         self._over = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="pressure", daemon=True)
 
     def __enter__(self) -> Self:
+        self._before = self._host.read(now_s())
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
+        self._host.close()
         if self._error and not error:
             raise self._error
 
     def _run(self) -> None:
         try:
-            before = read(now_s(), self._relay_pid, self._proc)
             pause_s = self._period_s
             while not self._over.wait(pause_s):
-                begin_s = now_s()
-                after = read(begin_s, self._relay_pid, self._proc)
-                if row := between(before, after):
-                    self._take(row)
-                    before = after
-                pause_s = max(self._period_s, (now_s() - begin_s) / MOST_COST_SHARE)
+                used_s = thread_cpu_s()
+                self._sample()
+                pause_s = max(self._period_s, (thread_cpu_s() - used_s) / MOST_COST_SHARE)
+            self._sample()
         except Exception as error:  # handed to the main thread, which raises it
             self._error = error
+
+    def _sample(self) -> None:
+        """A window from the last sample to now; where no tick was counted, it goes on."""
+        after = self._host.read(now_s())
+        if row := between(self._before, after):
+            self._take(row)
+            self._before = after
 
 
 @dataclass(frozen=True)

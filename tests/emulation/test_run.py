@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import polars
 import pytest
-from conftest import network
+from conftest import descendants, interfaces, network
 
 from testbed.controller import Controller
 from testbed.errors import TestbedError
@@ -50,45 +51,36 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def interfaces() -> set[str]:
-    """Interfaces of the root namespace."""
-    lines = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return {line.split(": ")[1] for line in lines}
-
-
-def namespaces() -> set[str]:
-    """Network namespaces that some process is in."""
-    out = subprocess.run(["lsns", "-t", "net", "-n", "-r", "-o", "NS"], capture_output=True, text=True, check=True)
-    return set(out.stdout.split())
+MARK = "TEST_RUN_MARK"
+"""In the environment of each process that a test starts, with a value of its own: other runs on this machine are none of its business."""
 
 
 def ours() -> dict[int, str]:
-    """Processes that a run of the testbed may have left: by what their command lines say."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if any(word in command for word in ("players.", "controllers.server", "testbed.shapers", "mininet:", "testbed.twin")):
-            found[int(entry.name)] = command
-    return found
+    """Processes of this test's runs, with their command lines."""
+    return descendants(os.environ[MARK])
+
+
+def pinned() -> set[str]:
+    """Namespaces that would outlive their processes, being mounted somewhere."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line.split()[3] for line in lines if " - nsfs " in line}
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """Interfaces, namespaces and processes are the same before and after."""
-    before = interfaces(), namespaces(), ours()
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of the test's runs is left, and with them went their namespaces; nor is an interface in the root namespace."""
+    monkeypatch.setenv(MARK, secrets.token_hex(16))
+    before = interfaces(), pinned(), {}
     yield
     deadline_s = time.monotonic() + 5
-    while (interfaces(), namespaces(), ours()) != before and time.monotonic() < deadline_s:
+    while (interfaces(), pinned(), ours()) != before and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    assert (interfaces(), namespaces(), ours()) == before
+    assert (interfaces(), pinned(), ours()) == before
 
 
 def start(folder: Path, trace: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The main job on `trace`, results in `folder`/results."""
-    command = [*CLI, "--trace", str(trace), "--out", str(folder / "results"), *arguments]
+    """The main job on `trace`, results in `folder`/results. Nothing is played twice, so that timing doesn't change the number of trials."""
+    command = [*CLI, "--trace", str(trace), "--out", str(folder / "results"), "--repeats", "0", *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -111,7 +103,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, kind: str, count: int
 
 def processes(module: str) -> list[int]:
     """Pids of the run's `python -m module`."""
-    return sorted(pid for pid, command in ours().items() if command.endswith(f"-m {module} ") and "setpriv" not in command)
+    return sorted(pid for pid, command in ours().items() if command.endswith(f"-m {module}") and "setpriv" not in command)
 
 
 def controller_of(process: subprocess.Popen[str]) -> int:
@@ -148,8 +140,8 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> Non
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0, (out, errors)
     folder = tmp_path / "results" / "latest"
-    names = {"experiment.toml", "events.jsonl", "trials.parquet", "chunks.parquet", "decisions.parquet", "links.parquet", "report.html"}
-    assert names | {"summary.json"} <= {path.name for path in folder.iterdir()}
+    tables = {f"{name}.parquet" for name in ("trials", "chunks", "decisions", "links", "stalls", "host")}
+    assert tables | {"experiment.toml", "events.jsonl", "report.html", "summary.json"} <= {path.name for path in folder.iterdir()}
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["version"], summary["task"], summary["mode"], summary["metric"]) == (1, "abr", "emulation", "qoe_lin")
     assert summary["trace"]["source"] == "path"
@@ -163,6 +155,11 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> Non
     assert set(trials["congestion_control"]) == {"cubic"}
     assert trials["uncounted_losses"].sum() == 0
     assert trials["simulated_qoe"].null_count() == 0
+    assert (trials.unnest("drops")["queue"] + trials["packets_out"] <= trials["packets_in"]).all()
+    host = polars.read_parquet(folder / "host.parquet").sort("at_s")
+    assert host["at_s"][0] - host["window_s"][0] < trials["began_at_s"].min() and host["at_s"][-1] > trials["began_at_s"].max()
+    assert host["window_s"].sum() == pytest.approx(host["at_s"][-1] - host["at_s"][0] + host["window_s"][0])  # without a gap
+    assert trials["steal_share"].null_count() == 0
     chunks = polars.read_parquet(folder / "chunks.parquet")
     assert chunks.height == 20
     assert set(chunks.filter(polars.col("index") > 0).join(trials, on="trial_id").filter(polars.col("policy") == "mine")["level"]) == {3}

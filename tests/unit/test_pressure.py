@@ -1,5 +1,6 @@
 """What is read of the host's counters, on made-up /proc folders, and how a trial's share of it is found."""
 
+import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from testbed.pressure import NO_STRAIN, Counters, Sampler, between, read, strain
+from testbed.errors import TestbedError
+from testbed.pressure import NO_STRAIN, Counters, Host, Sampler, between, strain
 from testbed.records import HostRow
 
 USER, NICE, SYSTEM, IDLE, IOWAIT, IRQ, SOFTIRQ, STEAL = range(8)
@@ -29,9 +31,18 @@ def proc(folder: Path, ticks: list[int], waited_us: int | None = 1000, relay_ns:
     return folder
 
 
+def read(at_s: float, folder: Path) -> Counters:
+    """The counters in a folder, of which 42 is the relay's process."""
+    host = Host(42, folder)
+    try:
+        return host.read(at_s)
+    finally:
+        host.close()
+
+
 def test_shares_are_those_of_the_kernels_counters(tmp_path: Path) -> None:
-    before = read(10.0, 42, proc(tmp_path, [100, 0, 50, 800, 30, 5, 5, 10], 2_000_000, (10**9, 10**8)))
-    after = read(10.5, 42, proc(tmp_path, [120, 4, 60, 840, 40, 6, 9, 21], 2_100_000, (10**9 + 5 * 10**7, 10**8 + 10**6)))
+    before = read(10.0, proc(tmp_path, [100, 0, 50, 800, 30, 5, 5, 10], 2_000_000, (10**9, 10**8)))
+    after = read(10.5, proc(tmp_path, [120, 4, 60, 840, 40, 6, 9, 21], 2_100_000, (10**9 + 5 * 10**7, 10**8 + 10**6)))
     row = between(before, after)
     assert row is not None
     assert (row.at_s, row.window_s) == (10.5, 0.5)
@@ -45,11 +56,24 @@ def test_shares_are_those_of_the_kernels_counters(tmp_path: Path) -> None:
 def test_what_a_kernel_does_not_tell_is_not_known(tmp_path: Path) -> None:
     """No PSI, no relay, a relay that ended."""
     ticks = [1, 0, 0, 1, 0, 0, 0, 0]
-    before, after = (read(at_s, 42, proc(tmp_path, [n * (i + 1) for n in ticks], None)) for i, at_s in enumerate((0.0, 1.0)))
+    before, after = (read(at_s, proc(tmp_path, [n * (i + 1) for n in ticks], None)) for i, at_s in enumerate((0.0, 1.0)))
     row = between(before, after)
     assert row is not None
     assert (row.cpu_pressure_share, row.relay_busy_share, row.relay_wait_share) == (None, None, None)
     assert row.busy_share == 0.5
+
+
+def test_a_relay_that_ends_meanwhile_is_not_known_any_more(tmp_path: Path) -> None:
+    host = Host(42, proc(tmp_path, [1] * 8, relay_ns=(5, 6)))
+    assert host.read(0.0).relay_ran_s == 5e-9
+    os.truncate(tmp_path / "42" / "schedstat", 0)
+    assert host.read(1.0).relay_ran_s is None
+    host.close()
+
+
+def test_a_host_without_counters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TestbedError, match="/proc/stat can't be read"):
+        read(0.0, tmp_path)
 
 
 def test_without_a_tick_there_is_no_window() -> None:
