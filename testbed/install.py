@@ -41,7 +41,7 @@ class Group:
 
 GROUPS = {
     "run": Group(
-        apt=("ca-certificates", "ethtool", "gcc", "git", "iproute2", "kmod", "libc6-dev", "mininet", "procps", "python3-venv"),
+        apt=("ca-certificates", "ethtool", "gcc", "git", "iproute2", "kmod", "libc6-dev", "mininet", "procps", "python3-venv", "tcpdump"),
     ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
     "ci": Group(apt=("chromium", "cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
