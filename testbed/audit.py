@@ -65,7 +65,8 @@ class Delay:
             return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         p50, p99 = np.quantile(error_ns, (0.5, 0.99), method="inverted_cdf")
         late = float(np.mean(error_ns > ns_from_s(LATE_S)))
-        return cls(len(error_ns), *(s_from_ns(float(ns)) for ns in (p50, p99, error_ns.max(), error_ns.min())), late)
+        p50_s, p99_s, max_s, min_s = (s_from_ns(float(ns)) for ns in (p50, p99, error_ns.max(), error_ns.min()))
+        return cls(len(error_ns), p50_s, p99_s, max_s, min_s, late)
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _rates(name: str, model: Model, packets: Served, edges_ns: np.ndarray, start
         captured=by_window(packets, edges_ns, np.maximum(late_ns - ns_from_s(MAX_LATENESS_P99_S), 0), carried),
         said=said,
         error_pct_100ms=_error_pct(due, done, backlogged),
-        error_pct_1s=_error_pct(*(_by_ten(column) for column in (due, done)), _by_ten(~backlogged) == 0),
+        error_pct_1s=_error_pct(_by_ten(due), _by_ten(done), _by_ten(~backlogged) == 0),
         backlogged=int(backlogged.sum()),
         slack_bytes=MTU_BYTES + float(np.max(carried(edges_ns + edge_ns) - carried(edges_ns), initial=0)),
     )
@@ -265,7 +266,8 @@ def _rates(name: str, model: Model, packets: Served, edges_ns: np.ndarray, start
 
 def _by_ten(windows: np.ndarray) -> np.ndarray:
     """(windows,) -> (windows // 10,)"""
-    return windows[: len(windows) // 10 * 10].reshape(-1, 10).sum(axis=1)
+    whole = windows[: len(windows) // 10 * 10].reshape(-1, 10)
+    return np.asarray(whole.sum(axis=1))
 
 
 def _error_pct(due: np.ndarray, done: np.ndarray, backlogged: np.ndarray) -> float:

@@ -48,6 +48,8 @@ MARGIN_S = 20.0
 QUIET_S = 0.5
 MOST_QUIET_S = 8.0
 POLL_S = 0.1
+START_S = 0.1
+"""For a trace to start before traffic does."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,7 @@ class Round:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as origin:
             for lane in self._lanes:
                 origin.sendto(b"start", str(lane.link.start_path))
+        time.sleep(START_S)
         for sender in senders:
             assert sender.stdin
             sender.stdin.write(b"go\n")
@@ -325,7 +328,7 @@ def _wait_ready(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         assert process.stdout
         if process.stdout.readline() != b"ready\n":
-            raise TestbedError(f"{' '.join(map(str, process.args))} did not start: {_said(process)}")
+            raise TestbedError(f"bulk traffic (process {process.pid}) did not start: {_said(process)}")
 
 
 def _said(process: subprocess.Popen[bytes]) -> str:

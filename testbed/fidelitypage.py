@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +29,33 @@ _TOP, _BOTTOM = 28, HEIGHT - 46
 _LEAST_MS = 1e-3
 _MOST_POINTS = 400
 WINDOW_S = 0.1
+_SETTINGS = (
+    ("trace", "Trace", "{}"),
+    ("uplink", "Way back", "{}"),
+    ("offset_s", "Trace offset", "{:g} s"),
+    ("rtt_ms", "Round-trip time", "{:g} ms"),
+    ("queue", "Queue", "{:,} bytes"),
+    ("queue_packets", "Queue, packets", "{:,}"),
+    ("aqm", "Discipline", "{}"),
+    ("link", "Link", "{}"),
+    ("traffic", "Traffic", "{}"),
+    ("seconds", "Of each kind", "{:g} s"),
+    ("load", "Other load", "{}"),
+    ("lanes", "Links side by side", "{}"),
+    ("cc", "Congestion control", "{}"),
+)
+_HOST = (
+    ("relay", "Relay"),
+    ("realtime", "Real-time scheduling"),
+    ("os", "System"),
+    ("kernel", "Kernel"),
+    ("cpu_model", "Processor"),
+    ("cores", "Cores"),
+    ("virtual_machine", "Virtual machine"),
+)
+_WIDE = 100
+_ONLY_WIDE = (0, 2, 4)
+"""Columns of the terminal's table, numbered from 0, that a narrow one goes without."""
 _COLOURS = {"agrees": "green", "disagrees": "red", "void": "yellow", "pass": "green", "fail": "red"}
 
 
@@ -82,13 +108,16 @@ def finding(audits: Sequence[Audit]) -> str:
 
 def show(found: Folder, audits: Sequence[Audit], console: Console) -> None:
     """The table."""
-    table = Table(title="links by captures (c) and by their own account (o)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="links by captures (c), by their own account (o)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    wide = console.width >= _WIDE
+    delays = ("delay ms\np50 c, o", "delay ms\np99 c, o", "delay ms\nmax c, o")
+    headings = ("packets\nc", "lost\nc, o", *delays, "rate %\n100 ms c, o", "verdict\nof o", "verdict\nof c")
     table.add_column("link", no_wrap=True)
-    delays = ("delay error ms\np50 c, o", "\np99 c, o", "max\nc, o")
-    for heading in ("packets\nc", "lost\nc, o", *delays, "rate error %\n100 ms c, o", "own\nverdict", "captures"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for i, heading in enumerate(headings):
+        if wide or i not in _ONLY_WIDE:
+            table.add_column(heading, justify="right", no_wrap=True)
     for one in audits:
-        table.add_row(escape(one.evidence.name), *_cells(one))
+        table.add_row(escape(one.evidence.name), *(cell for i, cell in enumerate(_cells(one)) if wide or i not in _ONLY_WIDE))
     console.print(table)
     for one in audits:
         for reason in (*one.voids, *one.reasons, *one.evidence.said.reasons):
@@ -204,7 +233,8 @@ def windows(rates: Rates) -> str:
     return figure(WIDTH, HEIGHT, "Bytes served in 100 ms by both accounts", parts)
 
 
-def settings(found: Folder) -> list[tuple[str, Any]]:
-    """What was asked for, and the host."""
-    shown = {name.replace("_", " "): value for name, value in found.options.items() if value is not None}
-    return [*shown.items(), *((name.replace("_", " "), value) for name, value in found.host.items())]
+def settings(found: Folder) -> list[tuple[str, str]]:
+    """What was asked for, and the host, as far as they matter here. All of it is in `captures.json`."""
+    known = {**found.host, **found.options}
+    rows = [(label, form.format(known[name])) for name, label, form in _SETTINGS if known.get(name) is not None]
+    return [*rows, *((label, plain(found.host[name])) for name, label in _HOST if name in found.host)]

@@ -168,7 +168,7 @@ class Served:
     @property
     def error_ns(self) -> np.ndarray:
         """Delivered - due, of those that arrived and look like no other."""
-        return (self.out_ns - self.due_ns)[self.arrived & self.sure]
+        return np.asarray((self.out_ns - self.due_ns)[self.arrived & self.sure])
 
 
 def served(model: Model, passages: Sequence[Passage], start_ns: int, edges_ns: Sequence[int]) -> Served:
@@ -218,7 +218,7 @@ def curve(model: Model, start_ns: int) -> Curve:
     trace = model.trace
     assert trace is not None
     if isinstance(trace, RateTrace):
-        return lambda at_ns: trace.bytes_by(s_from_ns((at_ns - start_ns + model.offset_ns).astype(float)))
+        return lambda at_ns: np.asarray(trace.bytes_by(s_from_ns((at_ns - start_ns + model.offset_ns).astype(float))))
     opportunities = OpportunityCapacity([ns_from_s(at) for at in trace.times_s], start_ns, model.offset_ns)
     return lambda at_ns: np.array([opportunities.at(int(at)) for at in at_ns], dtype=float)
 
