@@ -280,6 +280,28 @@ def test_a_player_that_is_stopped_or_killed_costs_its_trial_only(tmp_path: Path,
     assert "the player ended with code -9" in trials["invalid_reason"][1]
 
 
+def test_a_trial_is_played_again_when_its_link_stood_still(tmp_path: Path, trace: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "fixed+level=1", "--chunks", "6", "--trials", "1", "--repeats", "1")
+    wait_for(process, tmp_path, "chunk", 2)
+    relays = [pid for pid, command in ours().items() if "relay" in command]
+    assert relays, ours()
+    for number in 4 * (signal.SIGSTOP, signal.SIGCONT):
+        for pid in relays:
+            os.kill(pid, number)
+        time.sleep(0.3)  # so long nothing leaves the link, and so long it does
+    out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, (out, errors)
+    trials = trials_of(tmp_path)
+    assert trials["trial_id"].to_list() == ["t0000", "t0000r1"] and trials["attempt"].to_list() == [1, 2]
+    assert not trials["valid"][0] and "late" in trials["invalid_reason"][0] and trials["fidelity"][0] == "fail"
+    assert trials["late_packets"][0] > 10 and trials["lateness_ms_max"][0] > 250
+    assert trials["simulated_qoe"].is_null().to_list() == [True, False]
+    assert sound(trials, 1)
+    summary = json.loads((tmp_path / "results" / "latest" / "summary.json").read_text())
+    assert summary["fidelity"]["repeated"] == 1 and summary["policies"]["fixed+level=1"]["trials"] == 1
+    assert "1 trial was played again because the link failed" in " ".join(out.split())
+
+
 def test_a_player_that_dies_before_its_config_is_replaced(tmp_path: Path, trace: Path) -> None:
     process = start(tmp_path, trace, "--policies", "bba", "--chunks", "2", "--trials", "1")
     deadline_s = time.monotonic() + 30

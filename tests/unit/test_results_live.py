@@ -85,6 +85,17 @@ def test_invalid_trials_are_told_at_once_everywhere():
         assert "invalid: link: p99 lateness 7.31 ms" in out.file.getvalue()
 
 
+def test_a_trial_to_be_played_again_is_told_and_not_over():
+    end = next(e for e in FakeRun(traces=1, policies=("bba",), chunks=4, invalid_every=1).events() if isinstance(e, TrialRow))
+    out = console()
+    with LiveView(2, 4, out) as view:
+        view.trial_ended(end, again=True)
+        assert (view.ended, view.invalid, view.share_done()) == (0, 0, 0.0)
+        assert "0 of 2 trials, 1 played again" in said(view)
+    assert "[0/2] bba on " in out.file.getvalue()
+    assert "its link failed, to be played again: link: p99 lateness 7.31 ms" in out.file.getvalue()
+
+
 def test_terminal_is_left_clean_after_an_error():
     out = console(terminal=True)
     with pytest.raises(KeyboardInterrupt), LiveView(4, 10, out) as view:
@@ -93,6 +104,19 @@ def test_terminal_is_left_clean_after_an_error():
         raise KeyboardInterrupt
     assert "a [note]" in out.file.getvalue()
     assert out.file.getvalue().count("\x1b[?25l") == out.file.getvalue().count("\x1b[?25h") == 1
+
+
+def test_final_table_tells_of_repeats_and_the_host(tmp_path):
+    fake = FakeRun(traces=5, invalid_every=5, repeated=True)
+    folder = ResultFolder.create(tmp_path, fake.header(), datetime(2026, 1, 1, tzinfo=UTC))
+    folder.extend(list(fake.events())[1:])
+    folder.close()
+    out = console()
+    print_summary(summarise(read_run(folder.path)), out)
+    text = out.file.getvalue()
+    assert "link fidelity: pass" in text and "4 trials played again" in text and "% of CPU time stolen" in text
+    assert "4 trials were played again because the link failed (t0004: link: p99 lateness 7.31 ms" in text and "and 1 more" in text
+    assert "4 of 5" not in text
 
 
 @pytest.mark.parametrize("width", [80, 130])

@@ -24,6 +24,7 @@ from testbed.spec import Experiment, from_toml
         queue_packets=st.one_of(st.none(), st.integers(2, 100_000)),
         aqm=st.sampled_from(["droptail", "codel"]),
         link=st.sampled_from(["userspace", "python", "kernel"]),
+        repeats=st.integers(0, 9),
         simulate=st.booleans(),
     )
 )
@@ -43,6 +44,7 @@ def test_toml_gives_the_same_experiment_back(tmp_path_factory: pytest.TempPathFa
         ("player = 'vlc'", "player"),
         ("rtt_ms = nan", "--rtt-ms is nan"),
         ("= 3", "wanted TOML"),
+        ("repeats = 10", "--repeats is 10, wanted 0 to 9"),
         ("queue_packets = 1", "--queue-packets is 1, wanted 2 to 100000"),
         ("aqm = 'red'", "aqm"),
         ("link = 'mahimahi'", "link"),
