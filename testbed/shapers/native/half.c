@@ -144,13 +144,13 @@ static void accept_frame(struct half *half, int64_t now_ns, const unsigned char 
 
 int half_receive(struct half *half) {
     static unsigned char frame[OFFLOAD_BYTES + MAX_OFFLOADED_BYTES + 1];
-    for (int count = 0; count < half_batch; count++) {
+    for (int count = 0; count < BATCH; count++) {
         ssize_t length = read(half->source, frame, sizeof frame);
         if (length < 0)
             return errno == EAGAIN || errno == EINTR ? count : -1;
         accept_frame(half, clock_now_ns(), frame, (size_t)length);
     }
-    return half_batch;
+    return BATCH;
 }
 
 void half_deliver(struct half *half, int64_t now_ns) {

@@ -37,9 +37,9 @@ void half_stop(struct half *half, int64_t now_ns, struct tally *result);
 /* Close the windows that are over. */
 void half_advance(struct half *half, int64_t now_ns);
 
-/* Read frames and queue them, at most half_batch. Returns how many; -1: the device is gone. */
+/* Read frames and queue them, BATCH at most, so that the timers are looked at again. Returns how many; -1: the device is gone. */
+enum { BATCH = 32 };
 int half_receive(struct half *half);
-enum { half_batch = 32 };
 
 /* Hand over what is due. */
 void half_deliver(struct half *half, int64_t now_ns);

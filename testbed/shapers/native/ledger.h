@@ -10,7 +10,7 @@ enum {
     MAX_WINDOWS = 72000, /* two hours; later windows are not recorded */
     BLOCK_WINDOWS = 600, /* memory comes by the minute */
 };
-static const int64_t WINDOW_NS = 100000000;
+static const int64_t WINDOW_NS = SECOND_NS / 10;
 
 /* Histogram of (actual - due). */
 struct lateness {

@@ -25,16 +25,16 @@ enum {
     MAX_DESCRIPTORS = 8, /* that may come with a request; one is wanted */
     KEPT_BYTES = 16 << 20,
 };
-static const int64_t TICK_NS = 1000000000; /* idle links close their windows at least this often, so that no packet has to wait for it */
+static const int64_t TICK_NS = SECOND_NS; /* idle links close their windows at least this often, so that no packet has to wait for it */
 
 /* A wake-up for each packet would pre-empt the sender of a flood at each packet, which brings both to a crawl. Above PACE packets in PACE_NS
    the relay therefore sleeps by the timer alone, NAP_NS at most, and finds what came meanwhile. That long may a packet lie unseen. */
 enum { PACE = 10 };
-static const int64_t PACE_NS = 1000000, NAP_NS = 100000;
+static const int64_t PACE_NS = SECOND_NS / 1000, NAP_NS = SECOND_NS / 10000;
 
 struct relay {
     int control, epoll;
-    bool running, has_pwait2;
+    bool running;
     struct lane *lanes[MAX_LANES];
     uint32_t lane_count;
     struct {
@@ -84,7 +84,7 @@ static void receive(struct relay *relay, struct half *half, uint32_t events) {
     if (gone)
         epoll_ctl(relay->epoll, EPOLL_CTL_DEL, half->source, NULL); /* its host is dead: it would be ready for ever */
     relay->pace.packets += count > 0 ? count : 0;
-    relay->pace.drained &= count < half_batch;
+    relay->pace.drained &= count < BATCH;
 }
 
 /* Requests */
@@ -200,32 +200,33 @@ static bool pace_is_high(struct relay *relay, int64_t now_ns) {
     return relay->pace.high && relay->pace.drained;
 }
 
-static void nap_until(int64_t wake_ns) {
-    struct timespec wake = {.tv_sec = wake_ns / 1000000000, .tv_nsec = wake_ns % 1000000000};
-    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+static struct timespec from_ns(int64_t ns) {
+    return (struct timespec){.tv_sec = ns / SECOND_NS, .tv_nsec = ns % SECOND_NS};
 }
 
-/* Wait for events, `timeout_ns` at most. epoll_wait counts in ms. */
+/* Wait for events, `timeout_ns` at most: epoll_wait alone counts in ms. */
 static int wait_for_events(struct relay *relay, struct epoll_event *events, int64_t timeout_ns) {
-    struct timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    if (relay->has_pwait2) {
-        int count = epoll_pwait2(relay->epoll, events, MAX_EVENTS, &timeout, NULL);
-        relay->has_pwait2 = count >= 0 || errno != ENOSYS;
-        return count;
-    }
+    struct timespec timeout = from_ns(timeout_ns);
     struct pollfd polled = {.fd = relay->epoll, .events = POLLIN};
-    ppoll(&polled, 1, &timeout, NULL);
+    if (ppoll(&polled, 1, &timeout, NULL) == 0)
+        return 0;
     return epoll_wait(relay->epoll, events, MAX_EVENTS, 0);
 }
 
-static void relay_once(struct relay *relay, int64_t wake_ns) {
+/* Wait until something comes, or `wake_ns`; take what came. */
+static void wait_and_handle(struct relay *relay, int64_t wake_ns) {
     struct epoll_event events[MAX_EVENTS];
-    int64_t now_ns = clock_now_ns();
+    int64_t now_ns = clock_now_ns(), timeout_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
     if (pace_is_high(relay, now_ns)) {
-        nap_until(wake_ns < now_ns + NAP_NS ? wake_ns : now_ns + NAP_NS);
-        wake_ns = now_ns;
+        struct timespec nap = from_ns(timeout_ns < NAP_NS ? timeout_ns : NAP_NS);
+        nanosleep(&nap, NULL);
+        timeout_ns = 0;
     }
-    int count = wait_for_events(relay, events, wake_ns > now_ns ? wake_ns - now_ns : 0);
+    int count = wait_for_events(relay, events, timeout_ns);
+    if (count < 0 && errno != EINTR) {
+        perror("relay: epoll");
+        exit(1); /* a real-time process must not try that again and again */
+    }
     relay->pace.drained = true;
     for (int i = 0; i < count; i++) {
         handle(relay, &events[i]);
@@ -242,7 +243,7 @@ static void run(struct relay *relay) {
             tick_ns = now_ns + TICK_NS;
         }
         int64_t due_ns = deliver(relay, now_ns);
-        relay_once(relay, due_ns < tick_ns ? due_ns : tick_ns);
+        wait_and_handle(relay, due_ns < tick_ns ? due_ns : tick_ns);
     }
 }
 
@@ -253,7 +254,7 @@ static int relay_main(int parent_pid, int control) {
     become_realtime(PRIORITY, problems, sizeof problems);
     keep_memory(KEPT_BYTES);
     relay.control = control;
-    relay.running = relay.has_pwait2 = true;
+    relay.running = true;
     relay.epoll = epoll_create1(EPOLL_CLOEXEC);
     if (relay.epoll < 0 || !watch(&relay, control, event_key(0, CONTROL))) {
         perror("relay: epoll");
