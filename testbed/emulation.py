@@ -15,6 +15,7 @@ from testbed.lane import LanePlayer
 from testbed.link import PathSpec
 from testbed.network import Network
 from testbed.prepared import Prepared
+from testbed.pressure import Sampler
 from testbed.recorder import Recorder
 from testbed.trial import Trial, lanes
 from testbed.units import s_from_ms
@@ -28,7 +29,13 @@ def emulated(prepared: Prepared) -> Iterator["Emulation"]:
     """Bring up network, origins and controller; undo all of it in any case. Raises `UserError` when this host or user can't."""
     owned.require_root()
     experiment, trials = prepared.experiment, prepared.trials
-    path = PathSpec(rtt_s=s_from_ms(experiment.rtt_ms), queue_bytes=experiment.queue, back_end=experiment.link)
+    path = PathSpec(
+        rtt_s=s_from_ms(experiment.rtt_ms),
+        queue_bytes=experiment.queue,
+        back_end=experiment.link,
+        queue_packets=experiment.queue_packets,
+        discipline=experiment.aqm,
+    )
     count = lanes(experiment, len(prepared.policies), len(trials))
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
@@ -67,8 +74,15 @@ class Emulation:
         """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play."""
         waiting = collections.deque(self._trials)
         threads = [threading.Thread(target=player.play_all, args=(waiting, recorder), daemon=True) for player in self._players]
-        for thread in threads:
-            thread.start()
+        with Sampler(recorder.host, self.facts.get("relay_pid")):
+            for thread in threads:
+                thread.start()
+            self._watch(threads, recorder)
+        if waiting:
+            raise TestbedError(f"{len(waiting)} trials were not played: the origin of every lane died again and again")
+
+    def _watch(self, threads: Sequence[threading.Thread], recorder: Recorder) -> None:
+        """Until all `threads` have ended."""
         playing = True
         while playing:
             playing = any(thread.is_alive() for thread in threads)
@@ -80,5 +94,3 @@ class Emulation:
                 recorder.note(note)
             for thread in threads:
                 thread.join(WATCH_EVERY_S / len(threads))
-        if waiting:
-            raise TestbedError(f"{len(waiting)} trials were not played: the origin of every lane died again and again")

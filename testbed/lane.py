@@ -1,6 +1,7 @@
 """`LanePlayer`: plays one trial after another in one lane, whatever becomes of the origin and the players in it."""
 
 import collections
+import dataclasses
 import threading
 
 import msgspec
@@ -15,7 +16,7 @@ from testbed.link import NEVER_STARTED, LinkReport
 from testbed.network import Lane
 from testbed.prepared import Prepared
 from testbed.recorder import Recorder
-from testbed.records import ChunkRow, Row
+from testbed.records import ChunkRow, Drops, Row
 from testbed.trial import Trial
 from testbed.units import bytes_per_s_from_bps, ms_from_s, s_from_ms
 
@@ -71,7 +72,7 @@ class LanePlayer:
                 self._recorder.request(line)
 
     def play_all(self, waiting: "collections.deque[Trial]", recorder: Recorder) -> None:
-        """Play trials from `waiting` until none is left, or no origin can be kept alive here."""
+        """Play trials from `waiting` until none is left, or no origin can be kept alive here. What has to be played again joins its end."""
         self._recorder = recorder
         try:
             while waiting and not self._stopped and self._origin_serves(recorder):
@@ -80,7 +81,8 @@ class LanePlayer:
                 except IndexError:
                     return
                 recorder.started(trial, self._lane.index)
-                self._play(trial, recorder)
+                if again := self._play(trial, recorder):
+                    waiting.append(again)
         except Exception as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -98,15 +100,16 @@ class LanePlayer:
         recorder.note(f"the origin of lane {self._lane.index} {fault} and was restarted")
         return True
 
-    def _play(self, trial: Trial, recorder: Recorder) -> None:
-        restarts = self._controller.restarts
-        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id)
+    def _play(self, trial: Trial, recorder: Recorder) -> Trial | None:
+        restarts, begin_s = self._controller.restarts, now_s()
+        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id, uplink=trial.uplink, seed=trial.seed)
         chunks, problem = self._playback(trial, recorder)
-        report = self._lane.link.stop()
+        report, end_s = self._lane.link.stop(), now_s()
         if self._stopped:
-            return
+            return None
         recorder.extend([*report.windows, *report.lateness])
-        recorder.close(trial.trial_id, self._facts(report, chunks, problem, self._controller.restarts - restarts))
+        facts = self._facts(report, chunks, problem, self._controller.restarts - restarts)
+        return recorder.close(trial.trial_id, dataclasses.replace(facts, began_at_s=begin_s, ended_at_s=end_s))
 
     def _playback(self, trial: Trial, recorder: Recorder) -> tuple[int, str]:
         """Run the player; returns how many chunks it played and why it failed, if it did."""
@@ -166,10 +169,18 @@ class LanePlayer:
             lane=self._lane.index,
             congestion_control=self._experiment.cc,
             fidelity="fail" if failures else "pass",
-            reasons=(*failures, *([problem] if problem else [])),
+            reasons=failures,
+            fault=problem,
+            lateness_ms_p50=ms_from_s(report.lateness_p50_s),
             lateness_ms_p99=ms_from_s(report.lateness_p99_s),
+            lateness_ms_max=ms_from_s(report.lateness_max_s),
+            late_packets=report.late_packets,
             rate_error_pct_100ms=report.rate_error_pct_100ms,
             uncounted_losses=report.uncounted_losses,
+            packets_in=report.packets_in,
+            packets_out=report.packets_out,
+            drops=Drops(**report.drops),
+            link_notes="; ".join(report.notes),
             trace_wraps=report.trace_wraps,
             controller_restarts=restarts,
         )
