@@ -266,6 +266,29 @@ def test_a_flood_neither_stops_it_nor_is_lost_uncounted(rig):
     assert conserved(down) and down.drops["queue"] > 1000
 
 
+def test_packets_that_pass_cause_no_page_fault(programs, tmp_path):
+    """All memory is there and locked before the first of them."""
+    rig = Rig(programs["normal"], tmp_path)
+    server, _ = rig.attach(delay_ns=SECOND // 25)
+    rig.load()
+    rig.start()
+    if "mlockall" in rig.ready[1]:
+        rig.close()
+        pytest.skip("memory can't be locked here")
+
+    def faults() -> list[str]:
+        return Path(f"/proc/{rig.process.pid}/stat").read_text().rpartition(")")[2].split()[7:11]
+
+    server.run("ping", "-c1", "-W5", IPS[1])
+    before = faults()
+    with inside(server.pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(5000):
+            sender.sendto(bytes(1400), (IPS[1], 9))
+    server.run("ping", "-c1", "-W5", IPS[1])
+    assert faults() == before
+    rig.close()
+
+
 def test_what_an_interface_drops_while_the_relay_is_held_up_is_told_by_the_interface(rig):
     server, _ = rig.attach()
     rig.load()
