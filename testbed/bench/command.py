@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from testbed.bench import judge, page, phases
-from testbed.bench.contenders import CONTENDERS
+from testbed.bench.contenders import BASELINE, CONTENDERS
 from testbed.bench.lanes import Contender
 from testbed.clock import now_s, utc_now
 from testbed.errors import TestbedError, UserError, suggestion
@@ -39,6 +39,8 @@ STANDARD = {
 """Where the usual traces come from, and the second at which the part begins that is measured on."""
 MARGIN_S = 12.0
 """Of trace beyond a run: Mahimahi's begins some seconds before the traffic."""
+CAPTURED_S, CAPTURED_TIMES = 0.3, 3
+"""How long and often what a capture costs is measured."""
 LEAST_S = 4.0
 """Of a run for the rate error: the first two seconds don't count."""
 SET_UP_S = {"rate": 6.0, "delay": 1.5, "tcp": 1.5, "flood": 2.0}
@@ -57,12 +59,12 @@ class LinksSettings:
     """For the rate error: these three, or any trace by its name or path."""
     traffic: tuple[Traffic, ...] = ("udp", "tcp")
     """For the rate error."""
-    conditions: tuple[Condition, ...] = ("idle", "busy")
-    """`busy`: two processes beside it keep two cores busy; `crowded`: eight do."""
+    conditions: tuple[Condition, ...] = ("idle", "busy", "crowded")
+    """`busy`: two processes beside it keep two cores busy; `crowded`: eight do, for rate and delay errors only."""
     repetitions: int = 3
     """Of everything, in turn."""
-    seconds: float = 20.0
-    """Of a run for the rate error; the others take from 3 to 8 s."""
+    seconds: float = 12.0
+    """Of a run for the rate error; the others take from 3 to 6 s."""
     alone: bool = False
     """Measure rate errors one contender after the other instead of all at the same time."""
     quick: bool = False
@@ -83,7 +85,7 @@ class LinksSettings:
     @property
     def lengths(self) -> dict[str, float]:
         """Seconds of measuring in a step of each phase."""
-        others = {"delay": 1.0, "tcp": 0.5, "flood": 0.5} if self.quick else {"delay": 8.0, "tcp": 4.0, "flood": 3.0}
+        others = {"delay": 1.0, "tcp": 0.5, "flood": 0.5} if self.quick else {"delay": 6.0, "tcp": 3.0, "flood": 2.0}
         return {"rate": self.seconds, **others}
 
 
@@ -142,8 +144,8 @@ def links(settings: LinksSettings, state_dir: Path = STATE_DIR) -> Path:
         "absent": absent,
     }
     begin_s = now_s()
-    rows, failed = _measure(steps, folder, state_dir)
-    header |= {"took_s": round(now_s() - begin_s, 1), "failed": failed}
+    rows, failed, capture_cost_s = _measure(steps, folder, state_dir)
+    header |= {"took_s": round(now_s() - begin_s, 1), "failed": failed, "capture_cost_s": capture_cost_s}
     _write(folder, header, rows, settings.write)
     return folder
 
@@ -165,6 +167,8 @@ def plan(settings: LinksSettings, contenders: Sequence[Contender], traces: Mappi
         labels = {"phase": phase, "condition": condition, "repetition": repetition}
         said = f"{condition}, {repetition + 1} of {settings.repetitions}"
         taking = [each for each in contenders if phase in each.phases]
+        if condition == "crowded" and phase in ("tcp", "flood"):
+            continue  # that would measure how long senders and receivers wait for a core
         if phase != "rate":
             seconds = settings.lengths[phase]
             for each in taking:
@@ -189,8 +193,8 @@ def _single(stage: phases.Stage, phase: str, contender: Contender, seconds: floa
         yield {"tcp": phases.tcp, "flood": phases.flood}[phase](stage, contender, seconds)
 
 
-def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tuple[list[phases.Row], list[str]]:
-    """Take the steps; returns the rows, each in the file as soon as it is known, and a sentence for each step that failed."""
+def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tuple[list[phases.Row], list[str], float]:
+    """Take the steps; returns the rows, each in the file as soon as it is known, a sentence for each step that failed, a capture's cost."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     rows: list[phases.Row] = []
@@ -202,6 +206,7 @@ def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tup
             stage = phases.Stage(owner, spawner)
             task = progress.add_task("", total=sum(step.seconds for step in steps))
             with stage.congestion_control():
+                capture_cost_s = phases.capture_cost_s(stage, BASELINE, CAPTURED_S, CAPTURED_TIMES)
                 for step in steps:
                     progress.update(task, description=step.title)
                     try:
@@ -219,7 +224,7 @@ def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tup
         raise TestbedError(
             f"nothing could be measured; the first step's failure: {failed[0]}" if failed else "there was nothing to measure"
         )
-    return rows, failed
+    return rows, failed, capture_cost_s
 
 
 def _write(folder: Path, header: dict[str, Any], rows: list[phases.Row], target: Path | None) -> None:

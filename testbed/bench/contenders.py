@@ -4,6 +4,7 @@ from testbed.bench.lanes import Contender, OwnLink
 from testbed.bench.mahimahi import Mahimahi
 from testbed.bench.mininet_lanes import NoEmulator, TcLink
 
+BASELINE = NoEmulator("veth", "no emulator: a veth pair", "#999999")
 CONTENDERS: tuple[Contender, ...] = (
     OwnLink("relay", "this testbed, relay in C", "#0b6e4f", back_end="userspace"),
     OwnLink("python", "this testbed, relay in Python", "#7fb069", back_end="python"),
@@ -12,6 +13,6 @@ CONTENDERS: tuple[Contender, ...] = (
     Mahimahi("mahimahi_fifo", "Mahimahi, its processes under chrt -f 50", "#e9a15b", real_time=True),
     TcLink("tclink_1s", "Mininet TCLink, tc change each 1 s", "#8d6a9f", step_s=1.0),
     TcLink("tclink_500ms", "Mininet TCLink, tc change each 500 ms", "#b79ec7", step_s=0.5),
-    NoEmulator("veth", "no emulator: a veth pair", "#999999"),
+    BASELINE,
 )
 """In the order of tables."""

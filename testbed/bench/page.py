@@ -7,7 +7,7 @@ from typing import Any
 from testbed.bench.contenders import CONTENDERS
 from testbed.bench.judge import Spread, spread
 from testbed.svg import Frame, Scale, line, text
-from testbed.units import mbps_from_bps, ms_from_s
+from testbed.units import mbps_from_bps, ms_from_s, ns_from_s
 
 Row = dict[str, Any]
 
@@ -215,6 +215,7 @@ def markdown(found: Row, figure_name: str) -> str:
         ("host", f"{host['os']}, kernel {host['kernel']}, {host['cores']} cores of {host['cpu_model']}{_virtual(host)}"),
         ("load average before", f"{host['load_1min']:.2f}"),
         ("share of its time that the hypervisor gave to others", f"{max(rows.values('stolen_share'), default=0.0):.1%} in the worst step"),
+        ("a capture costs a packet", f"{ns_from_s(found['capture_cost_s'])} ns, in the kernel"),
     ]
     parts = ["# Links, measured", INTRODUCTION, table(["", ""], [list(fact) for fact in facts]).replace("---:", "---")]
     if goals := goals_table(rows):

@@ -34,7 +34,9 @@ SKIP_S = 2.0
 FAST = RateTrace("fast", (0.0, 10.0), (bps_from_mbps(100_000.0),))
 """For throughput: a link that its trace doesn't hold back."""
 WARM_S = 0.7
-MAX_PACKETS_S = 20_000
+MOST_FLOOD_PPS = 800_000
+MOST_RATE_PPS = 5_000
+"""Of a trace in the rate phase: 60 Mbit/s in the mean."""
 _END_S = 30.0
 
 RATE = Wanted(rtt_s=0.0, queue_packets=300)
@@ -174,7 +176,7 @@ def _rate(lanes: Sequence[tuple[Contender, Lane]], trace: Trace, traffic: str, s
     with ExitStack() as stack:
         for contender, lane in lanes:
             lane.load(contender.given(trace))
-        rings = [stack.enter_context(Ring(lane.client.pid, lane.client.interface, round(seconds * MAX_PACKETS_S / 4))) for _, lane in lanes]
+        rings = [stack.enter_context(Ring(lane.client.pid, lane.client.interface, round(seconds * MOST_RATE_PPS))) for _, lane in lanes]
         senders = [stack.enter_context(_sender(stack, lane, trace, traffic, seconds)) for _, lane in lanes]
         for sender in senders:
             sender.ready()
@@ -283,10 +285,12 @@ def tcp(stage: Stage, contender: Contender, seconds: float) -> Row:
     }
 
 
-def flood(stage: Stage, contender: Contender, seconds: float) -> Row:
+def flood(stage: Stage, contender: Contender, seconds: float, captured: bool = False) -> Row:
     """Full datagrams as fast as one process sends them: how much comes through, and whether the emulator knows of all that doesn't."""
     with stage.lanes("flood", THROUGHPUT, [contender]) as ((_, lane),), ExitStack() as stack:
         lane.load(FAST)
+        if captured:
+            stack.enter_context(Ring(lane.client.pid, lane.client.interface, round(seconds * MOST_FLOOD_PPS)))
         stack.enter_context(_sink(lane))
         sender = stack.enter_context(Worker(lane, False, "flood", seconds=seconds))
         sender.ready()
@@ -309,6 +313,18 @@ def flood(stage: Stage, contender: Contender, seconds: float) -> Row:
         "lost_uncounted": lost - counted.drops - counted.inside if counted.known else None,
         "own_report": dict(counted.report),
     }
+
+
+def capture_cost_s(stage: Stage, contender: Contender, seconds: float, times: int) -> float:
+    """What a capture costs a packet: the sender's time for one with and without, on a path that emulates nothing; the median of `times`.
+
+    There the sender carries its packets through to the receiving host by itself.
+    """
+    found = []
+    for _ in range(times):
+        without, with_one = (flood(stage, contender, seconds, captured) for captured in (False, True))
+        found.append(MTU_BYTES * (1 / bytes_per_s_from_bps(with_one["offered_bps"]) - 1 / bytes_per_s_from_bps(without["offered_bps"])))
+    return float(np.median(found))
 
 
 def _settled(lane: Lane) -> int:

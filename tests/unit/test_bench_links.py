@@ -194,7 +194,14 @@ def rows() -> list[page.Row]:
 
 def document() -> page.Row:
     host = {"os": "an OS", "kernel": "6", "cores": 2, "cpu_model": "a CPU", "virtual_machine": True, "load_1min": 0.5}
-    about = {"command": "scripts/bench links", "utc": "2026-01-02T03:04:05+00:00", "took_s": 61.0, "commit": "abc", "host": host}
+    about = {
+        "command": "scripts/bench links",
+        "utc": "2026-01-02T03:04:05+00:00",
+        "took_s": 61.0,
+        "capture_cost_s": 2e-7,
+        "commit": "abc",
+        "host": host,
+    }
     return {**about, "rows": rows(), "absent": {"mahimahi_fifo": "not installed"}, "failed": []}
 
 
