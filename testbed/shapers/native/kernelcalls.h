@@ -15,7 +15,8 @@ void die_with_parent(pid_t parent_pid);
 /* SCHED_FIFO (not inherited by children), memory locked, no timer slack. Adds a line to `problems` for each thing the kernel refused. */
 void become_realtime(int priority, char *problems, size_t size);
 
-/* Take memory from the kernel now, and keep what is freed: a page fault while packets pass would hold them up. */
+/* Take memory from the kernel now, and keep what is freed: a page fault while packets pass would hold them up. To be called before the
+   memory is locked, which a limit may forbid: if it came after that, a limit would keep the memory away. */
 void keep_memory(size_t bytes);
 
 /* Make TAP device `interface` in the network namespace of process `pid`. It lives as long as the descriptor returned, which doesn't

@@ -251,8 +251,8 @@ static int relay_main(int parent_pid, int control) {
     static struct relay relay;
     static char problems[MAX_MESSAGE_BYTES];
     die_with_parent(parent_pid);
-    become_realtime(PRIORITY, problems, sizeof problems);
     keep_memory(KEPT_BYTES);
+    become_realtime(PRIORITY, problems, sizeof problems);
     relay.control = control;
     relay.running = true;
     relay.epoll = epoll_create1(EPOLL_CLOEXEC);
