@@ -25,6 +25,7 @@ from traces.trace import Conditions as TraceConditions
 from traces.trace import RateTrace, Trace
 
 UNBOUNDED = 2**62
+TIE_NS = ns_from_s(1e-3)
 
 
 class Passage(NamedTuple):
@@ -45,17 +46,22 @@ class Matching:
     strays: int
     """Packets that came out and never went in."""
     swapped: int
-    """Packets that overtook another."""
+    """Packets that another one overtook which went in more than `TIE_NS` after them."""
 
 
 def match(entered: Sequence[Sighting], left: Sequence[Sighting]) -> Matching:
-    """Alike ones are taken to come out in the order in which they went in."""
+    """Alike ones are taken to come out in the order in which they went in.
+
+    Two cores may hand packets over at once, and stamp them in one order while the interface takes them in the other. Packets that came out
+    in another order than stamped, and went in within `TIE_NS`, are therefore put in order as they came out.
+    """
     alike: dict[bytes, deque[int]] = defaultdict(deque)
     for index, sighting in enumerate(entered):
         alike[sighting.mark].append(index)
     often = {mark for mark, found in alike.items() if len(found) > 1}
     outs: list[int | None] = [None] * len(entered)
-    strays, swapped, latest = 0, 0, -1
+    went_ns = [sighting.at_ns for sighting in entered]
+    strays, swapped, latest_ns = 0, 0, 0
     for sighting in left:
         waiting = alike.get(sighting.mark)
         if not waiting:
@@ -63,12 +69,15 @@ def match(entered: Sequence[Sighting], left: Sequence[Sighting]) -> Matching:
             continue
         index = waiting.popleft()
         outs[index] = sighting.at_ns
-        swapped += index < latest
-        latest = max(latest, index)
+        swapped += went_ns[index] < latest_ns - TIE_NS
+        went_ns[index] = latest_ns = max(latest_ns, went_ns[index])
     unsure = {mark for mark in often if alike[mark]}
-    pairs = zip(entered, outs, strict=True)
-    passages = tuple(Passage(one.at_ns, out_ns, one.size_bytes, one.mark not in unsure) for one, out_ns in pairs)
-    return Matching(passages, strays, swapped)
+    passages = [
+        Passage(at_ns, out_ns, one.size_bytes, one.mark not in unsure) for one, at_ns, out_ns in zip(entered, went_ns, outs, strict=True)
+    ]
+    order = {one.at_ns: rank for rank, one in enumerate(left)}
+    passages.sort(key=lambda one: (one.in_ns, -1 if one.out_ns is None else order[one.out_ns]))
+    return Matching(tuple(passages), strays, swapped)
 
 
 @dataclass(frozen=True)

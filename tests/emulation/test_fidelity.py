@@ -71,7 +71,7 @@ def test_both_accounts_count_the_same_packets(tmp_path, trace, link, rtt_ms):
         counts = [rows[f"packets {what}"] for what in ("in", "out", "in less out", "that overtook another")] + [rows["uncounted losses"]]
         assert [(row["what"], row["captured"] - row["said"]) for row in counts if row["captured"] != row["said"]] == []
         assert rows["packets in"]["captured"] > 200
-        assert rows["delay error min"]["agrees"] is not False
+        assert rows["packets earlier than due"]["agrees"] is not False
     assert told["links"][1]["comparisons"][2]["captured"] > 0, "datagrams at 1.2 times the mean fill the queue"
 
 
