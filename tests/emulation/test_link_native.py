@@ -418,6 +418,8 @@ def test_odd_loads_and_stops_are_refused_or_served(rig):
                 assert conserved(result.down) or not loaded, "since the load"
                 loaded = False
     assert min(answers.values()) > 300, answers
+    with open(__file__, "rb") as unwritable:
+        assert rig.ask(Stop(lane=0), unwritable.fileno()) == (messages.FAILED, "the result can't be written: Bad file descriptor")
     rig.load()
     server.run("ping", "-c1", "-W5", IPS[1])
 

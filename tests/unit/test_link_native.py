@@ -200,6 +200,17 @@ def test_windows_in_numbers(relay):
     assert windows[0][5] == 75_000, "due by then, but served when the relay woke up at the end"
 
 
+def test_windows_of_more_than_two_hours(relay):
+    """Memory for windows comes in blocks, and ends with the last that is recorded."""
+    course = Course(times=[0, 7 * SECOND // 10, SECOND], rates=[3 * MBPS, 0], mean_rate=2 * MBPS)
+    times = range(0, 7300 * SECOND, 17 * SECOND + 1)
+    arrivals = [event for now_ns in times for event in ((now_ns, "a", 1000), (now_ns + SECOND, "t", 0))]
+    events = [(0, "l", 0), (0, "s", 0), *arrivals, (7300 * SECOND, "e", 0)]
+    told = play_in_c(relay, Path_(), course, 0, events)
+    assert told == play_in_python(Path_(), course, 0, events)
+    assert told[-2] == ("counters", 0, 7300, 72_000, 1000, told[-2][-1])
+
+
 def test_a_short_lap_costs_no_time(relay):
     """A trace of 1 ns, ten seconds after its start; and a packet that takes twelve thousand laps."""
     course = Course(times=[0, 1], rates=[8 * MBPS], mean_rate=8 * MBPS)

@@ -3,8 +3,6 @@
 #include <math.h>
 #include <stddef.h>
 
-static const int64_t PER_BYTE_OF_RATES = 8000 * SECOND_NS; /* 1e-3 bit/s for a nanosecond, in a byte */
-
 int64_t count_until(const int64_t *times_ns, int64_t count, int64_t now_ns) {
     int64_t low = 0, high = count;
     while (low < high) {
@@ -15,6 +13,10 @@ int64_t count_until(const int64_t *times_ns, int64_t count, int64_t now_ns) {
             high = middle;
     }
     return low;
+}
+
+int64_t work_per_byte(const int64_t *rates) {
+    return rates ? 8 * 1000 * SECOND_NS : 1;
 }
 
 work_t capacity_of_lap(const int64_t *times_ns, int64_t points, const int64_t *rates) {
@@ -95,7 +97,7 @@ void capacity_start(struct capacity *capacity, const int64_t *times_ns, int64_t 
     *capacity = (struct capacity){.times_ns = times_ns, .rates = rates, .points = points, .base_ns = start_ns - within_ns};
     capacity->duration_ns = duration_ns;
     capacity->lap_work = capacity_of_lap(times_ns, points, rates);
-    capacity->per_byte = rates ? PER_BYTE_OF_RATES : 1;
+    capacity->per_byte = work_per_byte(rates);
     if (rates) {
         capacity->at.index = count_until(times_ns, points, within_ns) - 1;
         capacity->at.lap_ns = capacity->base_ns;

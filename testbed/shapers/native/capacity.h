@@ -37,6 +37,9 @@ int64_t capacity_when(struct capacity *capacity, work_t work);
 /* How often the trace has begun anew by `now_ns`. */
 int64_t capacity_wraps(const struct capacity *capacity, int64_t now_ns);
 
+/* Units of work in a byte: of 1e-3 bit/s for a nanosecond; without rates, bytes. */
+int64_t work_per_byte(const int64_t *rates);
+
 /* Work of one lap. */
 work_t capacity_of_lap(const int64_t *times_ns, int64_t points, const int64_t *rates);
 

@@ -42,7 +42,7 @@ static bool carries_enough(const struct course *course) {
     work_t lap_work = capacity_of_lap(course->times_ns, course->points, course->rates);
     if (lap_work == 0)
         return fail("the trace carries nothing");
-    work_t most_work = (work_t)MAX_INSIDE_BYTES * (course->rates ? 8000 * SECOND_NS : 1);
+    work_t most_work = (work_t)MAX_INSIDE_BYTES * work_per_byte(course->rates);
     work_t laps = most_work / lap_work + 2;
     return laps <= MAX_NS / course->times_ns[course->points - 1] || fail("the trace carries next to nothing in a lap");
 }
