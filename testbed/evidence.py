@@ -141,7 +141,7 @@ Reader = Callable[[Path], Iterator[tuple[int, int, bytes]]]
 
 def write(folder: Path, found: Folder) -> None:
     """Into `folder`."""
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    (folder / FILE).write_bytes(msgspec.json.encode(found) + b"\n")
 
 
 def read(folder: Path) -> Folder:

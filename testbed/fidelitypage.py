@@ -53,6 +53,8 @@ _HOST = (
     ("cores", "Cores"),
     ("virtual_machine", "Virtual machine"),
 )
+MOST_OPEN = 4
+"""With more trials those that have nothing to complain of are folded up."""
 _WIDE = 100
 _ONLY_WIDE = (0, 2, 4)
 """Columns of the terminal's table, numbered from 0, that a narrow one goes without."""
@@ -92,17 +94,17 @@ def verdict(audits: Sequence[Audit]) -> str:
 
 def finding(audits: Sequence[Audit]) -> str:
     """The result in a sentence or two."""
-    links, failed = len(audits), sum(one.evidence.said.verdict != "pass" for one in audits)
-    many = "The link" if links == 1 else f"All {links} links"
-    own = f"{many} did what was asked by their own account" if links > 1 else "The link did what was asked by its own account"
+    trials, failed = len(audits), sum(one.evidence.said.verdict != "pass" for one in audits)
+    many = "its one trial" if trials == 1 else f"all {trials} trials"
+    own = f"By its own account the link did what was asked in {many}"
     if failed:
-        own = f"{failed} of {links} links failed their own verdict"
+        own = f"By the link's own account {failed} of {trials} trials failed"
     match verdict(audits):
         case "void":
             return f"{own}. The captures prove nothing: {next(one.voids[0] for one in audits if one.voids)}."
         case "disagrees":
             odd = sum(one.verdict == "disagrees" for one in audits)
-            return f"{own}. The captures disagree with {odd} of {links}."
+            return f"{own}. The captures disagree with that account in {odd} of {trials}."
     return f"{own}, and captures of {sum(side.entered for one in audits for side in one.sides):,} packets at both ends agree with it."
 
 
@@ -128,13 +130,18 @@ def show(found: Folder, audits: Sequence[Audit], console: Console) -> None:
 
 
 def _cells(one: Audit) -> list[str]:
-    rows, said = {row.what: row for row in one.comparisons}, one.evidence.said
+    marks = [f"[{_COLOURS[each]}]{each}[/]" for each in (one.evidence.said.verdict, one.verdict)]
+    return [*_numbers(one), *marks]
+
+
+def _numbers(one: Audit) -> list[str]:
+    """Packets, losses, delay errors and the rate error, where both give them as pairs."""
+    rows = {row.what: row for row in one.comparisons}
     lost = rows["packets in less out"]
     pairs = [_pair(rows[f"delay error {what}"], 3) for what in ("p50", "p99", "max")]
     rates = next((row for row in one.comparisons if "rate error 100 ms" in row.what), None)
-    marks = [f"[{_COLOURS[each]}]{each}[/]" for each in (said.verdict, one.verdict)]
     packets = sum(side.entered for side in one.sides)
-    return [f"{packets:,}", f"{lost.captured:.0f}, {lost.said:.0f}", *pairs, _pair(rates, 2) if rates else "-", *marks]
+    return [f"{packets:,}", f"{lost.captured:.0f}, {lost.said:.0f}", *pairs, _pair(rates, 2) if rates else "-"]
 
 
 def _pair(row: Comparison, digits: int) -> str:
@@ -149,6 +156,9 @@ class Section:
     """One link on the page."""
 
     audit: Audit
+    cells: tuple[str, ...]
+    """Of the table on top."""
+    open: bool
     about: str
     delays: Markup
     windows: tuple[tuple[str, Markup], ...]
@@ -163,7 +173,7 @@ def render(found: Folder, audits: Sequence[Audit]) -> str:
         found=found,
         verdict=verdict(audits),
         finding=finding(audits),
-        sections=[_section(one) for one in audits],
+        sections=[_section(one, len(audits)) for one in audits],
         settings=settings(found),
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
@@ -177,12 +187,14 @@ def amount(value: float | None) -> str:
     return number(value, 0 if whole or abs(value) >= 1e5 else 3)
 
 
-def _section(one: Audit) -> Section:
+def _section(one: Audit, among: int) -> Section:
     evidence = one.evidence
     ways = [("down", evidence.down.trace)] + ([("up", evidence.up.trace)] if evidence.up else [])
     traces = ", ".join(f"{trace.name} {name} ({mbps_from_bps(trace.mean_rate_bps):.2f} Mbit/s on average)" for name, trace in ways)
     drawn = tuple((side.name, Markup(windows(side.rates))) for side in one.sides if side.rates)
-    return Section(one, f"{evidence.traffic.upper()} over {traces}", Markup(delays(one.sides, evidence.said.lateness)), drawn)
+    about = f"{evidence.traffic.upper()} over {traces}"
+    shown = among <= MOST_OPEN or not one.passed
+    return Section(one, tuple(_numbers(one)), shown, about, Markup(delays(one.sides, evidence.said.lateness)), drawn)
 
 
 def delays(sides: Sequence[Side], lateness: Sequence[LatenessRow]) -> str:
