@@ -48,18 +48,23 @@ def built(checkout: Path = CHECKOUT) -> Path | None:
 
 
 def fault(checkout: Path = CHECKOUT) -> str:
-    """Why there is no program; empty when there is one, or when a set-up would build it."""
+    """Why there is no program; empty when there is one, or when a set-up by the present user would build it."""
     if built(checkout) or not sources(checkout):
         return ""
-    try:
-        return _note(target(checkout)).read_text(encoding="utf-8").strip()
-    except OSError:
-        return "" if shutil.which(COMPILER) else NO_COMPILER
+    program = target(checkout)
+    with contextlib.suppress(OSError):
+        return _note(program).read_text(encoding="utf-8").strip()
+    if not shutil.which(COMPILER):
+        return NO_COMPILER
+    folder = next((path for path in (program.parent, program.parent.parent) if path.exists()), None)
+    if folder and not os.access(folder, os.W_OK):
+        return f"{folder} can't be written: links use the slower Python relay; run scripts/setup as its owner, or with sudo"
+    return ""
 
 
 def lacking(checkout: Path = CHECKOUT) -> bool:
-    """Whether a set-up by the present user would build it: it could be built, and was not tried from the present sources."""
-    return bool(sources(checkout)) and not built(checkout) and not fault(checkout) and os.access(checkout / ".venv", os.W_OK)
+    """Whether a set-up by the present user would build it."""
+    return bool(sources(checkout)) and not built(checkout) and not fault(checkout)
 
 
 def command(checkout: Path, program: Path, extra: Sequence[str] = ()) -> list[str]:

@@ -123,9 +123,14 @@ def test_it_belongs_to_the_owner_of_the_checkout(ready, monkeypatch):
     assert program and stat.S_IMODE(program.stat().st_mode) & 0o055 == 0o055, "others may run it"
 
 
+@needs_compiler
 def test_a_checkout_that_can_not_be_written_is_used_as_it_is(ready, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert native.lacking(ready.checkout) is False
+    told(ready)
+    folder = native.target(ready.checkout).parent
+    source(ready).write_text("int main(void) { return 8; }\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and Path(path).exists())
+    assert lacks(ready, ["run"]) == ()
+    assert native.fault(ready.checkout).startswith(f"{folder} can't be written: links use the slower Python relay")
 
 
 def test_a_checkout_without_sources_lacks_nothing(tmp_path):
