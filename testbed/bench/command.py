@@ -209,6 +209,8 @@ def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tup
                 capture_cost_s = phases.capture_cost_s(stage, BASELINE, CAPTURED_S, CAPTURED_TIMES)
                 for step in steps:
                     progress.update(task, description=step.title)
+                    if not progress.console.is_terminal:
+                        progress.console.print(step.title, markup=False, highlight=False)
                     try:
                         for row in step.rows(stage):
                             rows.append(row)

@@ -141,7 +141,7 @@ class Contender(ABC):
         return True
 
     def given(self, trace: Trace) -> Trace:
-        """The trace in the form in which it gets it, and by which it is judged."""
+        """The trace in the form in which it gets it; all are judged by the trace itself."""
         return trace
 
 

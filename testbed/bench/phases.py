@@ -193,7 +193,7 @@ def _rate(lanes: Sequence[tuple[Contender, Lane]], trace: Trace, traffic: str, s
     for (contender, lane), packets, before, after, count in zip(lanes, captures, before_s, after_s, counted, strict=True):
         arrivals = packets.udp_arrivals() if traffic == "udp" else packets.tcp_arrivals()
         search_s = (lane.began_s - begin_s - 1.0, 0.1)
-        error = judge.rate_error(arrivals, contender.given(trace), search_s, SKIP_S)
+        error = judge.rate_error(arrivals, trace, search_s, SKIP_S)
         if error is None:
             packets_seen = f"{len(arrivals.times_s)} packets in {seconds:g} s"
             raise TestbedError(f"{contender.label} carried too little {traffic} to be judged: {packets_seen}")

@@ -146,7 +146,7 @@ def test_a_piece_that_the_kernel_did_not_segment_counts_as_its_packets():
     assert sizes.tolist() == [1500.0, 15_000.0, 53.0]
 
 
-def test_mahimahi_is_judged_by_whole_milliseconds():
+def test_mahimahi_is_given_whole_milliseconds():
     given = Mahimahi("m", "m").given(RateTrace("r", (0, 10), (12e6,)))
     assert isinstance(given, OpportunityTrace) and len(given.times_s) == 10_000
     assert all(round(at_s * 1e3, 6) == round(at_s * 1e3) for at_s in given.times_s)
