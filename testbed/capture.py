@@ -83,8 +83,11 @@ def compress(folder: Path, capture: Capture) -> Capture:
     """Its file as `.gz`, which scapy and tcpdump's family read as well."""
     plain = folder / capture.file
     packed = plain.with_name(f"{plain.name}.gz")
-    with plain.open("rb") as source, gzip.open(packed, "wb", compresslevel=4) as sink:
-        shutil.copyfileobj(source, sink)
-    plain.unlink()
+    try:
+        with plain.open("rb") as source, gzip.open(packed, "wb", compresslevel=4) as sink:
+            shutil.copyfileobj(source, sink)
+        plain.unlink()
+    except OSError as error:
+        raise TestbedError(f"{packed}: {error.strerror}") from error
     fields: dict[str, Any] = {name: getattr(capture, name) for name in capture.__struct_fields__}
     return Capture(**{**fields, "file": packed.name})

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.audit import Audit, Comparison, Rates, Side, audit
+from testbed.errors import UserError
 from testbed.evidence import Folder, read
 from testbed.link import LATE_S, MAX_LATENESS_P99_S
 from testbed.records import LatenessRow
@@ -78,8 +79,11 @@ def judge(folder: Path, console: Console) -> int:
         "notes": found.notes,
         "links": [one.to_json() for one in audits],
     }
-    (folder / "fidelity.json").write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
-    (folder / "fidelity.html").write_text(render(found, audits), encoding="utf-8")
+    try:
+        (folder / "fidelity.json").write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
+        (folder / "fidelity.html").write_text(render(found, audits), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}, wanted a folder in which the judgement can be written") from None
     give(folder, invoking_user())
     show(found, audits, console)
     console.print(f"results: {folder}  (page: {folder / 'fidelity.html'})", soft_wrap=True)

@@ -7,6 +7,7 @@
 | `udp-send` | seconds, bit/s | the same in packets of 1500 IP bytes, evenly; each begins with its number, so that no two are alike |
 """
 
+import contextlib
 import socket
 import struct
 import sys
@@ -20,7 +21,6 @@ from testbed.units import MTU_BYTES, bytes_per_s_from_bps
 PAYLOAD_BYTES = MTU_BYTES - 28
 """Of a datagram that fills an IP packet."""
 BUFFER_BYTES = 2**18
-CONNECT_S = 20.0
 SO_RCVBUFFORCE = 33
 NUMBER = struct.Struct("<Q")
 
@@ -55,15 +55,12 @@ def tcp_send(ip: str, port: int, seconds: float) -> None:
     """Keep a connection's buffer full; at the end reset it, so that nothing goes on being sent."""
     _wait_for_go()
     end_s = now_s() + seconds
-    with socket.create_connection((ip, port), CONNECT_S) as one:
+    with contextlib.suppress(TimeoutError), socket.create_connection((ip, port), seconds) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         data = bytes(BUFFER_BYTES)
         while (left_s := end_s - now_s()) > 0:
             one.settimeout(left_s)
-            try:
-                one.send(data)
-            except TimeoutError:
-                return
+            one.send(data)
 
 
 def udp_send(ip: str, port: int, seconds: float, rate_bps: float) -> None:
