@@ -1,7 +1,8 @@
-"""`Link`: one lane's emulated path, trace-driven towards the client and delay-only back; what a trial loads, starts and gets reported.
+"""`Link`: one lane's emulated path, trace-driven towards the client and on demand back; what a trial loads, starts and gets reported.
 
-The path from the server to the client: droptail queue -> service at the trace's pace -> `rtt_s` / 2 of delay. From the client to the
-server: `rtt_s` / 2 of delay. All bytes are IP bytes (an Ethernet frame less its 14-byte header).
+The path from the server to the client: queue (droptail or CoDel) -> service at the trace's pace -> loss, if the trace says so -> delay of
+`rtt_s` / 2, or what the trace says. From the client to the server: the same under an uplink trace, else delay and the queue's bounds.
+All bytes are IP bytes (an Ethernet frame less its 14-byte header).
 """
 
 import math
@@ -9,14 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from testbed.errors import UserError
 from testbed.records import LatenessRow, LinkRow
 from testbed.units import MTU_BYTES, bytes_per_s_from_bps, ms_from_s
 from traces.trace import Trace
 
-BackEnd = Literal["userspace", "kernel"]
+BackEnd = Literal["userspace", "python", "kernel"]
+Discipline = Literal["droptail", "codel"]
 
 MAX_LATENESS_P99_S = 1e-3
 LATE_S = 5e-3
@@ -34,17 +36,24 @@ class PathSpec:
     rtt_s: float = 0.08
     """Two-way propagation delay; half of it in each direction."""
     queue_bytes: int = 100_000
-    """Droptail bound of the bottleneck's queue, the packet in service included. With 80 ms the default is 1 BDP at 10 Mbit/s."""
+    """Bound of the bottleneck's queue, the packet in service included. With 80 ms the default is 1 BDP at 10 Mbit/s."""
     back_end: BackEnd = "userspace"
-    """`userspace`, the relay process; or `kernel`, HTB and netem."""
+    """`userspace`, the relay process; `python`, its readable reference; or `kernel`, HTB and netem."""
+    queue_packets: int | None = None
+    """A second bound, in packets; None: none."""
+    discipline: Discipline = "droptail"
+    """`droptail` drops what finds the queue full; `codel` (RFC 8289, target 5 ms, interval 100 ms) drops at its head too."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rtt_s) and self.rtt_s >= 0):
             raise UserError(f"the path's rtt_s is {self.rtt_s}, wanted a finite number of at least 0")
         if self.queue_bytes < 2 * MTU_BYTES:
             raise UserError(f"the path's queue is {self.queue_bytes} bytes, wanted at least {2 * MTU_BYTES} (two packets)")
-        if self.back_end not in ("userspace", "kernel"):
-            raise UserError(f"the path's back end is {self.back_end!r}, wanted userspace or kernel")
+        if self.queue_packets is not None and self.queue_packets < 2:
+            raise UserError(f"the path's queue is {self.queue_packets} packets, wanted at least 2")
+        for what, seen, known in (("back end", self.back_end, BackEnd), ("queue", self.discipline, Discipline)):
+            if seen not in get_args(known):
+                raise UserError(f"the path's {what} is {seen!r}, wanted one of {', '.join(get_args(known))}")
 
     def queue_bdp(self, rate_bps: float) -> float:
         """The queue's bound in bandwidth-delay products of a link of `rate_bps`; infinite without delay."""
@@ -73,7 +82,7 @@ class LinkReport:
     started_at: float | None
     """CLOCK_MONOTONIC seconds of the `start` datagram; None: it never came."""
     windows: tuple[LinkRow, ...]
-    """The trace-driven direction, from `started_at` on."""
+    """Of each trace-driven direction, from `started_at` on."""
     lateness: tuple[LatenessRow, ...]
     """Histogram (powers of two) for `down` and `up`."""
     lateness_p50_s: float
@@ -86,7 +95,8 @@ class LinkReport:
     packets_inside: int
     """In the queue or under way when the report was made."""
     drops: Mapping[str, int]
-    """Packets dropped by cause: `queue` (droptail), `malformed` (empty or too long), `transmit` (the receiving interface refused)."""
+    """Packets dropped by cause: `queue` (its bounds), `codel`, `loss` (as the trace says), `malformed` (empty or too long), `transmit` (the
+    receiving interface refused)."""
     uncounted_losses: int
     rate_error_pct_100ms: float
     trace_wraps: int
@@ -142,8 +152,12 @@ class Link(ABC):
         """AF_UNIX datagram socket: `start` written to it after `load` starts the trace; anything else, or a second `start`, is ignored."""
 
     @abstractmethod
-    def load(self, trace: Trace, offset_s: float, trial_id: str) -> None:
-        """Arm the link: empty queue, counters at 0, the trace's mean rate until `start`; from then on the trace from `offset_s` on."""
+    def load(self, trace: Trace, offset_s: float, trial_id: str, *, uplink: Trace | None = None, seed: int = 1) -> None:
+        """Arm the link: empty queues, counters at 0, the trace's mean rate until `start`; from then on the trace from `offset_s` on.
+
+        `uplink` paces the client-to-server direction, from `offset_s` on too; None: that direction is delay alone. `seed` (at least 0) is
+        that of the traces' random losses.
+        """
 
     @abstractmethod
     def stop(self) -> LinkReport:

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -112,7 +113,7 @@ class Network:
         with self._congestion_control_allowed(spawner, controller):
             outputs = run_scripts(spawner, {host: script(ports[host], self._congestion_control) for host in self._hosts})
         tcp = [check(host.name, outputs[host], ports[host], self._congestion_control) for host in self._hosts]
-        path = {"lanes": self._count, "rtt_s": self._path.rtt_s, "queue_bytes": self._path.queue_bytes}
+        path = {"lanes": self._count, **asdict(self._path)}
         self.facts = {**path, **links.facts, **tcp[0]}
         self.lanes = tuple(lanes)
 
@@ -171,7 +172,7 @@ def _open_links(path: PathSpec, spawner: Spawner, folder: Path) -> LinkSet:
         return KernelSet(spawner.spawn, folder, path)
     from testbed.shapers.userspace import RelaySet
 
-    return RelaySet(spawner.spawn, folder)
+    return RelaySet(spawner.spawn, folder, path.back_end)
 
 
 def _unknown_congestion_control(name: str) -> UserError:

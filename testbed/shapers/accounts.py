@@ -1,6 +1,7 @@
 """From a link's counters to its report: lateness, windows, rate error."""
 
 from array import array
+from collections.abc import Sequence
 from itertools import accumulate
 
 from testbed.link import LATE_S, LinkReport
@@ -12,49 +13,50 @@ from testbed.units import ms_from_s, s_from_ns
 US = 1e-6
 
 
-def report(trial_id: str, stopped: messages.Stopped, rows: "array[float]", interface_drops: int, problems: list[str]) -> LinkReport:
-    """The relay's counters as a report."""
-    down, up = Histogram.of(stopped.down), Histogram.of(stopped.up)
-    both = down + up
-    halves = (stopped.down, stopped.up)
-    missing = sum(half.packets_in - half.packets_out - half.inside - sum(half.drops.values()) for half in halves)
-    refused = sum(half.drops["transmit"] for half in halves)  # which the interface counts too
-    notes = [*problems]
-    if stopped.windows_lost:
-        notes.append(f"the last {stopped.windows_lost} windows of 100 ms were not recorded")
+def report(
+    trial_id: str, result: messages.Result, interface_drops: int, problems: Sequence[str] = (), notes: Sequence[str] = ()
+) -> LinkReport:
+    """The relay's counters as a report. `problems`: what of its real-time set-up was refused; `notes`: what else is to be said of it."""
+    halves = {"down": result.down, "up": result.up}
+    lateness = {direction: Histogram.of(half) for direction, half in halves.items()}
+    both = lateness["down"] + lateness["up"]
+    missing = sum(half.packets_in - half.packets_out - half.inside - sum(half.drops.values()) for half in halves.values())
+    refused = sum(half.drops["transmit"] for half in halves.values())  # which the interface counts too
+    unrecorded = max(half.windows_lost for half in halves.values())
     return LinkReport(
         trial_id=trial_id,
-        started_at=None if stopped.started_ns is None else s_from_ns(stopped.started_ns),
-        windows=link_rows(trial_id, rows),
-        lateness=(down.row(trial_id, "down"), up.row(trial_id, "up")),
+        started_at=None if result.started_ns is None else s_from_ns(result.started_ns),
+        windows=tuple(row for direction, half in halves.items() for row in link_rows(trial_id, direction, half.rows)),
+        lateness=tuple(histogram.row(trial_id, direction) for direction, histogram in lateness.items()),
         lateness_p50_s=both.quantile_s(0.5),
         lateness_p99_s=both.quantile_s(0.99),
         lateness_max_s=both.max_s,
         late_packets=both.late_packets,
-        packets_in=sum(half.packets_in for half in halves),
-        packets_out=sum(half.packets_out for half in halves),
-        packets_inside=sum(half.inside for half in halves),
-        drops={cause: stopped.down.drops[cause] + stopped.up.drops[cause] for cause in stopped.down.drops},
+        packets_in=sum(half.packets_in for half in halves.values()),
+        packets_out=sum(half.packets_out for half in halves.values()),
+        packets_inside=sum(half.inside for half in halves.values()),
+        drops={cause: sum(half.drops[cause] for half in halves.values()) for cause in messages.CAUSES},
         uncounted_losses=abs(missing) + max(interface_drops - refused, 0),
-        rate_error_pct_100ms=rate_error_pct(rows),
-        trace_wraps=stopped.wraps,
+        rate_error_pct_100ms=max(rate_error_pct(half.rows) for half in halves.values()),
+        trace_wraps=result.down.wraps,
         realtime=not problems,
-        notes=tuple(notes),
+        notes=(*problems, *notes, *([f"the last {unrecorded} windows of 100 ms were not recorded"] if unrecorded else [])),
     )
 
 
-def link_rows(trial_id: str, rows: "array[float]") -> tuple[LinkRow, ...]:
+def link_rows(trial_id: str, direction: str, rows: "array[float]") -> tuple[LinkRow, ...]:
     """Windows as records."""
     return tuple(
         LinkRow(
             trial_id=trial_id,
-            direction="down",
+            direction=direction,
             start_s=s_from_ns(i // COLUMNS * WINDOW_NS),
             allowed_bytes=rows[i],
             delivered_bytes=rows[i] - rows[i + 1],
             wasted_bytes=rows[i + 1],
             dropped_bytes=rows[i + 2],
-            queue_bytes=rows[i + 3],
+            lost_bytes=rows[i + 3],
+            queue_bytes=rows[i + 4],
         )
         for i in range(0, len(rows), COLUMNS)
     )
@@ -64,7 +66,7 @@ def rate_error_pct(rows: "array[float]") -> float:
     """See `LinkReport`; 0 when the link was never backlogged through a whole window."""
     error_bytes, due_bytes, behind_before = 0.0, 0.0, 0.0
     for i in range(0, len(rows), COLUMNS):
-        allowed, wasted, _, _, behind = rows[i : i + COLUMNS]
+        allowed, wasted, _, _, _, behind = rows[i : i + COLUMNS]
         if wasted == 0 and allowed > 0:
             error_bytes += abs(behind - behind_before)
             due_bytes += allowed
@@ -79,9 +81,9 @@ class Histogram:
         self.upper_s, self.counts, self.max_s = upper_s, counts, max_s
 
     @classmethod
-    def of(cls, direction: messages.Direction) -> "Histogram":
+    def of(cls, counters: messages.Counters) -> "Histogram":
         """As the relay counted it."""
-        return cls._of(array("I", direction.fine_us), array("I", direction.coarse_us), direction.max_ns)
+        return cls._of(counters.fine_us, counters.coarse_us, counters.max_late_ns)
 
     @classmethod
     def of_counts(cls, lateness: Lateness) -> "Histogram":

@@ -1,4 +1,4 @@
-"""One lane of the relay: two directions between two TAP devices, and the trace of the one towards the client."""
+"""A lane of the Python relay: two TAP devices, a bottleneck in each direction, the counters. Moves frames; `relay` says when."""
 
 import mmap
 import os
@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 from testbed import clock
 from testbed.shapers import kernelcalls, messages
-from testbed.shapers.bottleneck import Bottleneck, Capacity, OpportunityCapacity, RateCapacity, constant
-from testbed.shapers.ledger import COLUMNS, MAX_WINDOWS, WINDOW_NS, Lateness, Windows
+from testbed.shapers.bottleneck import Bottleneck
+from testbed.shapers.capacity import RATE_SCALE, Capacity, OpportunityCapacity, RateCapacity, constant
+from testbed.shapers.codel import CoDel
+from testbed.shapers.conditions import Conditions
+from testbed.shapers.ledger import Lateness, Windows
 from testbed.units import MTU_BYTES
 
 HEADER_BYTES = 14
@@ -19,8 +22,10 @@ BATCH = 8
 """Frames read from one device before the timers are looked at again."""
 ARP = b"\x08\x06"
 IDLE_RATE_BPS = 100e6
-"""Of a link to which no trace was ever loaded."""
+"""Towards the client, of a link to which no trace was ever loaded."""
 START = b"start"
+
+Course = tuple[Capacity | None, Conditions | None]
 
 
 class Half:
@@ -29,14 +34,40 @@ class Half:
     def __init__(self, source: int, sink: int, bottleneck: Bottleneck) -> None:
         self.source, self.sink, self.bottleneck = source, sink, bottleneck
         self.scheduled_ns: int | None = None  # the entry in the relay's heap that counts
+        self._rest_rate: int | None = None  # 1e-3 bit/s outside a trial; None: as fast as can be
+        self._armed: Callable[[int], Course] | None = None
+        self._capacity: Capacity | None = None
         self.windows: Windows | None = None
-        self.zero()
+        self._zero()
 
-    def zero(self) -> None:
+    def _zero(self) -> None:
         """Begin to count anew."""
-        self.packets_in, self.packets_out = len(self.bottleneck), 0
-        self.drops = {"queue": 0, "malformed": 0, "transmit": 0}
-        self.lateness = Lateness()
+        self._packets_in, self._packets_out = len(self.bottleneck), 0
+        self._drops = {"malformed": 0, "transmit": 0}
+        self.bottleneck.zero()
+        self._lateness = Lateness()
+
+    def load(self, now_ns: int, course: messages.Course, offset_ns: int) -> None:
+        """Arm the direction: an empty queue, counters at 0, the trace's mean rate until `start`."""
+        self._armed = _armed(course, offset_ns)
+        if self._armed:
+            self._armed(now_ns)  # ValueError now rather than at the start
+        self._rest_rate = course.mean_rate if course.times else None
+        self._capacity, self.windows = None, None
+        self.rest(now_ns)
+        self._zero()
+
+    def rest(self, now_ns: int) -> None:
+        """Outside a trial: an empty queue, the trace's mean rate, no conditions."""
+        resting = constant(self._rest_rate / RATE_SCALE, now_ns) if self._rest_rate else None
+        self.bottleneck.restart(now_ns, resting)
+
+    def start(self, now_ns: int) -> None:
+        """The trace begins."""
+        if self._armed:
+            self._capacity, conditions = self._armed(now_ns)
+            self.bottleneck.switch(now_ns, self._capacity, conditions)
+            self.windows = Windows(self.bottleneck, now_ns)
 
     def receive(self) -> bool:
         """Read up to BATCH frames and queue them; False: the device is gone."""
@@ -54,29 +85,28 @@ class Half:
         if frame[12:14] == ARP:
             self._transmit(frame)  # not shaped, not counted; static neighbours make it rare
             return
-        self.packets_in += 1
+        self._packets_in += 1
         if not HEADER_BYTES < len(frame) <= MAX_FRAME_BYTES:
-            self.drops["malformed"] += 1
+            self._drops["malformed"] += 1
             return
-        size_bytes = len(frame) - HEADER_BYTES
+        self.advance(now_ns)
+        self.bottleneck.offer(now_ns, len(frame) - HEADER_BYTES, frame)
+
+    def advance(self, now_ns: int) -> None:
+        """Close the windows that are over."""
         if self.windows:
             self.windows.advance(now_ns)
-        if not self.bottleneck.offer(now_ns, size_bytes, frame):
-            self.drops["queue"] += 1
-            if self.windows:
-                self.windows.drop(size_bytes)
 
     def deliver(self, now_ns: int) -> None:
         """Hand over what is due."""
-        if self.windows:
-            self.windows.advance(now_ns)
+        self.advance(now_ns)
         while entry := self.bottleneck.take(now_ns):
-            late_ns = clock.now_ns() - entry.departure_ns - self.bottleneck.delay_ns
+            late_ns = clock.now_ns() - entry.due_ns
             if not self._transmit(entry.payload):
-                self.drops["transmit"] += 1
+                self._drops["transmit"] += 1
                 continue
-            self.packets_out += 1
-            self.lateness.add(late_ns)
+            self._packets_out += 1
+            self._lateness.add(late_ns)
             if self.windows:
                 self.windows.served(entry, late_ns)
 
@@ -87,87 +117,93 @@ class Half:
             return False
         return True
 
-    def counters(self) -> messages.Direction:
-        """For the report."""
-        return messages.Direction(
-            packets_in=self.packets_in,
-            packets_out=self.packets_out,
+    def stop(self, now_ns: int) -> messages.Counters:
+        """End the trial; what it counted."""
+        self.advance(now_ns)
+        counters = messages.Counters(
+            packets_in=self._packets_in,
+            packets_out=self._packets_out,
             inside=len(self.bottleneck),
-            drops=self.drops,
-            fine_us=self.lateness.fine.tobytes(),
-            coarse_us=self.lateness.coarse.tobytes(),
-            max_ns=self.lateness.max_ns,
+            drops={**self.bottleneck.drops, **self._drops},
+            wraps=self._capacity.wraps(now_ns) if self._capacity else 0,
+            windows_lost=self.windows.lost_at(now_ns) if self.windows else 0,
+            max_late_ns=self._lateness.max_ns,
+            fine_us=self._lateness.fine,
+            coarse_us=self._lateness.coarse,
+            rows=self.windows.rows if self.windows else messages.no_rows(),
         )
+        self._armed, self._capacity, self.windows = None, None, None
+        self.rest(now_ns)
+        return counters
+
+
+def _armed(course: messages.Course, offset_ns: int) -> Callable[[int], Course] | None:
+    """What `start` makes of a course; None: that direction has no trace."""
+    if not course.times:
+        return None
+
+    def started(now_ns: int) -> Course:
+        capacity: Capacity
+        if course.rates:
+            capacity = RateCapacity(course.times, course.rates, now_ns, offset_ns)
+        else:
+            capacity = OpportunityCapacity(course.times, now_ns, offset_ns)
+        if not course.delays:
+            return capacity, None
+        columns = (course.edges, course.delays, course.enter, course.stay)
+        return capacity, Conditions(*columns, course.seed, now_ns, offset_ns)
+
+    return started
 
 
 class RelayLane:
-    """Two directions and the trace of the one towards the client."""
+    """Two directions and the start socket."""
 
     def __init__(self, spec: messages.Attach) -> None:
+        if spec.offload:
+            raise ValueError("frames with offloads are for the relay in C alone")
         server = kernelcalls.open_tap(spec.server_pid, spec.server_interface)
         client = kernelcalls.open_tap(spec.client_pid, spec.client_interface)
-        idle = constant(IDLE_RATE_BPS, clock.now_ns())
-        self.down = Half(server, client, Bottleneck(idle, spec.delay_ns, spec.queue_bytes))
-        self.up = Half(client, server, Bottleneck(None, spec.delay_ns, spec.queue_bytes))
+        self.down = Half(server, client, _bottleneck(spec, constant(IDLE_RATE_BPS, clock.now_ns())))
+        self.up = Half(client, server, _bottleneck(spec, None))
+        self.halves = (self.down, self.up)
         self.starts = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.starts.bind(spec.start_path)
         os.chmod(spec.start_path, 0o666)
-        self._armed: Callable[[int], Capacity] | None = None
-        self._mean_rate_bps = IDLE_RATE_BPS
-        self._capacity: Capacity | None = None
-        self.windows: Windows | None = None
+        self._armed = False
+        self._started_ns: int | None = None
 
-    def load(self, request: messages.Load, descriptor: int) -> None:
+    def load(self, datagram: bytes, descriptor: int) -> None:
         """See `Link.load`."""
         numbers = memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)).cast("q")
-        times, rates = numbers[: request.points], numbers[request.points : request.points + request.rates]
-        offset_ns = request.offset_ns
-        if request.rates:
-            self._armed = lambda now_ns: RateCapacity(times, rates, now_ns, offset_ns)
-        else:
-            self._armed = lambda now_ns: OpportunityCapacity(times, now_ns, offset_ns)
-        self._mean_rate_bps, self._capacity, self.windows = request.mean_rate_bps, None, None
-        self._rest()
-        self.down.zero()
-        self.up.zero()
-
-    def _rest(self) -> None:
-        """Outside a trial: an empty queue, the trace's mean rate."""
+        request = messages.Load.decode(datagram, numbers)
         now_ns = clock.now_ns()
-        self.down.windows = None
-        self.down.bottleneck.restart(now_ns, constant(self._mean_rate_bps, now_ns))
+        self.down.load(now_ns, request.down, request.offset_ns)
+        self.up.load(now_ns, request.up, request.offset_ns)
+        self._armed, self._started_ns = True, None
 
     def start(self) -> None:
-        """Datagrams came; the first `start` starts the trace."""
+        """Datagrams came; the first `start` starts the traces."""
         for _ in range(BATCH):
             try:
                 datagram = self.starts.recv(len(START) + 1)
             except OSError:
                 return
             if datagram == START and self._armed:
-                now_ns = clock.now_ns()
-                self._capacity, self._armed = self._armed(now_ns), None
-                self.down.bottleneck.switch(now_ns, self._capacity)
-                self.windows = self.down.windows = Windows(self.down.bottleneck, now_ns)
+                self._armed, self._started_ns = False, clock.now_ns()
+                for half in self.halves:
+                    half.start(self._started_ns)
 
-    def stop(self) -> messages.Stopped:
-        """See `Link.stop`."""
+    def stop(self, descriptor: int) -> None:
+        """See `Link.stop`; the result goes into the file behind the descriptor."""
         now_ns = clock.now_ns()
-        if self.windows:
-            self.windows.advance(now_ns)
-        answer = messages.Stopped(
-            started_ns=self.windows.start_ns if self.windows else None,
-            windows=len(self.windows.rows) // COLUMNS if self.windows else 0,
-            windows_lost=max((now_ns - self.windows.start_ns) // WINDOW_NS - MAX_WINDOWS, 0) if self.windows else 0,
-            wraps=self._capacity.wraps(now_ns) if self._capacity else 0,
-            down=self.down.counters(),
-            up=self.up.counters(),
-        )
-        self._armed, self._capacity = None, None
-        self._rest()
-        return answer
+        result = messages.Result(started_ns=self._started_ns, down=self.down.stop(now_ns), up=self.up.stop(now_ns))
+        self._armed, self._started_ns = False, None
+        data = result.encode()
+        while data:
+            data = data[os.write(descriptor, data) :]
 
-    def page(self, first: int) -> bytes:
-        """Windows of the last trial from number `first` on."""
-        rows = self.windows.rows if self.windows else b""
-        return bytes(memoryview(rows)[first * COLUMNS : (first + messages.PAGE_WINDOWS) * COLUMNS])
+
+def _bottleneck(spec: messages.Attach, capacity: Capacity | None) -> Bottleneck:
+    codel = CoDel(spec.codel_target_ns, spec.codel_interval_ns) if spec.codel_target_ns else None
+    return Bottleneck(capacity, spec.delay_ns, spec.queue_bytes, spec.queue_packets, codel)

@@ -1,4 +1,4 @@
-"""What a link counts while it runs: lateness, and 100-ms windows of the trace-driven direction. Takes `now_ns`, reads no clock."""
+"""What a link counts while it runs: lateness, and 100-ms windows of a trace-driven direction. Takes `now_ns`, reads no clock."""
 
 from array import array
 
@@ -8,9 +8,10 @@ from testbed.units import ns_from_s
 NS_PER_US = ns_from_s(1e-6)
 FINE_US = 5000
 """Lateness below this is counted in bins of 1 us, above it in powers of two."""
+COARSE = 64
 WINDOW_NS = ns_from_s(0.1)
-COLUMNS = 5
-"""Of a window: bytes allowed, wasted and dropped in it; bytes queued and bytes due but not served at its end."""
+COLUMNS = 6
+"""Of a window: bytes allowed, wasted, dropped and lost in it; bytes queued and bytes due but not served at its end."""
 MAX_WINDOWS = 72_000
 """Two hours; later windows are not recorded."""
 
@@ -21,7 +22,7 @@ class Lateness:
     def __init__(self) -> None:
         self.fine = array("I", bytes(4 * FINE_US))
         """`fine[i]`: packets late by i to i+1 us."""
-        self.coarse = array("I", bytes(4 * 64))
+        self.coarse = array("I", bytes(4 * COARSE))
         """`coarse[i]`: packets late by at least FINE_US and by 2^(i-1) to 2^i us."""
         self.max_ns = 0
 
@@ -31,7 +32,7 @@ class Lateness:
         if late_us < FINE_US:
             self.fine[late_us] += 1
         else:
-            self.coarse[min(late_us.bit_length(), 63)] += 1
+            self.coarse[min(late_us.bit_length(), COARSE - 1)] += 1
         if late_ns > self.max_ns:
             self.max_ns = late_ns
 
@@ -44,8 +45,7 @@ class Windows:
         self.rows = array("d")
         self._bottleneck = bottleneck
         self._next_ns = start_ns + WINDOW_NS
-        self._spent_bytes = (0.0, 0.0)
-        self._dropped_bytes = 0
+        self._seen = (0.0, 0.0, bottleneck.dropped_bytes, bottleneck.lost_bytes)
         self._behind_bytes: dict[int, float] = {}  # window -> bytes due but not served at its end
 
     def advance(self, now_ns: int) -> None:
@@ -55,16 +55,16 @@ class Windows:
                 self._close()
             self._next_ns += WINDOW_NS
 
-    def _close(self) -> None:
-        allowed, wasted = self._bottleneck.spent_at(self._next_ns)
-        queued = self._bottleneck.queued_at(self._next_ns)
-        behind = self._behind_bytes.pop(len(self.rows) // COLUMNS, 0.0)
-        self.rows.extend((allowed - self._spent_bytes[0], wasted - self._spent_bytes[1], self._dropped_bytes, queued, behind))
-        self._spent_bytes, self._dropped_bytes = (allowed, wasted), 0
+    def lost_at(self, now_ns: int) -> int:
+        """Windows that ended by `now_ns` and were not recorded."""
+        return max((now_ns - self.start_ns) // WINDOW_NS - MAX_WINDOWS, 0)
 
-    def drop(self, size_bytes: int) -> None:
-        """A packet was dropped now."""
-        self._dropped_bytes += size_bytes
+    def _close(self) -> None:
+        bottleneck = self._bottleneck
+        seen = (*bottleneck.spent_at(self._next_ns), bottleneck.dropped_bytes, bottleneck.lost_bytes)
+        behind = self._behind_bytes.pop(len(self.rows) // COLUMNS, 0.0)
+        self.rows.extend((*(now - before for now, before in zip(seen, self._seen, strict=True)), bottleneck.queue_bytes, behind))
+        self._seen = seen
 
     def served(self, entry: Entry, late_ns: int) -> None:
         """A packet was delivered `late_ns` after it was due: at each window's end in between, part of it was due but not served."""

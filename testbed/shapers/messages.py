@@ -1,95 +1,266 @@
-"""What the testbed and the relay process say to each other: JSON over a SOCK_SEQPACKET socket, one answer to each request."""
+"""What the testbed and a relay process say to each other: fixed-layout, little-endian datagrams over a SOCK_SEQPACKET socket.
 
-import msgspec
+Each request is answered by one datagram. Both relays, `relay.py` and `native/`, speak it; `native/messages.h` is the same in C.
+
+| request | kind | after the header | the descriptor that comes along |
+| --- | --- | --- | --- |
+| `Attach` | 1 | `ATTACH` | none |
+| `Load` | 2 | `LOAD`, then a `DIRECTION` for down and one for up | to be read: the numbers (int64) of down, then of up |
+| `Stop` | 3 | nothing | an empty file to be written: a `RESULT`, then the counters of down, then of up |
+
+The numbers of a direction are `times[points]`, `rates[rates]` and, if `segments` > 0, `edges[segments + 1]`, `delays[segments]`,
+`enter[segments]`, `stay[segments]`. The counters of one are `COUNTERS`, the lateness as uint32 (`fine`, `coarse`) and the windows as rows
+of `ledger.COLUMNS` float64. An answer is a uint32 (`READY`, `DONE` or `FAILED`) and UTF-8 text: a line for each part of the real-time
+set-up that was refused, nothing, or the reason.
+"""
+
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from testbed.shapers.ledger import COARSE, COLUMNS, FINE_US
+
+ATTACH_KIND, LOAD_KIND, STOP_KIND = 1, 2, 3
+READY, DONE, FAILED = 1, 2, 3
+
+HEADER = struct.Struct("<II")
+"""Kind, lane."""
+ATTACH = struct.Struct("<iiqqqqqII16s16s108s")
+LOAD = struct.Struct("<q")
+DIRECTION = struct.Struct("<qqqqQ")
+RESULT = struct.Struct("<q")
+"""CLOCK_MONOTONIC ns of the start; -1: the trace never started."""
+CAUSES = ("queue", "codel", "loss", "malformed", "transmit")
+"""Of a drop: the queue's bound, CoDel, the trace's random loss, an empty or overlong frame, a receiving interface that refused."""
+COUNTERS = struct.Struct(f"<{7 + len(CAUSES)}q")
+"""Packets in, out and inside; drops by cause; wraps of the trace; windows; windows not recorded; largest lateness in ns."""
+ANSWER = struct.Struct("<I")
+MAX_MESSAGE_BYTES = 4096
+PATHS_DELAY = -1
+"""As a segment's delay: that of the path."""
 
 
-class Attach(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+@dataclass(frozen=True, kw_only=True)
+class Attach:
     """Make a lane's two TAP devices in the network namespaces of two processes, and its start socket."""
 
     lane: int
     server_pid: int
-    server_interface: str
     client_pid: int
+    delay_ns: int
+    """One way."""
+    queue_bytes: int
+    queue_packets: int
+    """0: no such bound."""
+    codel_target_ns: int
+    """0: droptail alone."""
+    codel_interval_ns: int
+    offload: bool
+    """Take frames of up to 64 kB (GSO) with their checksums undone, as kernels hand them over inside one machine. Not for traces."""
+    server_interface: str
     client_interface: str
     start_path: str
-    delay_ns: int
-    queue_bytes: int
+
+    def encode(self) -> bytes:
+        """The datagram."""
+        names = (self.server_interface.encode(), self.client_interface.encode(), self.start_path.encode())
+        codel = (self.codel_target_ns, self.codel_interval_ns)
+        numbers = (self.server_pid, self.client_pid, self.delay_ns, self.queue_bytes, self.queue_packets, *codel, self.offload, 0)
+        return HEADER.pack(ATTACH_KIND, self.lane) + ATTACH.pack(*numbers, *names)
+
+    @classmethod
+    def decode(cls, datagram: bytes) -> "Attach":
+        """Of a datagram; struct.error when its size is wrong."""
+        _, lane = HEADER.unpack_from(datagram)
+        *numbers, offload, _, server, client, path = ATTACH.unpack(datagram[HEADER.size :])
+        server_pid, client_pid, delay_ns, queue_bytes, queue_packets, codel_target_ns, codel_interval_ns = numbers
+        return cls(
+            lane=lane,
+            server_pid=server_pid,
+            client_pid=client_pid,
+            delay_ns=delay_ns,
+            queue_bytes=queue_bytes,
+            queue_packets=queue_packets,
+            codel_target_ns=codel_target_ns,
+            codel_interval_ns=codel_interval_ns,
+            offload=bool(offload),
+            server_interface=_text(server),
+            client_interface=_text(client),
+            start_path=_text(path),
+        )
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Arm a lane. The trace comes along as a file descriptor: int64 numbers, `points` times (ns), then `rates` rates (1e-3 bit/s)."""
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How one direction goes: its capacity over time and its conditions. Without `times` it has neither, only the path's delay."""
+
+    times: Sequence[int] = ()
+    """ns: edges of `rates`, or without rates packet-delivery opportunities."""
+    rates: Sequence[int] = ()
+    """1e-3 bit/s."""
+    mean_rate: int = 0
+    """1e-3 bit/s, at which the direction goes before the start and after the stop."""
+    edges: Sequence[int] = ()
+    """ns, of the segments of conditions."""
+    delays: Sequence[int] = ()
+    """ns, one way; `PATHS_DELAY`: the path's."""
+    enter: Sequence[int] = ()
+    """53-bit threshold of loss after a packet that was not lost."""
+    stay: Sequence[int] = ()
+    """53-bit threshold of loss after a lost packet."""
+    seed: int = 0
+    """Of the losses, 64 bits."""
+
+    @property
+    def numbers(self) -> "array[int]":
+        """As they go into the descriptor."""
+        return array("q", [*self.times, *self.rates, *self.edges, *self.delays, *self.enter, *self.stay])
+
+    def head(self) -> bytes:
+        """The `DIRECTION` that says how many of which."""
+        return DIRECTION.pack(len(self.times), len(self.rates), self.mean_rate, len(self.delays), self.seed)
+
+    @classmethod
+    def decode(cls, head: bytes, numbers: memoryview) -> tuple["Course", memoryview]:
+        """From a `DIRECTION` and the descriptor's int64 numbers; also the numbers that follow. ValueError when there are too few."""
+        points, rates, mean_rate, segments, seed = DIRECTION.unpack(head)
+        parts = []
+        for count in (points, rates, segments + 1 if segments else 0, segments, segments, segments):
+            if not 0 <= count <= len(numbers):
+                raise ValueError(f"a trace of {len(numbers)} numbers, wanted {count} more")
+            parts.append(numbers[:count])
+            numbers = numbers[count:]
+        times, levels, edges, delays, enter, stay = parts
+        course = cls(times=times, rates=levels, mean_rate=mean_rate, edges=edges, delays=delays, enter=enter, stay=stay, seed=seed)
+        return course, numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Arm a lane."""
 
     lane: int
-    points: int
-    rates: int
-    """0: the times are packet-delivery opportunities."""
     offset_ns: int
-    mean_rate_bps: float
+    down: Course
+    up: Course
+
+    def encode(self) -> bytes:
+        """The datagram."""
+        return HEADER.pack(LOAD_KIND, self.lane) + LOAD.pack(self.offset_ns) + self.down.head() + self.up.head()
+
+    def numbers(self) -> bytes:
+        """What the descriptor holds."""
+        return self.down.numbers.tobytes() + self.up.numbers.tobytes()
+
+    @classmethod
+    def decode(cls, datagram: bytes, numbers: memoryview) -> "Load":
+        """Of a datagram and its descriptor; ValueError or struct.error when they don't fit each other."""
+        _, lane = HEADER.unpack_from(datagram)
+        (offset_ns,) = LOAD.unpack_from(datagram, HEADER.size)
+        begin, middle = HEADER.size + LOAD.size, HEADER.size + LOAD.size + DIRECTION.size
+        down, rest = Course.decode(datagram[begin:middle], numbers)
+        up, _ = Course.decode(datagram[middle:], rest)
+        return cls(lane=lane, offset_ns=offset_ns, down=down, up=up)
 
 
-class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """End a lane's trial."""
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """End a lane's trial and hand over its counters."""
 
     lane: int
 
-
-class FetchWindows(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Hand over windows of the trial that was stopped last, from number `first` on."""
-
-    lane: int
-    first: int
+    def encode(self) -> bytes:
+        """The datagram."""
+        return HEADER.pack(STOP_KIND, self.lane)
 
 
-Request = Attach | Load | Stop | FetchWindows
+Request = Attach | Load | Stop
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The relay runs. `problems`: what of its real-time set-up was refused, a sentence each."""
-
-    problems: list[str]
-
-
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The request was carried out."""
+def no_rows() -> "array[float]":
+    """Windows of a direction that has no trace."""
+    return array("d")
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """It was not."""
-
-    reason: str
+def _zeros(count: int) -> "array[int]":
+    return array("I", bytes(4 * count))
 
 
-class Direction(msgspec.Struct, frozen=True, kw_only=True):
-    """Packets of one direction since `Load`. `fine_us` and `coarse_us` are the arrays of `ledger.Lateness` (uint32)."""
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What one direction did since `Load`."""
 
     packets_in: int
     packets_out: int
     inside: int
     drops: dict[str, int]
-    fine_us: bytes
-    coarse_us: bytes
-    max_ns: int
+    wraps: int = 0
+    windows_lost: int = 0
+    max_late_ns: int = 0
+    fine_us: "array[int]" = field(default_factory=lambda: _zeros(FINE_US))
+    coarse_us: "array[int]" = field(default_factory=lambda: _zeros(COARSE))
+    """See `ledger.Lateness`."""
+    rows: "array[float]" = field(default_factory=no_rows)
+    """See `ledger.Windows`."""
+
+    def encode(self) -> bytes:
+        """As it goes into the descriptor."""
+        drops = [self.drops[cause] for cause in CAUSES]
+        counts = (self.packets_in, self.packets_out, self.inside, *drops, self.wraps, len(self.rows) // COLUMNS)
+        head = COUNTERS.pack(*counts, self.windows_lost, self.max_late_ns)
+        return head + self.fine_us.tobytes() + self.coarse_us.tobytes() + self.rows.tobytes()
+
+    @classmethod
+    def decode(cls, data: memoryview) -> tuple["Counters", memoryview]:
+        """From the descriptor's bytes; also the bytes that follow."""
+        packets_in, packets_out, inside, *counts = COUNTERS.unpack_from(data)
+        drops = dict(zip(CAUSES, counts, strict=False))
+        wraps, windows, windows_lost, max_late_ns = counts[len(CAUSES) :]
+        data = data[COUNTERS.size :]
+        arrays = []
+        for kind, count in (("I", FINE_US), ("I", COARSE), ("d", windows * COLUMNS)):
+            numbers = array(kind)
+            size_bytes = count * numbers.itemsize
+            numbers.frombytes(data[:size_bytes])
+            arrays.append(numbers)
+            data = data[size_bytes:]
+        fine_us, coarse_us, rows = arrays
+        counters = cls(
+            packets_in=packets_in,
+            packets_out=packets_out,
+            inside=inside,
+            drops=drops,
+            wraps=wraps,
+            windows_lost=windows_lost,
+            max_late_ns=max_late_ns,
+            fine_us=fine_us,
+            coarse_us=coarse_us,
+            rows=rows,
+        )
+        return counters, data
 
 
-class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to `Stop`."""
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a lane did in a trial."""
 
     started_ns: int | None
-    windows: int
-    windows_lost: int
-    wraps: int
-    down: Direction
-    up: Direction
+    down: Counters
+    up: Counters
 
+    def encode(self) -> bytes:
+        """What the descriptor of a `Stop` gets."""
+        return RESULT.pack(-1 if self.started_ns is None else self.started_ns) + self.down.encode() + self.up.encode()
 
-class WindowPage(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer to `FetchWindows`: rows of `ledger.COLUMNS` float64 numbers."""
-
-    rows: bytes
-
-
-Answer = Ready | Done | Failed | Stopped | WindowPage
-
-MAX_MESSAGE_BYTES = 150_000
-PAGE_WINDOWS = 1500
-"""Windows in one page: about 80 kB as base64."""
+    @classmethod
+    def decode(cls, data: bytes) -> "Result":
+        """Of what the descriptor got; struct.error or ValueError when it's cut short."""
+        (started_ns,) = RESULT.unpack_from(data)
+        down, rest = Counters.decode(memoryview(data)[RESULT.size :])
+        up, _ = Counters.decode(rest)
+        return cls(started_ns=None if started_ns < 0 else started_ns, down=down, up=up)

@@ -1,5 +1,6 @@
-"""The user-space relay: one real-time process that carries the packets of all lanes. `python -m testbed.shapers.relay PARENT_PID FD`.
+"""The relay in Python: one real-time process that carries the packets of all lanes. `python -m testbed.shapers.relay PARENT_PID FD`.
 
+It is the readable reference for the one in C (`native/`), which does the same faster, and stands in where that can't be built.
 Each lane has two TAP devices, one the server's interface, one the client's. The relay reads frames from one, asks the bottleneck
 model when they leave, and writes them to the other at that time. `FD` is a SOCK_SEQPACKET socket to the testbed (`messages`).
 """
@@ -8,12 +9,11 @@ import gc
 import os
 import select
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
-
-import msgspec
 
 from testbed import clock
 from testbed.errors import TestbedError
@@ -31,7 +31,6 @@ class Relay:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._decoder = msgspec.json.Decoder(messages.Request)
         self._lanes: dict[int, RelayLane] = {}
         self._halves: list[Half] = []
         self._heap: list[tuple[int, int]] = []  # (when, index of the half); stale entries are recognised by `scheduled_ns`
@@ -77,9 +76,8 @@ class Relay:
             heappush(self._heap, (due_ns, index))
 
     def _tick(self, now_ns: int) -> None:
-        for lane in self._lanes.values():
-            if lane.down.windows:
-                lane.down.windows.advance(now_ns)
+        for half in self._halves:
+            half.advance(now_ns)
 
     def _serve(self) -> None:
         """One request of the testbed."""
@@ -88,35 +86,34 @@ class Relay:
             if not data:
                 self._running = False
                 return
-            answer: messages.Answer
             try:
-                answer = self._obey(self._decoder.decode(data), descriptors)
-            except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
-                answer = messages.Failed(reason=f"{type(error).__name__}: {error}")
-            self._control.send(msgspec.json.encode(answer))
+                self._obey(data, descriptors)
+                answer = messages.ANSWER.pack(messages.DONE)
+            except (OSError, ValueError, LookupError, struct.error) as error:
+                answer = messages.ANSWER.pack(messages.FAILED) + f"{type(error).__name__}: {error}".encode()
+            self._control.send(answer)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _obey(self, request: messages.Request, descriptors: list[int]) -> messages.Answer:
-        match request:
-            case messages.Attach():
-                self._attach(request)
-            case messages.Load():
-                self._lanes[request.lane].load(request, descriptors[0])
-            case messages.Stop():
-                return self._lanes[request.lane].stop()
-            case messages.FetchWindows():
-                return messages.WindowPage(rows=self._lanes[request.lane].page(request.first))
-        return messages.Done()
+    def _obey(self, datagram: bytes, descriptors: list[int]) -> None:
+        kind, lane = messages.HEADER.unpack_from(datagram)
+        if kind == messages.ATTACH_KIND:
+            self._attach(messages.Attach.decode(datagram))
+        elif kind == messages.LOAD_KIND:
+            self._lanes[lane].load(datagram, descriptors[0])
+        elif kind == messages.STOP_KIND:
+            self._lanes[lane].stop(descriptors[0])
+        else:
+            raise ValueError(f"unknown request {kind}")
 
     def _attach(self, request: messages.Attach) -> None:
         lane = RelayLane(request)
         self._lanes[request.lane] = lane
-        for half in (lane.down, lane.up):
+        for half in lane.halves:
             self._halves.append(half)
             self._watch(half.source, partial(self._receive, len(self._halves) - 1))
-        self._watch(lane.starts.fileno(), partial(self._start, lane, len(self._halves) - 2))
+        self._watch(lane.starts.fileno(), partial(self._start, lane))
 
     def _receive(self, index: int) -> None:
         half = self._halves[index]
@@ -125,9 +122,10 @@ class Relay:
         else:
             self._epoll.unregister(half.source)
 
-    def _start(self, lane: RelayLane, index: int) -> None:
+    def _start(self, lane: RelayLane) -> None:
         lane.start()
-        self._schedule(index)
+        for half in lane.halves:
+            self._schedule(self._halves.index(half))
 
     def _watch(self, descriptor: int, handler: Callable[[], object]) -> None:
         self._handlers[descriptor] = handler
@@ -145,7 +143,7 @@ def main(arguments: list[str]) -> None:
     gc.freeze()
     gc.disable()
     relay = Relay(control)
-    control.send(msgspec.json.encode(messages.Ready(problems=problems)))
+    control.send(messages.ANSWER.pack(messages.READY) + "\n".join(problems).encode())
     relay.run()
 
 

@@ -1,28 +1,25 @@
-"""Back end `userspace`: the testbed's side of the relay process (`relay`)."""
+"""Back ends `userspace` and `python`: the testbed's side of a relay process, in C (`native/`) or in Python (`relay`)."""
 
-import math
 import os
 import socket
 import subprocess
 import sys
 import threading
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
-from testbed.errors import TestbedError, UserError
-from testbed.link import Endpoint, Link, LinkReport, LinkSet, PathSpec
-from testbed.shapers import messages
+from testbed import native
+from testbed.errors import TestbedError
+from testbed.link import BackEnd, Endpoint, Link, LinkReport, LinkSet, PathSpec
+from testbed.shapers import codel, messages
 from testbed.shapers.accounts import report
-from testbed.shapers.bottleneck import RATE_SCALE
+from testbed.shapers.encoding import encode
 from testbed.shapers.kernelcalls import dropped_by_interface
-from testbed.shapers.ledger import COLUMNS
 from testbed.units import ns_from_s
-from traces.trace import RateTrace, Trace
+from traces.trace import Trace
 
 ANSWER_TIMEOUT_S = 10.0
+NOT_BUILT = "the relay in C was not built (scripts/setup builds it where there is a C compiler): the one in Python stands in"
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 """`spawn(argv, **popen_arguments)`: starts a process of ours in the root network namespace."""
@@ -33,75 +30,83 @@ class RelaySet(LinkSet):
 
     unqueued = True
 
-    def __init__(self, spawn: Spawn, folder: Path) -> None:
+    def __init__(self, spawn: Spawn, folder: Path, back_end: BackEnd = "userspace") -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._answers = msgspec.json.Decoder(messages.Answer)
+        self._program = native.built() if back_end == "userspace" else None
+        self.notes = [NOT_BUILT] if back_end == "userspace" and not self._program else []
+        """What the reader of a report should know of the relay."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs:
-            argv = [sys.executable, "-m", "testbed.shapers.relay", str(os.getpid()), str(theirs.fileno())]
-            self.process = spawn(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self._ready: messages.Ready | None = None
+            program = [str(self._program)] if self._program else [sys.executable, "-m", "testbed.shapers.relay"]
+            self.process = spawn([*program, str(os.getpid()), str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._problems: list[str] | None = None
 
     @property
     def problems(self) -> list[str]:
         """What of the relay's real-time set-up this host refused. Waits until the relay is up."""
         with self._lock:
-            return self._wait_ready().problems
+            return self._wait_ready()
 
     @property
     def facts(self) -> dict[str, object]:
         """See `LinkSet`."""
-        return {"back_end": "userspace", "realtime": not self.problems, "realtime_problems": self.problems}
+        relay = "C" if self._program else "Python"
+        facts = {"back_end": "userspace", "relay": relay, "relay_pid": self.process.pid}
+        return {**facts, "realtime": not self.problems, "realtime_problems": self.problems}
 
     def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec) -> "RelayLink":
         """See `LinkSet`."""
         link = RelayLink(self, lane, server, client, self._folder / f"lane{lane}.sock")
+        managed = path.discipline == "codel"
         self.request(
             messages.Attach(
                 lane=lane,
                 server_pid=server.pid,
-                server_interface=server.interface,
                 client_pid=client.pid,
-                client_interface=client.interface,
-                start_path=str(link.start_path),
                 delay_ns=ns_from_s(path.rtt_s / 2),
                 queue_bytes=path.queue_bytes,
+                queue_packets=path.queue_packets or 0,
+                codel_target_ns=codel.TARGET_NS if managed else 0,
+                codel_interval_ns=codel.INTERVAL_NS if managed else 0,
+                offload=False,
+                server_interface=server.interface,
+                client_interface=client.interface,
+                start_path=str(link.start_path),
             )
         )
         return link
 
-    def request(self, request: messages.Request, *descriptors: int) -> messages.Answer:
-        """Ask the relay, wait for its answer."""
+    def request(self, request: messages.Request, *descriptors: int) -> None:
+        """Ask the relay, wait until it's done."""
         with self._lock:
             self._wait_ready()
             try:
-                socket.send_fds(self._control, [msgspec.json.encode(request)], descriptors)
+                socket.send_fds(self._control, [request.encode()], descriptors)
             except OSError as error:
                 raise self._lost(str(error)) from error
-            answer = self._receive()
-        if isinstance(answer, messages.Failed):
-            raise TestbedError(f"the relay could not carry out {type(request).__name__}: {answer.reason}")
-        return answer
+            kind, text = self._receive()
+        if kind != messages.DONE:
+            raise TestbedError(f"the relay could not carry out {type(request).__name__}: {text}")
 
-    def _wait_ready(self) -> messages.Ready:
-        if self._ready is None:
-            answer = self._receive()
-            if not isinstance(answer, messages.Ready):
-                raise self._lost(f"it answered {answer!r} instead of being ready")
-            self._ready = answer
-        return self._ready
+    def _wait_ready(self) -> list[str]:
+        if self._problems is None:
+            kind, text = self._receive()
+            if kind != messages.READY:
+                raise self._lost(f"it answered {kind} {text!r} instead of being ready")
+            self._problems = text.splitlines()
+        return self._problems
 
-    def _receive(self) -> messages.Answer:
+    def _receive(self) -> tuple[int, str]:
         try:
             data = self._control.recv(messages.MAX_MESSAGE_BYTES)
         except OSError as error:
             raise self._lost(str(error)) from error
-        if not data:
+        if len(data) < messages.ANSWER.size:
             raise self._lost("it closed its socket")
-        answer: messages.Answer = self._answers.decode(data)
-        return answer
+        (kind,) = messages.ANSWER.unpack_from(data)
+        return kind, data[messages.ANSWER.size :].decode(errors="replace")
 
     def _lost(self, why: str) -> TestbedError:
         code = self.process.poll()
@@ -133,15 +138,14 @@ class RelayLink(Link):
         """See `Link`."""
         return self._start_path
 
-    def load(self, trace: Trace, offset_s: float, trial_id: str) -> None:
+    def load(self, trace: Trace, offset_s: float, trial_id: str, *, uplink: Trace | None = None, seed: int = 1) -> None:
         """See `Link`."""
-        request, numbers = encode(trace, offset_s, self.lane)
-        descriptor = os.memfd_create("trace")
-        try:
-            os.write(descriptor, numbers)
+        request = encode(self.lane, trace, uplink, offset_s, seed)
+        descriptor = os.memfd_create("traces")
+        with open(descriptor, "wb") as file:
+            file.write(request.numbers())
+            file.flush()
             self._relay.request(request, descriptor)
-        finally:
-            os.close(descriptor)
         self._trial_id, self._dropped_before = trial_id, self._dropped_by_interfaces()
 
     def stop(self) -> LinkReport:
@@ -149,39 +153,15 @@ class RelayLink(Link):
         if self._trial_id is None:
             raise TestbedError(f"lane {self.lane}: stop without load")
         trial_id, self._trial_id = self._trial_id, None
-        stopped = self._relay.request(messages.Stop(lane=self.lane))
-        if not isinstance(stopped, messages.Stopped):
-            raise TestbedError(f"lane {self.lane}: the relay answered {stopped!r} to Stop")
+        with open(os.memfd_create("result"), "r+b") as file:
+            self._relay.request(messages.Stop(lane=self.lane), file.fileno())
+            file.seek(0)
+            result = messages.Result.decode(file.read())
         interface_drops = self._dropped_by_interfaces() - self._dropped_before
-        return report(trial_id, stopped, self._windows(stopped.windows), interface_drops, self._relay.problems)
+        return report(trial_id, result, interface_drops, self._relay.problems, self._relay.notes)
 
     def _dropped_by_interfaces(self) -> int:
         try:
             return sum(dropped_by_interface(end.pid, end.interface) for end in self._ends)
         except OSError as error:
             raise TestbedError(f"lane {self.lane}: a host of the link is gone ({error})") from error
-
-    def _windows(self, count: int) -> "array[float]":
-        rows = array("d")
-        while len(rows) < count * COLUMNS:
-            page = self._relay.request(messages.FetchWindows(lane=self.lane, first=len(rows) // COLUMNS))
-            if not isinstance(page, messages.WindowPage) or not page.rows:
-                raise TestbedError(f"lane {self.lane}: the relay handed over {len(rows) // COLUMNS} of {count} windows")
-            rows.frombytes(page.rows)
-        return rows
-
-
-def encode(trace: Trace, offset_s: float, lane: int) -> tuple[messages.Load, bytes]:
-    """The request and the numbers that go with it."""
-    if not (math.isfinite(offset_s) and offset_s >= 0):
-        raise UserError(f"trace {trace.name}: the offset is {offset_s} s, wanted a finite number of at least 0")
-    if isinstance(trace, RateTrace):
-        times, rates = [ns_from_s(t) for t in trace.edges_s], [round(rate * RATE_SCALE) for rate in trace.rates_bps]
-    else:
-        times, rates = [ns_from_s(t) for t in trace.times_s], []
-    if times[-1] <= 0 or (rates and not any(rate > 0 and b > a for rate, a, b in zip(rates, times, times[1:], strict=False))):
-        raise UserError(f"trace {trace.name}: carries nothing at a resolution of 1 ns and {1 / RATE_SCALE} bit/s, wanted more")
-    request = messages.Load(
-        lane=lane, points=len(times), rates=len(rates), offset_ns=ns_from_s(offset_s), mean_rate_bps=trace.mean_rate_bps
-    )
-    return request, array("q", times + rates).tobytes()

@@ -3,12 +3,14 @@
 from bisect import bisect_right
 from collections import deque
 from fractions import Fraction
+from math import ceil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.shapers.bottleneck import RATE_SCALE, Bottleneck, OpportunityCapacity, RateCapacity, constant
+from testbed.shapers.bottleneck import Bottleneck
+from testbed.shapers.capacity import RATE_SCALE, OpportunityCapacity, RateCapacity, constant
 from testbed.units import BITS_PER_BYTE, OPPORTUNITY_BYTES, ns_from_s
 
 SECOND = ns_from_s(1)
@@ -47,15 +49,26 @@ def absolute(gaps):
 
 
 def play(capacity, packets, limit, delay_ns=0):
-    """Departure of each packet (None: dropped), and what the model looks like afterwards."""
+    """Departure of each packet (None: dropped), the model after the last arrival, and who was inside then."""
     model, departures = Bottleneck(capacity, delay_ns, limit), {}
     for i, (now_ns, size) in enumerate(packets):
         while entry := model.take(now_ns):
             departures[entry.payload] = entry.departure_ns
         model.offer(now_ns, size, i)
-    inside = [entry.payload for entry in [*model._flying, *model._waiting]]
-    departures |= {entry.payload: entry.departure_ns for entry in [*model._flying, *model._waiting]}
-    return [departures.get(i) for i in range(len(packets))], model, inside
+    inside_bytes, count = model.inside_bytes, len(model)
+    inside = drained(model)
+    departures |= {entry.payload: entry.departure_ns for entry in inside}
+    assert (inside_bytes, count) == (sum(entry.size_bytes for entry in inside), len(inside))
+    assert (model.inside_bytes, model.queue_bytes, len(model)) == (0, 0, 0)
+    return [departures.get(i) for i in range(len(packets))]
+
+
+def drained(model):
+    """What still comes out."""
+    entries = []
+    while (due_ns := model.due_ns) is not None:
+        entries += [entry] if (entry := model.take(due_ns)) else []
+    return entries
 
 
 def enact_rate(edges, rates, offset_ns, packets, limit):
@@ -127,14 +140,14 @@ def enact_opportunities(times, offset_ns, packets, limit):
 @given(rate_traces(), offsets, arrivals, limits)
 def test_rates_are_served_as_enacted(trace, offset_ns, gaps, limit):
     packets = absolute(gaps)
-    got, _, _ = play(RateCapacity(*trace, START_NS, offset_ns), packets, limit)
+    got = play(RateCapacity(*trace, START_NS, offset_ns), packets, limit)
     assert got == enact_rate(*trace, offset_ns, packets, limit)
 
 
 @given(opportunity_traces, offsets, arrivals, limits)
 def test_opportunities_are_served_as_mahimahi_does(times, offset_ns, gaps, limit):
     packets = absolute(gaps)
-    got, _, _ = play(OpportunityCapacity(times, START_NS, offset_ns), packets, limit)
+    got = play(OpportunityCapacity(times, START_NS, offset_ns), packets, limit)
     assert got == enact_opportunities(times, offset_ns, packets, limit)
 
 
@@ -148,12 +161,8 @@ def capacities(draw_trace, offset_ns):
 @given(st.one_of(rate_traces(), opportunity_traces), offsets, arrivals, limits, st.integers(0, SECOND))
 def test_laws_of_a_link(trace, offset_ns, gaps, limit, delay_ns):
     packets = absolute(gaps)
-    departures, model, inside = play(capacities(trace, offset_ns), packets, limit, delay_ns)
+    departures = play(capacities(trace, offset_ns), packets, limit, delay_ns)  # which checks that packets and bytes are conserved
     kept = [(d, p) for d, p in zip(departures, packets, strict=True) if d is not None]
-    # conservation: in = out + dropped + inside, in bytes too
-    out = [i for i, d in enumerate(departures) if d is not None and i not in inside]
-    assert model.inside_bytes == sum(packets[i][1] for i in inside)
-    assert len(out) + len(inside) + departures.count(None) == len(packets) and len(model) == len(inside)
     # first in, first out
     assert [d for d, _ in kept] == sorted(d for d, _ in kept)
     # never more than the capacity: what leaves in (a, d] fits in it
@@ -199,7 +208,7 @@ def test_service_begins_at_arrival_or_when_the_predecessor_has_left(trace, offse
     for i, (now_ns, size) in enumerate(packets):
         model.offer(now_ns, size, i)
     last_ns = 0
-    for entry in [*model._flying, *model._waiting]:
+    for entry in drained(model):
         assert entry.begin_ns == max(packets[entry.payload][0], last_ns) <= entry.departure_ns
         last_ns = entry.departure_ns
 
@@ -223,17 +232,13 @@ def test_switching_keeps_order_and_every_byte(trace, times, gaps, after_ns):
     model = Bottleneck(RateCapacity(*trace, START_NS), 0, 10**6)
     accepted = [i for i, (now_ns, size) in enumerate(packets) if model.offer(now_ns, size, i)]
     switch_ns = packets[-1][0] + after_ns
-    meter = RateCapacity(*trace, START_NS)
-    model._advance(switch_ns)
-    waiting, left = len(model._waiting), [entry.payload for entry in model._flying]
-    backlog = max(model._finish - meter.at(switch_ns), 0)
+    allowed, wasted = model.spent_at(switch_ns)
+    backlog_bytes = sum(packets[i][1] for i in accepted) - (allowed - wasted)
     model.switch(switch_ns, OpportunityCapacity(times, switch_ns))
-    order = left + [entry.payload for entry in model._waiting]
-    assert order == accepted and len(model._waiting) == waiting
-    if waiting:
-        last = model._waiting[-1].departure_ns
-        assert last == OpportunityCapacity(times, switch_ns).when(-(-backlog // WORK_PER_BYTE))
-        assert all(a.departure_ns <= b.departure_ns for a, b in zip(model._waiting, list(model._waiting)[1:], strict=False))
+    entries = drained(model)
+    assert [entry.payload for entry in entries] == accepted
+    if backlog_bytes > 1e-6:
+        assert entries[-1].departure_ns == OpportunityCapacity(times, switch_ns).when(ceil(backlog_bytes - 1e-6))
 
 
 def test_a_packet_in_service_goes_on_where_it_is():
@@ -241,7 +246,7 @@ def test_a_packet_in_service_goes_on_where_it_is():
     model.offer(0, 1500)
     model.offer(0, 1500)
     model.switch(SECOND // 2000, constant(6e6, SECOND // 2000))  # after half of the first
-    assert [entry.departure_ns for entry in model._waiting] == [1_500_000, 3_500_000]
+    assert [entry.departure_ns for entry in drained(model)] == [1_500_000, 3_500_000]
 
 
 def test_rate_changes_inside_a_packet():
@@ -264,7 +269,14 @@ def test_droptail_counts_the_packet_in_service_whole():
     assert [model.offer(0, 1500) for _ in range(4)] == [True, True, True, False]
     assert not model.offer(999_999, 1500)
     assert model.offer(1_000_000, 1500)
-    assert model.queued_at(1_000_000) == 4500
+    assert model.queue_bytes == 4500
+    assert model.drops == {"queue": 2, "codel": 0, "loss": 0} and model.dropped_bytes == 3000
+
+
+def test_a_bound_in_packets_counts_the_one_in_service():
+    model = Bottleneck(constant(12e6, 0), 0, 10**6, queue_limit_packets=2)
+    assert [model.offer(0, 100) for _ in range(3)] == [True, True, False]
+    assert model.offer(SECOND, 100)
 
 
 def test_without_a_capacity_there_is_delay_only_and_a_bound():
@@ -279,7 +291,7 @@ def test_restart_forgets_the_queue_and_not_the_delay_line():
     model = Bottleneck(constant(12e6, 0), SECOND, 10_000)
     for _ in range(3):
         model.offer(0, 1500)
-    assert model.restart(1_500_000, constant(12e6, 1_500_000)) == 2
+    model.restart(1_500_000, constant(12e6, 1_500_000))
     assert len(model) == 1 and model.inside_bytes == 1500 and model.queue_bytes == 0
     model.offer(1_500_000, 1500)
     assert model.take(SECOND + 1_000_000) and model.due_ns == SECOND + 2_500_000

@@ -1,5 +1,6 @@
 """Windows, lateness, rate error and verdict, from counters that are made up."""
 
+import itertools
 from array import array
 from dataclasses import replace
 
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 from testbed.errors import UserError
 from testbed.link import PathSpec
 from testbed.shapers.accounts import Histogram, link_rows, rate_error_pct, report
-from testbed.shapers.bottleneck import Bottleneck, Entry, RateCapacity, constant
+from testbed.shapers.bottleneck import Bottleneck, Entry
+from testbed.shapers.capacity import RateCapacity, constant
+from testbed.shapers.conditions import Conditions as PathConditions
+from testbed.shapers.conditions import SplitMix64
+from testbed.shapers.encoding import chain, encode
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness, Windows
-from testbed.shapers.messages import Direction, Stopped
-from testbed.shapers.userspace import encode
+from testbed.shapers.messages import CAUSES, Attach, Counters, Course, Load, Result
 from testbed.units import ns_from_s
-from traces.trace import MAX_DURATION_S, MAX_RATE_BPS, MIN_DURATION_S, MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
+from traces.trace import MAX_DURATION_S, MAX_RATE_BPS, MIN_DURATION_S, MIN_MEAN_RATE_BPS, Conditions, OpportunityTrace, RateTrace
 
 MS = ns_from_s(1e-3)
 PACKETS_PER_WINDOW = 11
@@ -23,8 +27,9 @@ PACKETS_PER_WINDOW = 11
 
 def backlogged(lateness_ns, windows=20, rate_bps=PACKETS_PER_WINDOW * 1500 * 8 / 0.1 * 0.97):
     """Windows of a link that is always backlogged, whose packet i is late by lateness_ns(i)."""
+
     def fresh():
-        model = Bottleneck(constant(rate_bps, 0), 0, 10**9, 10**9)
+        model = Bottleneck(constant(rate_bps, 0), 0, 10**9, max_inside_bytes=10**9)
         for _ in range(windows * PACKETS_PER_WINDOW):
             model.offer(0, 1500, ())
         return model
@@ -65,7 +70,7 @@ def test_every_tenth_packet_late_by_its_own_service_time_is_an_error():
 @given(st.integers(0, 30 * MS), st.integers(0, 500 * MS), st.integers(0, 30 * MS))
 def test_a_late_packet_is_behind_at_each_window_end_in_between(begin_ns, service_ns, late_ns):
     book = Windows(Bottleneck(constant(1e6, 0), 0, 10**6), 0)
-    entry = Entry(begin_ns, begin_ns + service_ns, 1500, None)
+    entry = Entry(begin_ns, begin_ns + service_ns, begin_ns + service_ns, 1500, None)
     book.served(entry, late_ns)
     book.advance(2000 * MS)
     for i in range(0, len(book.rows), COLUMNS):
@@ -80,10 +85,10 @@ def test_windows_say_what_was_allowed_wasted_dropped_and_queued():
     book = Windows(model, 0)
     for now_ns in (50 * MS, 50 * MS, 50 * MS, 50 * MS, 195 * MS):
         book.advance(now_ns)
-        if not model.offer(now_ns, 1500):
-            book.drop(1500)
+        model.offer(now_ns, 1500)
     book.advance(300 * MS)
-    rows = link_rows("t", book.rows)
+    rows = link_rows("t", "up", book.rows)
+    assert {row.direction for row in rows} == {"up"}
     assert [row.allowed_bytes for row in rows] == [15000] * 3
     assert [row.delivered_bytes for row in rows] == pytest.approx([4500, 750, 750])
     assert [row.dropped_bytes for row in rows] == [1500, 0, 0]
@@ -104,31 +109,31 @@ def test_quantiles_of_lateness(late):
         assert exact <= histogram.quantile_s(q) + 1e-12
         assert histogram.quantile_s(q) <= exact + 1.001e-6 if exact < FINE_US * 1e-6 else histogram.quantile_s(q) <= 2 * exact
     row = histogram.row("t", "down")
-    assert sum(row.counts) == len(late) and row.upper_ms[: 2] == pytest.approx([0.001, 0.002][: len(row.upper_ms)])
+    assert sum(row.counts) == len(late) and row.upper_ms[:2] == pytest.approx([0.001, 0.002][: len(row.upper_ms)])
     for upper_ms, below in zip(row.upper_ms, [sum(row.counts[: i + 1]) for i in range(len(row.counts))], strict=True):
         assert below == sum(value < upper_ms * MS for value in late)
 
 
-def direction(counter=None, **changes):
+def direction(counter=None, rows=(), **changes):
     """A direction's counters of 1000 packets that were never late."""
     if counter is None:
         counter = Lateness()
         for _ in range(1000):
             counter.add(90_000)
-    values = {"packets_in": 1003, "packets_out": 1000, "inside": 1, "drops": {"queue": 2, "malformed": 0, "transmit": 0}, **changes}
-    return Direction(fine_us=counter.fine.tobytes(), coarse_us=counter.coarse.tobytes(), max_ns=counter.max_ns, **values)
+    drops = {**dict.fromkeys(CAUSES, 0), "queue": 2}
+    values = {"packets_in": 1003, "packets_out": 1000, "inside": 1, "drops": drops, **changes}
+    return Counters(fine_us=counter.fine, coarse_us=counter.coarse, max_late_ns=counter.max_ns, rows=array("d", rows), **values)
 
 
-def made(down=None, interface_drops=0, rows=(), started_ns=5, **changes):
+def made(down=None, interface_drops=0, started_ns=5):
     """A report of a good link, changed."""
-    stopped = Stopped(started_ns=started_ns, windows=0, windows_lost=0, wraps=0, down=down or direction(), up=direction(), **changes)
-    return report("t", stopped, array("d", rows), interface_drops, [])
+    return report("t", Result(started_ns=started_ns, down=down or direction(), up=direction()), interface_drops)
 
 
 def test_a_good_link_passes():
     good = made()
     assert (good.verdict, good.reasons, good.uncounted_losses) == ("pass", (), 0)
-    assert good.drops == {"queue": 4, "malformed": 0, "transmit": 0}
+    assert good.drops == {"queue": 4, "codel": 0, "loss": 0, "malformed": 0, "transmit": 0}
     assert good.lateness_p99_s == pytest.approx(90e-6, abs=1e-6)
 
 
@@ -139,7 +144,7 @@ def test_a_good_link_passes():
         (made(direction(packets_out=999)), "lost uncounted"),
         (made(direction(packets_out=1001)), "lost uncounted"),
         (made(interface_drops=1), "lost uncounted"),
-        (made(rows=[1000, 0, 0, 0, 11]), "off by 1.10 %"),
+        (made(direction(rows=[1000, 0, 0, 0, 0, 11])), "off by 1.10 %"),
         (replace(made(), lateness_p99_s=1.01e-3), "p99"),
         (replace(made(direction(packets_in=12003, packets_out=12000)), late_packets=14), "later than 5 ms"),
     ],
@@ -154,11 +159,14 @@ def test_one_pause_does_not_fail_a_short_trial():
 
 
 def test_only_backlogged_windows_judge_the_rate():
-    assert rate_error_pct(array("d", [1000, 1, 0, 0, 500, 1000, 0, 0, 0, 500])) == 0
+    assert rate_error_pct(array("d", [1000, 1, 0, 0, 0, 500, 1000, 0, 0, 0, 0, 500])) == 0
     assert rate_error_pct(array("d")) == 0
 
 
-@pytest.mark.parametrize("change", [{"rtt_s": -1}, {"rtt_s": float("nan")}, {"queue_bytes": 100}, {"back_end": "tc"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"rtt_s": -1}, {"rtt_s": float("nan")}, {"queue_bytes": 100}, {"back_end": "tc"}, {"queue_packets": 1}, {"discipline": "red"}],
+)
 def test_a_path_that_makes_no_sense_is_refused(change):
     with pytest.raises(UserError, match="wanted"):
         PathSpec(**change)
@@ -169,11 +177,64 @@ def test_the_queue_in_bandwidth_delay_products():
 
 
 def test_traces_go_to_the_relay_as_whole_ns_and_thousandths_of_bits():
-    request, numbers = encode(RateTrace("t", (0, 0.5, 1), (1e6, 0)), 0.25, lane=3)
-    assert (request.lane, request.points, request.rates, request.offset_ns) == (3, 3, 2, 250_000_000)
-    assert list(array("q", numbers)) == [0, 500_000_000, 1_000_000_000, 1_000_000_000, 0]
-    request, numbers = encode(OpportunityTrace("t", (0.001, 0.001, 1)), 0, lane=0)
-    assert (request.points, request.rates, list(array("q", numbers))) == (3, 0, [1_000_000, 1_000_000, 1_000_000_000])
+    request = encode(3, RateTrace("t", (0, 0.5, 1), (1e6, 0)), None, 0.25, 1)
+    assert (request.lane, request.offset_ns, request.down.mean_rate) == (3, 250_000_000, 500_000_000)
+    assert list(request.down.numbers) == [0, 500_000_000, 1_000_000_000, 1_000_000_000, 0]
+    assert len(request.up.numbers) == 0
+    request = encode(0, RateTrace("t", (0, 1), (1e6,)), OpportunityTrace("u", (0.001, 0.001, 1)), 0, 1)
+    assert (list(request.up.times), list(request.up.rates)) == ([1_000_000, 1_000_000, 1_000_000_000], [])
+
+
+numbers = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(
+    st.integers(0, 63), st.integers(0, 2**40), st.integers(0, 2**64 - 1), st.lists(st.lists(numbers, max_size=5), min_size=6, max_size=6)
+)
+def test_what_is_sent_is_what_is_read(lane, offset_ns, seed, lists):
+    times, rates, *columns = lists
+    segments = min(len(column) for column in columns) - 1 if all(columns) else 0
+    edges, delays, enter, stay = columns[0][: segments + 1 if segments > 0 else 0], *(column[: max(segments, 0)] for column in columns[1:])
+    course = Course(times=times, rates=rates, mean_rate=7, edges=edges, delays=delays, enter=enter, stay=stay, seed=seed)
+    sent = Load(lane=lane, offset_ns=offset_ns, down=course, up=Course(times=[5]))
+    seen = Load.decode(sent.encode(), memoryview(array("q", memoryview(sent.numbers()).cast("q"))))
+    assert (seen.lane, seen.offset_ns, seen.down.seed, seen.down.mean_rate) == (lane, offset_ns, seed, 7)
+    assert seen.down.numbers == sent.down.numbers and list(seen.up.times) == [5]
+    attach = Attach(
+        lane=lane,
+        server_pid=1,
+        client_pid=2,
+        delay_ns=3,
+        queue_bytes=4,
+        queue_packets=5,
+        codel_target_ns=6,
+        codel_interval_ns=7,
+        offload=True,
+        server_interface="server0-eth0",
+        client_interface="c",
+        start_path="/run/x.sock",
+    )
+    assert Attach.decode(attach.encode()) == attach
+    result = Result(started_ns=None, down=direction(rows=[1, 2, 3, 4, 5, 6]), up=direction(wraps=2, windows_lost=3))
+    assert Result.decode(result.encode()) == result
+
+
+@pytest.mark.parametrize(("loss", "burst"), [(0.1, None), (0.01, 1), (0.1, 5), (0.6, 3), (0.3, 50)])
+def test_losses_come_in_the_share_and_the_runs_asked_for(loss, burst):
+    trace = RateTrace("t", (0, 1), (1e9,), conditions=Conditions((0, 1), loss=(loss,), burst_packets=None if burst is None else (burst,)))
+    wanted = encode(0, trace, None, 0, seed=7).down
+    conditions = PathConditions(wanted.edges, wanted.delays, wanted.enter, wanted.stay, wanted.seed, 0)
+    lost = [conditions.fate(now_ns).lost for now_ns in range(1, 200_001)]
+    assert sum(lost) / len(lost) == pytest.approx(loss, abs=0.005 * (burst or 1) ** 0.5)
+    runs = sum(1 for before, now in itertools.pairwise([False, *lost]) if now and not before)
+    assert sum(lost) / runs == pytest.approx(burst or 1 / (1 - loss), rel=0.06)
+    assert chain(1, 3) == chain(1, None) == (1, 1)
+
+
+def test_the_generator_is_splitmix64():
+    """The first numbers after seed 1234567, as its authors' program gives them."""
+    generator = SplitMix64(1234567)
+    assert [generator.next() for _ in range(3)] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +246,8 @@ def test_traces_go_to_the_relay_as_whole_ns_and_thousandths_of_bits():
     ids=lambda trace: trace.name,
 )
 def test_what_a_trace_may_be_a_link_can_carry(trace):
-    request, numbers = encode(trace, trace.duration_s / 2, lane=0)
-    *edges_ns, rate = array("q", numbers)
+    request = encode(0, trace, None, trace.duration_s / 2, 1)
+    *edges_ns, rate = request.down.numbers
     packet = 1500 * RateCapacity.per_byte
     sent_s = RateCapacity(edges_ns, [rate], 0, request.offset_ns).when(packet) / 1e9
     assert sent_s == pytest.approx(1500 * 8 / trace.mean_rate_bps, abs=1e-9)
@@ -195,9 +256,9 @@ def test_what_a_trace_may_be_a_link_can_carry(trace):
 @pytest.mark.parametrize("offset_s", [-1, float("inf"), float("nan")])
 def test_a_bad_offset_is_refused(offset_s):
     with pytest.raises(UserError, match="offset"):
-        encode(RateTrace("t", (0, 1), (1e6,)), offset_s, lane=0)
+        encode(0, RateTrace("t", (0, 1), (1e6,)), None, offset_s, 1)
 
 
 def test_a_trace_below_resolution_is_refused():
     with pytest.raises(UserError, match="carries nothing"):
-        encode(RateTrace("t", (0, 4e-10, 0.1), (1e12, 1e-4)), 0, lane=0)
+        encode(0, RateTrace("t", (0, 4e-10, 0.1), (1e12, 1e-4)), None, 0, 1)
