@@ -119,18 +119,8 @@ def links(settings: LinksSettings, state_dir: Path = STATE_DIR) -> Path:
     check_base(settings.out)
     if settings.quick:
         settings = replace(settings, traces=("constant",), repetitions=1, seconds=LEAST_S, conditions=("idle",))
-    chosen = [each for each in CONTENDERS if each.key in settings.contenders]
-    absent = {each.key: lack for each in chosen if (lack := each.lacks())}
-    able = [each for each in chosen if each.key not in absent]
-    traces = {}
-    for name in settings.traces:
-        try:
-            traces[name] = trace_of(name, settings.seconds)
-        except UserError as error:
-            if name not in STANDARD:
-                raise
-            absent[f"trace {name}"] = str(error)
-    steps = list(plan(settings, able, traces))
+    absent: dict[str, str] = {}
+    traces = _traces(settings, absent)
     now = utc_now()
     folder = new_folder(settings.out, f"bench-links-{now:%Y%m%dT%H%M%SZ}", invoking_user())
     header = {
@@ -141,13 +131,25 @@ def links(settings: LinksSettings, state_dir: Path = STATE_DIR) -> Path:
         "host": host_facts(),
         "versions": versions(),
         "settings": msgspec.to_builtins(settings, enc_hook=str),
-        "absent": absent,
     }
     begin_s = now_s()
-    rows, failed, capture_cost_s = _measure(steps, folder, state_dir)
-    header |= {"took_s": round(now_s() - begin_s, 1), "failed": failed, "capture_cost_s": capture_cost_s}
+    rows, findings = _measure(settings, traces, absent, folder, state_dir)
+    header |= {"took_s": round(now_s() - begin_s, 1), **findings}
     _write(folder, header, rows, settings.write)
     return folder
+
+
+def _traces(settings: LinksSettings, absent: dict[str, str]) -> dict[str, Trace]:
+    """By name; one of the usual ones that is not on this machine goes to `absent`."""
+    found = {}
+    for name in settings.traces:
+        try:
+            found[name] = trace_of(name, settings.seconds)
+        except UserError as error:
+            if name not in STANDARD:
+                raise
+            absent[f"trace {name}"] = str(error)
+    return found
 
 
 def trace_of(name: str, seconds: float) -> Trace:
@@ -193,8 +195,26 @@ def _single(stage: phases.Stage, phase: str, contender: Contender, seconds: floa
         yield {"tcp": phases.tcp, "flood": phases.flood}[phase](stage, contender, seconds)
 
 
-def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tuple[list[phases.Row], list[str], float]:
-    """Take the steps; returns the rows, each in the file as soon as it is known, a sentence for each step that failed, a capture's cost."""
+def _able(settings: LinksSettings, stage: phases.Stage, absent: dict[str, str]) -> list[Contender]:
+    """The contenders that this host can run, each tried; why it can't goes to `absent`."""
+    able = []
+    for each in CONTENDERS:
+        if each.key not in settings.contenders:
+            continue
+        try:
+            if lack := each.lacks():
+                raise UserError(lack)
+            with stage.lanes(each.phases[0], phases.RATE, [each]):
+                able.append(each)
+        except (TestbedError, UserError) as error:
+            absent[each.key] = str(error)
+    return able
+
+
+def _measure(
+    settings: LinksSettings, traces: Mapping[str, Trace], absent: dict[str, str], folder: Path, state_dir: Path
+) -> tuple[list[phases.Row], dict[str, Any]]:
+    """Take all steps; returns the rows, each in the file as soon as it is known, and what else the document is to say."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     rows: list[phases.Row] = []
@@ -202,10 +222,12 @@ def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tup
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left about"), TimeRemainingColumn())
     with run_lock(state_dir=state_dir) as owner, (folder / "rows.jsonl").open("xb") as file, Progress(*columns) as progress:
         spawner = Spawner(owner)
+        stage = phases.Stage(owner, spawner)
+        task = progress.add_task("", total=None)
         try:
-            stage = phases.Stage(owner, spawner)
-            task = progress.add_task("", total=sum(step.seconds for step in steps))
             with stage.congestion_control():
+                steps = list(plan(settings, _able(settings, stage, absent), traces))
+                progress.update(task, total=sum(step.seconds for step in steps))
                 capture_cost_s = phases.capture_cost_s(stage, BASELINE, CAPTURED_S, CAPTURED_TIMES)
                 for step in steps:
                     progress.update(task, description=step.title)
@@ -223,10 +245,9 @@ def _measure(steps: Sequence[phases.Step], folder: Path, state_dir: Path) -> tup
         finally:
             spawner.end([])
     if not rows:
-        raise TestbedError(
-            f"nothing could be measured; the first step's failure: {failed[0]}" if failed else "there was nothing to measure"
-        )
-    return rows, failed, capture_cost_s
+        reasons = [*failed[:1], *(f"{key}: {why}" for key, why in absent.items())]
+        raise TestbedError("nothing could be measured" + (f" ({'; '.join(reasons)})" if reasons else ""))
+    return rows, {"absent": absent, "failed": failed, "capture_cost_s": capture_cost_s}
 
 
 def _write(folder: Path, header: dict[str, Any], rows: list[phases.Row], target: Path | None) -> None:
