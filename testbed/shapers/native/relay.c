@@ -28,9 +28,10 @@ enum {
 static const int64_t TICK_NS = SECOND_NS; /* idle links close their windows at least this often, so that no packet has to wait for it */
 
 /* A wake-up for each packet would pre-empt the sender of a flood at each packet, which brings both to a crawl. Above PACE packets in PACE_NS
-   the relay therefore sleeps by the timer alone, NAP_NS at most, and finds what came meanwhile. That long may a packet lie unseen. */
+   the relay therefore sleeps by the timer alone and finds what came meanwhile: for NAP_NS at least, so that what is due soon after each
+   other goes together, and that late; for MAX_NAP_NS at most, as long as a packet may lie unseen. */
 enum { PACE = 10 };
-static const int64_t PACE_NS = SECOND_NS / 1000, NAP_NS = SECOND_NS / 10000;
+static const int64_t PACE_NS = SECOND_NS / 1000, NAP_NS = SECOND_NS / 20000, MAX_NAP_NS = SECOND_NS / 10000;
 
 struct relay {
     int control, epoll;
@@ -204,6 +205,12 @@ static struct timespec from_ns(int64_t ns) {
     return (struct timespec){.tv_sec = ns / SECOND_NS, .tv_nsec = ns % SECOND_NS};
 }
 
+static void nap(int64_t wanted_ns) {
+    int64_t length_ns = wanted_ns < NAP_NS ? NAP_NS : wanted_ns < MAX_NAP_NS ? wanted_ns : MAX_NAP_NS;
+    struct timespec length = from_ns(length_ns);
+    nanosleep(&length, NULL);
+}
+
 /* Wait for events, `timeout_ns` at most: epoll_wait alone counts in ms. */
 static int wait_for_events(struct relay *relay, struct epoll_event *events, int64_t timeout_ns) {
     struct timespec timeout = from_ns(timeout_ns);
@@ -218,8 +225,7 @@ static void wait_and_handle(struct relay *relay, int64_t wake_ns) {
     struct epoll_event events[MAX_EVENTS];
     int64_t now_ns = clock_now_ns(), timeout_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
     if (pace_is_high(relay, now_ns)) {
-        struct timespec nap = from_ns(timeout_ns < NAP_NS ? timeout_ns : NAP_NS);
-        nanosleep(&nap, NULL);
+        nap(timeout_ns);
         timeout_ns = 0;
     }
     int count = wait_for_events(relay, events, timeout_ns);
