@@ -39,7 +39,7 @@ def relay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @dataclass(frozen=True)
-class Path_:
+class Limits:
     """What the bottleneck is made of."""
 
     delay_ns: int = 0
@@ -53,7 +53,7 @@ Event = tuple[int, str, int]
 """When, what (see `native/model.h`), size."""
 
 
-def play_in_c(relay: Path, path: Path_, course: Course, offset_ns: int, events: list[Event]) -> list[tuple[float, ...]]:
+def play_in_c(relay: Path, path: Limits, course: Course, offset_ns: int, events: list[Event]) -> list[tuple[float, ...]]:
     numbers = [path.delay_ns, path.queue_bytes, path.queue_packets, path.codel_target_ns, path.codel_interval_ns]
     numbers += [*messages.DIRECTION.unpack(course.head()), offset_ns, *course.numbers]
     lines = [f"{what} {now_ns}{f' {size}' if what == 'a' else ''}" for now_ns, what, size in events]
@@ -67,7 +67,7 @@ def play_in_c(relay: Path, path: Path_, course: Course, offset_ns: int, events: 
     return told
 
 
-def play_in_python(path: Path_, course: Course, offset_ns: int, events: list[Event]) -> list[tuple[float, ...]]:
+def play_in_python(path: Limits, course: Course, offset_ns: int, events: list[Event]) -> list[tuple[float, ...]]:
     codel = CoDel(path.codel_target_ns, path.codel_interval_ns) if path.codel_target_ns else None
     half = Half(-1, -1, Bottleneck(None, path.delay_ns, path.queue_bytes, path.queue_packets, codel))
     model, told, number = half.bottleneck, [], 0
@@ -154,7 +154,7 @@ def events(draw: st.DrawFn) -> list[Event]:
 
 
 paths = st.builds(
-    Path_,
+    Limits,
     delay_ns=st.integers(0, SECOND),
     queue_bytes=st.integers(1000, 30_000),
     queue_packets=st.integers(0, 12),
@@ -170,7 +170,7 @@ def test_the_model_in_c_is_the_model_in_python(relay, path, course, offset_ns, e
 
 def test_codel_drops_alike_under_a_standing_queue(relay):
     """A sender that doesn't slow down: CoDel goes through its control law a hundred times, in C as in Python."""
-    path = Path_(queue_bytes=10**6, codel_target_ns=ns_from_s(0.005), codel_interval_ns=ns_from_s(0.1))
+    path = Limits(queue_bytes=10**6, codel_target_ns=ns_from_s(0.005), codel_interval_ns=ns_from_s(0.1))
     course = Course(times=[0, SECOND], rates=[6 * MBPS], mean_rate=6 * MBPS)
     arrivals = [(i * SECOND // 700, "a", 1500) for i in range(5000)]
     events = sorted([(0, "l", 0), (0, "s", 0), *arrivals, *((t * SECOND // 10, "t", 0) for t in range(1, 90)), (9 * SECOND, "e", 0)])
@@ -184,7 +184,7 @@ def test_a_packet_in_numbers(relay):
     """1500 bytes at 12 Mbit/s take 1 ms; the second waits for the first; the third finds the queue full."""
     course = Course(times=[0, SECOND], rates=[12 * MBPS], mean_rate=12 * MBPS)
     events = [(0, "l", 0), (0, "s", 0), (0, "a", 1500), (0, "a", 1500), (0, "a", 1500), (50_000_000, "t", 0)]
-    told = play_in_c(relay, Path_(delay_ns=40_000_000, queue_bytes=3000), course, 0, events)
+    told = play_in_c(relay, Limits(delay_ns=40_000_000, queue_bytes=3000), course, 0, events)
     assert [line[1:] for line in told if line[0] == "packet"] == [(0, 0, 10**6, 41 * 10**6), (1, 10**6, 2 * 10**6, 42 * 10**6)]
     assert told[-1][1:5] == (1, 0, 0, 1500)
 
@@ -194,7 +194,7 @@ def test_windows_in_numbers(relay):
     course = Course(times=[0, SECOND], rates=[12 * MBPS], mean_rate=12 * MBPS)
     arrivals = [(50_000_000, "a", 1500)] * 100
     events = [(0, "l", 0), (0, "s", 0), *arrivals, (2 * 10**8, "t", 0), (2 * 10**8, "e", 0)]
-    told = play_in_c(relay, Path_(queue_bytes=10**6), course, 0, events)
+    told = play_in_c(relay, Limits(queue_bytes=10**6), course, 0, events)
     windows = [line[1:] for line in told if line[0] == "window"]
     assert [window[:5] for window in windows] == [(150_000, 75_000, 0, 0, 75_000), (150_000, 75_000, 0, 0, 0)]
     assert windows[0][5] == 75_000, "due by then, but served when the relay woke up at the end"
@@ -206,8 +206,8 @@ def test_windows_of_more_than_two_hours(relay):
     times = range(0, 7300 * SECOND, 17 * SECOND + 1)
     arrivals = [event for now_ns in times for event in ((now_ns, "a", 1000), (now_ns + SECOND, "t", 0))]
     events = [(0, "l", 0), (0, "s", 0), *arrivals, (7300 * SECOND, "e", 0)]
-    told = play_in_c(relay, Path_(), course, 0, events)
-    assert told == play_in_python(Path_(), course, 0, events)
+    told = play_in_c(relay, Limits(), course, 0, events)
+    assert told == play_in_python(Limits(), course, 0, events)
     assert told[-2] == ("counters", 0, 7300, 72_000, 1000, told[-2][-1])
 
 
@@ -215,14 +215,14 @@ def test_a_short_lap_costs_no_time(relay):
     """A trace of 1 ns, ten seconds after its start; and a packet that takes twelve thousand laps."""
     course = Course(times=[0, 1], rates=[8 * MBPS], mean_rate=8 * MBPS)
     events = [(0, "l", 0), (0, "s", 0), (10 * SECOND, "a", 1000), (10 * SECOND + 10**6, "t", 0)]
-    packet, _ = play_in_c(relay, Path_(), course, 0, events)[-2:]
+    packet, _ = play_in_c(relay, Limits(), course, 0, events)[-2:]
     assert packet == ("packet", 0, 10 * SECOND, 10 * SECOND + 10**6, 10 * SECOND + 10**6)
     slow = Course(times=[0, SECOND], rates=[1000], mean_rate=1000)  # 1 bit/s
-    assert play_in_c(relay, Path_(), slow, 0, [(0, "l", 0), (0, "s", 0), (0, "a", 1500)])[-1][-1] == 12_000 * SECOND
+    assert play_in_c(relay, Limits(), slow, 0, [(0, "l", 0), (0, "s", 0), (0, "a", 1500)])[-1][-1] == 12_000 * SECOND
 
 
 def test_what_is_inside_is_bounded(relay):
-    path = Path_(delay_ns=SECOND, queue_bytes=10**9)
+    path = Limits(delay_ns=SECOND, queue_bytes=10**9)
     events = [(0, "l", 0), *[(0, "a", 1500)] * (MAX_INSIDE_BYTES // 1500 + 5)]
     told = play_in_c(relay, path, Course(), 0, events)
     assert told[-1][1] == 5 and told[-1][7] == MAX_INSIDE_BYTES // 1500 * 1500

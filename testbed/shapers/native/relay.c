@@ -27,8 +27,8 @@ enum {
 };
 static const int64_t TICK_NS = SECOND_NS; /* idle links close their windows at least this often, so that no packet has to wait for it */
 
-/* A wake-up for each packet would pre-empt the sender of a flood at each packet, which brings both to a crawl. Above PACE packets in PACE_NS
-   the relay therefore sleeps by the timer alone and finds what came meanwhile: for NAP_NS at least, so that what is due soon after each
+/* A wake-up for each packet would pre-empt the sender of a flood at each packet, which brings both to a crawl. Above PACE packets in
+   PACE_NS the relay therefore sleeps by the timer alone and finds what came meanwhile: for NAP_NS at least, so that what is due soon after each
    other goes together, and that late; for MAX_NAP_NS at most, as long as a packet may lie unseen. */
 enum { PACE = 10 };
 static const int64_t PACE_NS = SECOND_NS / 1000, NAP_NS = SECOND_NS / 20000, MAX_NAP_NS = SECOND_NS / 10000;
