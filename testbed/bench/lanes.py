@@ -188,8 +188,8 @@ class _OwnLane(Lane):
         self._link = lane.link
         self.server = End(lane.server.pid, lane.server_ip, lane.link.server_interface)
         self.client = End(lane.client.pid, lane.client_ip, lane.link.client_interface)
-        relay = getattr(network._links, "process", None)
-        self._pids = [relay.pid] if relay else []
+        relay_pid = network.facts.get("relay_pid")
+        self._pids = [relay_pid] if isinstance(relay_pid, int) else []
 
     @property
     def pids(self) -> Sequence[int]:
