@@ -30,6 +30,7 @@ class PathFacts:
     lateness_ms_p99: float | None = None
     lateness_ms_max: float | None = None
     late_packets: int | None = None
+    stalled_ms: float | None = None
     rate_error_pct_100ms: float | None = None
     uncounted_losses: int | None = None
     packets_in: int | None = None

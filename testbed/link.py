@@ -25,6 +25,9 @@ LATE_S = 5e-3
 MAX_LATE_SHARE = 1e-3
 MIN_LATE_PACKETS = 10
 """So many packets may be late in any trial: one 10-ms pause of a virtual machine must not fail a short one."""
+MAX_STALLED_SHARE = 1e-3
+MIN_STALLED_S = 0.05
+"""So long the emulator may stand still in any trial, for the same reason."""
 MAX_RATE_ERROR_PCT = 1.0
 NEVER_STARTED = "the trace never started: no media request reached the origin"
 
@@ -74,6 +77,10 @@ class LinkReport:
     |bytes served - bytes due|, in percent of the bytes due in them. So packets that straddle a window's edge are no error, a constant
     small lateness is none either, and service that is late, bunched or lost is.
 
+    **Stalls.** What arrives while the emulator stands still (stopped, starved of a core, its machine paused) is seen when it goes on, so
+    that its lateness counts from then. Therefore the emulator looks at the clock every 10 ms at least, and the time that passes beyond
+    what it wanted to sleep is judged as if all of it were late packets.
+
     **Uncounted losses**: packets in, less those out, still inside, and dropped for a counted cause, plus all that the interfaces
     themselves report as dropped. Any of these means that the link lost packets behind the model's back.
     """
@@ -103,6 +110,11 @@ class LinkReport:
     """How often the trace began anew."""
     realtime: bool
     """Whether the emulator ran under SCHED_FIFO with its memory locked."""
+    duration_s: float = 0.0
+    """From the start to the stop."""
+    stalled_s: float = 0.0
+    """In all that time, how long the emulator stood still, by its own clock: turns of its loop that began more than 1 ms late."""
+    max_stall_s: float = 0.0
     notes: tuple[str, ...] = ()
     """What the reader should know and the verdict doesn't judge."""
     late_share: float = field(init=False)
@@ -129,6 +141,11 @@ def _failures(report: LinkReport) -> list[str]:
         (
             report.late_share > MAX_LATE_SHARE and report.late_packets > MIN_LATE_PACKETS,
             f"{report.late_share:.3%} of packets were later than {ms_from_s(LATE_S):g} ms, wanted at most {MAX_LATE_SHARE:.1%}",
+        ),
+        (
+            report.stalled_s > MAX_STALLED_SHARE * report.duration_s and report.stalled_s > MIN_STALLED_S,
+            f"the emulator stood still for {ms_from_s(report.stalled_s):.0f} ms, {report.stalled_s / max(report.duration_s, 1e-9):.3%} of the "
+            f"time, wanted at most {MAX_STALLED_SHARE:.1%}",
         ),
         (report.uncounted_losses != 0, f"{report.uncounted_losses} packets were lost uncounted, wanted 0"),
         (

@@ -74,6 +74,7 @@ class LinkPage:
             self._of("Lateness of packets, p99, ms", lambda t: t.lateness_ms_p99, 3, p99),
             self._of("Lateness of packets, greatest, ms", lambda t: t.lateness_ms_max, 3),
             self._of(f"Packets later than {ms_from_s(LATE_S):g} ms, per cent", late_pct, 4, late),
+            self._of("Time the relay stood still, ms", lambda t: t.stalled_ms, 1),
             self._of("Rate error over 100 ms, per cent", lambda t: t.rate_error_pct_100ms, 3, error),
             self._of("Losses not counted, packets", lambda t: t.uncounted_losses, 0, 0),
             self._of("Dropped on the way down, per cent of bytes", lambda t: use.get(t.trial_id, (None, None))[1], 3),

@@ -141,6 +141,8 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     lateness_ms_p50: float | None = None
     lateness_ms_max: float | None = None
     late_packets: int | None = None
+    stalled_ms: float | None = None
+    """So long the emulator stood still, in all."""
     """Packets later than `testbed.link.LATE_S`, both directions together."""
     packets_in: int | None = None
     packets_out: int | None = None

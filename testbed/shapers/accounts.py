@@ -40,6 +40,9 @@ def report(
         rate_error_pct_100ms=max(rate_error_pct(half.rows) for half in halves.values()),
         trace_wraps=result.down.wraps,
         realtime=not problems,
+        duration_s=0.0 if result.started_ns is None else s_from_ns(result.stopped_ns - result.started_ns),
+        stalled_s=s_from_ns(result.stalled_ns),
+        max_stall_s=s_from_ns(result.max_stall_ns),
         notes=(*problems, *notes, *([f"the last {unrecorded} windows of 100 ms were not recorded"] if unrecorded else [])),
     )
 

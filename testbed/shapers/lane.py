@@ -11,7 +11,7 @@ from testbed.shapers.bottleneck import Bottleneck
 from testbed.shapers.capacity import RATE_SCALE, Capacity, OpportunityCapacity, RateCapacity, constant
 from testbed.shapers.codel import CoDel
 from testbed.shapers.conditions import Conditions
-from testbed.shapers.ledger import Lateness, Windows
+from testbed.shapers.ledger import Lateness, Stalls, Windows
 from testbed.units import MTU_BYTES
 
 HEADER_BYTES = 14
@@ -172,6 +172,17 @@ class RelayLane:
         os.chmod(spec.start_path, 0o666)
         self._armed = False
         self._started_ns: int | None = None
+        self._stalls = Stalls()
+
+    @property
+    def runs(self) -> bool:
+        """Whether its trace has started."""
+        return self._started_ns is not None
+
+    def stalled(self, late_ns: int) -> None:
+        """The relay's turn began late."""
+        if self.runs:
+            self._stalls.add(late_ns)
 
     def load(self, datagram: bytes, descriptor: int) -> None:
         """See `Link.load`."""
@@ -180,7 +191,7 @@ class RelayLane:
         now_ns = clock.now_ns()
         self.down.load(now_ns, request.down, request.offset_ns)
         self.up.load(now_ns, request.up, request.offset_ns)
-        self._armed, self._started_ns = True, None
+        self._armed, self._started_ns, self._stalls = True, None, Stalls()
 
     def start(self) -> None:
         """Datagrams came; the first `start` starts the traces."""
@@ -197,7 +208,14 @@ class RelayLane:
     def stop(self, descriptor: int) -> None:
         """See `Link.stop`; the result goes into the file behind the descriptor."""
         now_ns = clock.now_ns()
-        result = messages.Result(started_ns=self._started_ns, down=self.down.stop(now_ns), up=self.up.stop(now_ns))
+        result = messages.Result(
+            started_ns=self._started_ns,
+            stopped_ns=now_ns,
+            down=self.down.stop(now_ns),
+            up=self.up.stop(now_ns),
+            stalled_ns=self._stalls.total_ns,
+            max_stall_ns=self._stalls.max_ns,
+        )
         self._armed, self._started_ns = False, None
         data = result.encode()
         while data:

@@ -12,6 +12,10 @@ COARSE = 64
 WINDOW_NS = ns_from_s(0.1)
 COLUMNS = 6
 """Of a window: bytes allowed, wasted, dropped and lost in it; bytes queued and bytes due but not served at its end."""
+BEAT_NS = ns_from_s(0.01)
+"""A relay looks around at least this often while a trace runs."""
+STALL_NS = ns_from_s(0.001)
+"""What is shorter is no stall: the lateness of packets tells of it."""
 MAX_WINDOWS = 72_000
 """Two hours; later windows are not recorded."""
 
@@ -35,6 +39,20 @@ class Lateness:
             self.coarse[min(late_us.bit_length(), COARSE - 1)] += 1
         if late_ns > self.max_ns:
             self.max_ns = late_ns
+
+
+class Stalls:
+    """How long the relay stood still: between two turns of its loop it never wants to sleep longer than BEAT_NS, so what passes beyond the
+    time it wanted is time in which packets lay unseen in a device, and came too late without anybody's knowing by how much."""
+
+    def __init__(self) -> None:
+        self.total_ns = self.max_ns = 0
+
+    def add(self, late_ns: int) -> None:
+        """A turn began `late_ns` later than wanted."""
+        if late_ns > STALL_NS:
+            self.total_ns += late_ns
+            self.max_ns = max(self.max_ns, late_ns)
 
 
 class Windows:

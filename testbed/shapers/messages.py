@@ -29,8 +29,8 @@ HEADER = struct.Struct("<II")
 ATTACH = struct.Struct("<iiqqqqqII16s16s108s")
 LOAD = struct.Struct("<q")
 DIRECTION = struct.Struct("<qqqqQ")
-RESULT = struct.Struct("<q")
-"""CLOCK_MONOTONIC ns of the start; -1: the trace never started."""
+RESULT = struct.Struct("<qqqq")
+"""CLOCK_MONOTONIC ns of the start (-1: the trace never started) and of the stop; ns that the relay stood still, in all and at most."""
 CAUSES = ("queue", "codel", "loss", "malformed", "transmit")
 """Of a drop: the queue's bound, CoDel, the trace's random loss, an empty or overlong frame, a receiving interface that refused."""
 COUNTERS = struct.Struct(f"<{7 + len(CAUSES)}q")
@@ -250,17 +250,24 @@ class Result:
     """What a lane did in a trial."""
 
     started_ns: int | None
+    stopped_ns: int
     down: Counters
     up: Counters
+    stalled_ns: int = 0
+    max_stall_ns: int = 0
+    """See `ledger.Stalls`."""
 
     def encode(self) -> bytes:
         """What the descriptor of a `Stop` gets."""
-        return RESULT.pack(-1 if self.started_ns is None else self.started_ns) + self.down.encode() + self.up.encode()
+        started_ns = -1 if self.started_ns is None else self.started_ns
+        head = RESULT.pack(started_ns, self.stopped_ns, self.stalled_ns, self.max_stall_ns)
+        return head + self.down.encode() + self.up.encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "Result":
         """Of what the descriptor got; struct.error or ValueError when it's cut short."""
-        (started_ns,) = RESULT.unpack_from(data)
+        started_ns, stopped_ns, stalled_ns, max_stall_ns = RESULT.unpack_from(data)
         down, rest = Counters.decode(memoryview(data)[RESULT.size :])
         up, _ = Counters.decode(rest)
-        return cls(started_ns=None if started_ns < 0 else started_ns, down=down, up=up)
+        times = {"started_ns": None if started_ns < 0 else started_ns, "stopped_ns": stopped_ns}
+        return cls(**times, down=down, up=up, stalled_ns=stalled_ns, max_stall_ns=max_stall_ns)

@@ -19,6 +19,7 @@ from testbed import clock
 from testbed.errors import TestbedError
 from testbed.shapers import kernelcalls, messages
 from testbed.shapers.lane import Half, RelayLane
+from testbed.shapers.ledger import BEAT_NS
 from testbed.units import ns_from_s, s_from_ns
 
 PRIORITY = 50
@@ -42,19 +43,25 @@ class Relay:
     def run(self) -> None:
         """Until the testbed closes the socket."""
         waited = [self._epoll.fileno()]
-        tick_ns = clock.now_ns()
+        wake_ns = tick_ns = clock.now_ns()
         while self._running:
             now_ns = clock.now_ns()
+            for lane in self._lanes.values():
+                lane.stalled(now_ns - wake_ns)
             if now_ns >= tick_ns:
                 self._tick(now_ns)
                 tick_ns = now_ns + TICK_NS
             self._deliver()
-            wake_ns = min(self._heap[0][0], tick_ns) if self._heap else tick_ns
+            wake_ns = max(min(self._heap[0][0] if self._heap else tick_ns, tick_ns, self._beat_ns()), clock.now_ns())
             # epoll waits in whole ms, select in us
             if select.select(waited, (), (), max(s_from_ns(wake_ns - clock.now_ns()), 0.0))[0]:
                 for descriptor, _ in self._epoll.poll(0):
                     self._handlers[descriptor]()
                     self._deliver()
+
+    def _beat_ns(self) -> int:
+        """When to look around at the latest: soon while a trace runs, so that a stall shows."""
+        return clock.now_ns() + (BEAT_NS if any(lane.runs for lane in self._lanes.values()) else TICK_NS)
 
     def _deliver(self) -> None:
         """Hand over what is due by now on any lane."""

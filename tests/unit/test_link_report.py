@@ -16,7 +16,7 @@ from testbed.shapers.capacity import RateCapacity, constant
 from testbed.shapers.conditions import Conditions as PathConditions
 from testbed.shapers.conditions import SplitMix64
 from testbed.shapers.encoding import chain, encode
-from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness, Windows
+from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness, Stalls, Windows
 from testbed.shapers.messages import CAUSES, Attach, Counters, Course, Load, Result
 from testbed.units import ns_from_s
 from traces.trace import MAX_DURATION_S, MAX_RATE_BPS, MIN_DURATION_S, MIN_MEAN_RATE_BPS, Conditions, OpportunityTrace, RateTrace
@@ -125,9 +125,13 @@ def direction(counter=None, rows=(), **changes):
     return Counters(fine_us=counter.fine, coarse_us=counter.coarse, max_late_ns=counter.max_ns, rows=array("d", rows), **values)
 
 
-def made(down=None, interface_drops=0, started_ns=5):
+def made(down=None, interface_drops=0, started_ns=5, stalled_ns=0):
     """A report of a good link, changed."""
-    return report("t", Result(started_ns=started_ns, down=down or direction(), up=direction()), interface_drops)
+    return report(
+        "t",
+        Result(started_ns=started_ns, stopped_ns=5 + 100 * 10**9, down=down or direction(), up=direction(), stalled_ns=stalled_ns),
+        interface_drops,
+    )
 
 
 def test_a_good_link_passes():
@@ -146,6 +150,7 @@ def test_a_good_link_passes():
         (made(interface_drops=1), "lost uncounted"),
         (made(direction(rows=[1000, 0, 0, 0, 0, 11])), "off by 1.10 %"),
         (replace(made(), lateness_p99_s=1.01e-3), "p99"),
+        (made(stalled_ns=101 * MS), "stood still for 101 ms, 0.101% of the time"),
         (replace(made(direction(packets_in=12003, packets_out=12000)), late_packets=14), "later than 5 ms"),
     ],
 )
@@ -153,7 +158,16 @@ def test_each_rule_fails_a_link(bad, word):
     assert bad.verdict == "fail" and len(bad.reasons) == 1 and word in bad.reasons[0]
 
 
+def test_a_relay_that_stands_still_now_and_then_is_told_how_long():
+    stalls = Stalls()
+    for late_ns in (-5 * MS, MS, MS + 1, 30 * MS, 20 * MS):
+        stalls.add(late_ns)
+    assert (stalls.total_ns, stalls.max_ns) == (51 * MS + 1, 30 * MS)
+
+
 def test_one_pause_does_not_fail_a_short_trial():
+    assert replace(made(), duration_s=10, stalled_s=0.05).verdict == "pass"
+    assert replace(made(), duration_s=10, stalled_s=0.0501).verdict == "fail"
     assert replace(made(), late_packets=10).verdict == "pass"
     assert replace(made(), late_packets=11).verdict == "fail"
 
@@ -215,7 +229,14 @@ def test_what_is_sent_is_what_is_read(lane, offset_ns, seed, lists):
         start_path="/run/x.sock",
     )
     assert Attach.decode(attach.encode()) == attach
-    result = Result(started_ns=None, down=direction(rows=[1, 2, 3, 4, 5, 6]), up=direction(wraps=2, windows_lost=3))
+    result = Result(
+        started_ns=None,
+        stopped_ns=9,
+        stalled_ns=3,
+        max_stall_ns=2,
+        down=direction(rows=[1, 2, 3, 4, 5, 6]),
+        up=direction(wraps=2, windows_lost=3),
+    )
     assert Result.decode(result.encode()) == result
 
 

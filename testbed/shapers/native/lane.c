@@ -130,6 +130,7 @@ bool lane_load(struct lane *lane, const struct load *request, int descriptor) {
     lane->numbers = numbers;
     lane->armed = true;
     lane->started_ns = -1;
+    lane->stalls = (struct stalls){0};
     return true;
 }
 
@@ -148,6 +149,11 @@ void lane_start(struct lane *lane) {
         half_start(&lane->down, lane->started_ns);
         half_start(&lane->up, lane->started_ns);
     }
+}
+
+void lane_stalled(struct lane *lane, int64_t late_ns) {
+    if (lane->started_ns >= 0)
+        stalls_add(&lane->stalls, late_ns);
 }
 
 /* Stop */
@@ -183,13 +189,14 @@ bool lane_stop(struct lane *lane, int descriptor) {
     if (fstat(descriptor, &file) < 0 || !S_ISREG(file.st_mode))
         return fail("the result is to go into what is no file");
     static struct tally down, up;
-    int64_t now_ns = clock_now_ns(), started_ns = lane->started_ns;
+    int64_t now_ns = clock_now_ns();
+    const struct result result = {lane->started_ns, now_ns, lane->stalls.total_ns, lane->stalls.max_ns};
     half_stop(&lane->down, now_ns, &down);
     half_stop(&lane->up, now_ns, &up);
     lane->armed = false;
     lane->started_ns = -1;
     bool written =
-        write_all(descriptor, &started_ns, sizeof started_ns) && write_tally(descriptor, &down) && write_tally(descriptor, &up);
+        write_all(descriptor, &result, sizeof result) && write_tally(descriptor, &down) && write_tally(descriptor, &up);
     windows_free(&down.windows);
     windows_free(&up.windows);
     return written;

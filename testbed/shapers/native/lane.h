@@ -9,6 +9,7 @@ struct lane {
     int starts; /* a socket; its first `start` datagram starts the traces */
     bool armed;
     int64_t started_ns; /* -1: not started */
+    struct stalls stalls;
     int64_t *numbers; /* of the courses */
 };
 
@@ -18,6 +19,9 @@ struct lane *lane_attach(const struct attach *request);
 /* Each of these: false when it can't be done, see `fault`; then the lane is as it was. */
 bool lane_load(struct lane *lane, const struct load *request, int descriptor);
 bool lane_stop(struct lane *lane, int descriptor);
+
+/* The relay's turn began `late_ns` later than wanted. */
+void lane_stalled(struct lane *lane, int64_t late_ns);
 
 /* Datagrams came. */
 void lane_start(struct lane *lane);

@@ -15,6 +15,14 @@ void lateness_add(struct lateness *lateness, int64_t late_ns) {
         lateness->max_ns = late_ns;
 }
 
+void stalls_add(struct stalls *stalls, int64_t late_ns) {
+    if (late_ns <= STALL_NS)
+        return;
+    stalls->total_ns += late_ns;
+    if (late_ns > stalls->max_ns)
+        stalls->max_ns = late_ns;
+}
+
 void windows_start(struct windows *windows, const struct bottleneck *bottleneck, int64_t start_ns) {
     memset(windows, 0, sizeof *windows);
     windows->start_ns = start_ns;

@@ -11,6 +11,7 @@ enum {
     BLOCK_WINDOWS = 600, /* memory comes by the minute */
 };
 static const int64_t WINDOW_NS = SECOND_NS / 10;
+static const int64_t STALL_NS = SECOND_NS / 1000; /* what is shorter is no stall: the lateness of packets tells of it */
 
 /* Histogram of (actual - due). */
 struct lateness {
@@ -20,6 +21,13 @@ struct lateness {
 };
 
 void lateness_add(struct lateness *lateness, int64_t late_ns);
+
+/* How long the relay stood still: what passed beyond the time that it wanted to sleep. */
+struct stalls {
+    int64_t total_ns, max_ns;
+};
+
+void stalls_add(struct stalls *stalls, int64_t late_ns);
 
 /* Bytes allowed, wasted, dropped and lost in a window; bytes queued and bytes due but not served at its end. */
 struct window {

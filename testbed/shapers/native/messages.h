@@ -47,6 +47,11 @@ struct counters {
     int64_t wraps, windows, windows_lost, max_late_ns;
 };
 
+struct result {
+    int64_t started_ns; /* -1: not started */
+    int64_t stopped_ns, stalled_ns, max_stall_ns;
+};
+
 struct answer {
     uint32_t kind;
     char text[MAX_MESSAGE_BYTES - 4];

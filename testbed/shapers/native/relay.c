@@ -25,6 +25,7 @@ enum {
     MAX_DESCRIPTORS = 8, /* that may come with a request; one is wanted */
     KEPT_BYTES = 16 << 20,
 };
+static const int64_t BEAT_NS = SECOND_NS / 100; /* while a trace runs the relay looks around at least this often, so that a stall shows */
 static const int64_t TICK_NS = SECOND_NS; /* idle links close their windows at least this often, so that no packet has to wait for it */
 
 /* A wake-up for each packet would pre-empt the sender of a flood at each packet, which brings both to a crawl. Above PACE packets in
@@ -240,16 +241,31 @@ static void wait_and_handle(struct relay *relay, int64_t wake_ns) {
     }
 }
 
+static int64_t earlier(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Note by how much a turn began late; returns when the next has to begin at the latest. */
+static int64_t beat(struct relay *relay, int64_t late_ns, int64_t now_ns) {
+    int64_t next_ns = now_ns + TICK_NS;
+    for (uint32_t i = 0; i < relay->lane_count; i++) {
+        lane_stalled(relay->lanes[i], late_ns);
+        if (relay->lanes[i]->started_ns >= 0)
+            next_ns = now_ns + BEAT_NS;
+    }
+    return next_ns;
+}
+
 static void run(struct relay *relay) {
-    int64_t tick_ns = clock_now_ns();
+    int64_t tick_ns = clock_now_ns(), wake_ns = tick_ns;
     while (relay->running) {
-        int64_t now_ns = clock_now_ns();
+        int64_t now_ns = clock_now_ns(), beat_ns = beat(relay, now_ns - wake_ns, now_ns);
         if (now_ns >= tick_ns) {
             tick(relay, now_ns);
             tick_ns = now_ns + TICK_NS;
         }
-        int64_t due_ns = deliver(relay, now_ns);
-        wait_and_handle(relay, due_ns < tick_ns ? due_ns : tick_ns);
+        wake_ns = earlier(earlier(deliver(relay, now_ns), tick_ns), beat_ns);
+        wait_and_handle(relay, wake_ns);
     }
 }
 
