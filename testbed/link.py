@@ -144,8 +144,8 @@ def _failures(report: LinkReport) -> list[str]:
         ),
         (
             report.stalled_s > MAX_STALLED_SHARE * report.duration_s and report.stalled_s > MIN_STALLED_S,
-            f"the emulator stood still for {ms_from_s(report.stalled_s):.0f} ms, {report.stalled_s / max(report.duration_s, 1e-9):.3%} of the "
-            f"time, wanted at most {MAX_STALLED_SHARE:.1%}",
+            f"the emulator stood still for {ms_from_s(report.stalled_s):.0f} ms, "
+            f"{report.stalled_s / max(report.duration_s, 1e-9):.3%} of the time, wanted at most {MAX_STALLED_SHARE:.1%}",
         ),
         (report.uncounted_losses != 0, f"{report.uncounted_losses} packets were lost uncounted, wanted 0"),
         (

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from conftest import inside, network
 
+from testbed import native
 from testbed.errors import TestbedError
 from testbed.hosts import DIE_WITH_PARENT, Spawner
-from testbed.link import LinkReport
+from testbed.link import LinkReport, PathSpec
 from testbed.network import Network
 from testbed.owned import run_lock
 from testbed.shapers.userspace import RelaySet
@@ -25,9 +26,14 @@ SERVER, CLIENT = bytes.fromhex("024e4c000001"), bytes.fromhex("024e4c000002")
 HEADER = CLIENT + SERVER
 
 
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Network]:
-    with network(tmp_path, 2) as one:
+needs_c = pytest.mark.skipif(
+    not native.built(), reason="the relay in C is not built here: scripts/setup does it where there is a C compiler"
+)
+
+
+@pytest.fixture(params=[pytest.param("userspace", marks=needs_c), "python"])
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Network]:
+    with network(tmp_path, 2, PathSpec(back_end=request.param)) as one:
         yield one
 
 
@@ -113,6 +119,23 @@ def test_drops_of_the_interfaces_are_uncounted_losses(net: Network, monkeypatch:
     report = lane.link.stop()
     assert report.uncounted_losses >= 1000 and report.verdict == "fail"
     assert any("lost uncounted" in reason for reason in report.reasons)
+
+
+def test_a_relay_that_stood_still_fails_its_verdict(net: Network) -> None:
+    """What came meanwhile was read too late to be counted as late: the clock tells, not the packets."""
+    lane = net.lanes[0]
+    lane.link.load(TRACE, 0, "t")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as origin:
+        origin.sendto(b"start", str(lane.link.start_path))
+    relay = net._links.process  # type: ignore[union-attr]
+    assert ping(net, 0) == 0
+    relay.send_signal(signal.SIGSTOP)
+    lane.popen_client(["sleep", "0.3"]).wait()
+    relay.send_signal(signal.SIGCONT)
+    assert ping(net, 0) == 0
+    report = lane.link.stop()
+    assert 0.25 < report.max_stall_s <= report.stalled_s < report.duration_s
+    assert report.verdict == "fail" and any("stood still" in reason for reason in report.reasons)
 
 
 def test_a_dead_host_harms_no_other_lane_and_leaves_the_relay_idle(net: Network) -> None:
