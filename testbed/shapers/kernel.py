@@ -63,7 +63,7 @@ def _require(path: PathSpec) -> None:
         raise UserError(f"--link kernel needs {missing[0]}, which is not installed; {ADVICE}")
     onward = f"tc filter add dev lo parent ffff: protocol all u32 match u32 0 0 {DISOWN.format('lo')}"
     way = f"tc qdisc add dev lo root htb; tc qdisc add dev lo ingress; {onward}"
-    wanted = [("sch_htb, sch_ingress, cls_u32, act_mirred and act_gact", way)]
+    wanted = [("sch_htb, sch_ingress, cls_u32 and act_mirred", way)]
     wanted += [("sch_netem to delay packets", "tc qdisc add dev lo root netem delay 1ms")] if path.rtt_s > 0 else []
     wanted += [("sch_codel", "tc qdisc add dev lo root codel")] if path.discipline == "codel" else []
     for what, command in wanted:

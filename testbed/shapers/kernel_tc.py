@@ -38,7 +38,7 @@ ORDERLY_RATE = "100gbit"
 """netem's own rate: with one, a packet never passes its predecessor when the delay gets shorter; it adds 0.1 us to a full packet."""
 ANSWER_TIMEOUT_S = 10.0
 REDIRECT = "action mirred egress redirect dev {}"
-DISOWN = "action mirred egress mirror dev {} pipe action drop"
+DISOWN = "action mirred egress mirror dev {} drop"
 """Goes on as a copy that the sender's socket doesn't own: of its own packets TCP lets only a few wait (TCP small queues), so that the
 bottleneck's queue would never fill."""
 OFFLOADS = "tso off gso off gro off tx off"

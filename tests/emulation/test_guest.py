@@ -77,8 +77,8 @@ def test_links_of_the_kernel_conform_in_a_real_kernel(guest):
     done = guest.run("--", "python3", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-k", "kernel", *LINK_TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
     counted = {what: int(count) for count, what in re.findall(r"(\d+) (passed|skipped|failed)", done.stdout.splitlines()[-1])}
-    assert counted["passed"] > 30, done.stdout
-    assert counted.get("skipped", 0) <= 5, done.stdout
+    assert counted["passed"] > 40, done.stdout
+    assert counted.get("skipped", 0) <= 8, done.stdout
 
 
 def test_output_exit_code_and_what_was_left_come_back(guest, tmp_path):
