@@ -228,7 +228,7 @@ def _measure(
             with stage.congestion_control():
                 steps = list(plan(settings, _able(settings, stage, absent), traces))
                 progress.update(task, total=sum(step.seconds for step in steps))
-                capture_cost_s = phases.capture_cost_s(stage, BASELINE, CAPTURED_S, CAPTURED_TIMES)
+                capture_cost_s = phases.capture_cost_s(stage, BASELINE, CAPTURED_S, 1 if settings.quick else CAPTURED_TIMES)
                 for step in steps:
                     progress.update(task, description=step.title)
                     if not progress.console.is_terminal:

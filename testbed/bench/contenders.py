@@ -3,10 +3,12 @@
 from testbed.bench.lanes import Contender, OwnLink
 from testbed.bench.mahimahi import Mahimahi
 from testbed.bench.mininet_lanes import NoEmulator, TcLink
+from testbed.bench.offloaded import OffloadedLink
 
 BASELINE = NoEmulator("veth", "no emulator: a veth pair", "#999999")
 CONTENDERS: tuple[Contender, ...] = (
     OwnLink("relay", "this testbed, relay in C", "#0b6e4f", back_end="userspace"),
+    OffloadedLink("relay_gso", "this testbed, relay in C with GSO", "#3a9d7a"),
     OwnLink("python", "this testbed, relay in Python", "#7fb069", back_end="python"),
     OwnLink("kernel", "this testbed, kernel (HTB) at constant rate", "#5b6c8f", ("rate",), back_end="kernel"),
     Mahimahi("mahimahi", "Mahimahi as shipped", "#c8553d"),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from testbed.clock import now_s
 from testbed.hosts import Spawner
-from testbed.link import BackEnd, LinkReport, PathSpec
+from testbed.link import BackEnd, Link, LinkReport, PathSpec
 from testbed.network import Network
 from testbed.owned import Run
 from testbed.units import MTU_BYTES
@@ -175,35 +175,40 @@ class OwnLink(Contender):
     def open(self, phase: str, wanted: Wanted, run: Run, spawner: Spawner) -> Iterator[Lane]:
         """See `Contender`."""
         with Network(1, self._path(phase, wanted), CONGESTION_CONTROL, part_of(run, self.key)) as network:
-            yield _OwnLane(network, spawner)
+            lane, relay_pid = network.lanes[0], network.facts.get("relay_pid")
+            server = End(lane.server.pid, lane.server_ip, lane.link.server_interface)
+            client = End(lane.client.pid, lane.client_ip, lane.link.client_interface)
+            yield OwnLane(spawner, lane.link, server, client, [relay_pid] if isinstance(relay_pid, int) else [])
 
     def _path(self, phase: str, wanted: Wanted) -> PathSpec:
         return PathSpec(wanted.rtt_s, wanted.queue_packets * MTU_BYTES, self.back_end)
 
 
-class _OwnLane(Lane):
-    def __init__(self, network: Network, spawner: Spawner) -> None:
+class OwnLane(Lane):
+    """One of this project's links."""
+
+    def __init__(self, spawner: Spawner, link: Link, server: End, client: End, pids: Sequence[int]) -> None:
         super().__init__(spawner)
-        lane = network.lanes[0]
-        self._link = lane.link
-        self.server = End(lane.server.pid, lane.server_ip, lane.link.server_interface)
-        self.client = End(lane.client.pid, lane.client_ip, lane.link.client_interface)
-        relay_pid = network.facts.get("relay_pid")
-        self._pids = [relay_pid] if isinstance(relay_pid, int) else []
+        self.server, self.client = server, client
+        self._link, self._pids = link, pids
 
     @property
     def pids(self) -> Sequence[int]:
+        """See `Lane`."""
         return self._pids
 
     def load(self, trace: Trace) -> None:
+        """See `Lane`."""
         self._link.load(trace, 0.0, "bench")
 
     def start(self) -> None:
+        """See `Lane`."""
         self.began_s = now_s()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as origin:
             origin.sendto(b"start", str(self._link.start_path))
 
     def stop(self) -> Counted:
+        """See `Lane`."""
         report: LinkReport = self._link.stop()
         said = {
             "verdict": report.verdict,

@@ -3,8 +3,8 @@
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from testbed.bench.lanes import CONGESTION_CONTROL, ETHERNET_BYTES, Contender, Counted, End, Lane, Wanted
@@ -22,7 +22,7 @@ FRAME_SHARE = (MTU_BYTES + ETHERNET_BYTES) / MTU_BYTES
 """HTB counts whole frames: it is set so much higher that full packets' IP bytes flow at the rate wanted. A script would hardly do that."""
 LEAST_BPS = 100e3
 """`tc` refuses 0, and HTB waits the longer after an outage the lower it was set."""
-_PORTS = (
+PORTS = (
     Port("server-eth0", "10.79.0.1", "02:4e:4c:02:00:01", "10.79.0.2", "02:4e:4c:02:00:02"),
     Port("client-eth0", "10.79.0.2", "02:4e:4c:02:00:02", "10.79.0.1", "02:4e:4c:02:00:01"),
 )
@@ -37,19 +37,13 @@ def held_rates(trace: Trace, step_s: float, seconds: float) -> list[float]:
 
 
 @contextlib.contextmanager
-def _pair(spawner: Spawner, link_class: str, **parameters: Any) -> Iterator[tuple[Any, Any]]:
-    """Two Mininet hosts on one of Mininet's links, set up as those of `Network` are."""
-    from mininet import link as mininet_link
-
+def two_hosts(spawner: Spawner, join: Callable[[Any, Any], object], unqueued: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Two Mininet hosts that `join` gives their interfaces, the first two of `PORTS`; set up as those of `Network` are."""
     hosts = []
     try:
         hosts = [make_host(spawner, "server"), make_host(spawner, "client")]
-        names = {"intfName1": _PORTS[0].interface, "intfName2": _PORTS[1].interface}
-        try:
-            getattr(mininet_link, link_class)(*hosts, **names, **parameters)
-        except Exception as error:  # Mininet raises nothing more specific
-            raise TestbedError(f"Mininet's {link_class}: {str(error).strip()}") from error
-        ports = dict(zip(hosts, _PORTS, strict=True))
+        join(*hosts)
+        ports = {host: replace(port, unqueued=unqueued) for host, port in zip(hosts, PORTS, strict=True)}
         outputs = run_scripts(spawner, {host: script([port], CONGESTION_CONTROL) for host, port in ports.items()})
         for host, port in ports.items():
             check(host.name, outputs[host], [port], CONGESTION_CONTROL)
@@ -59,13 +53,27 @@ def _pair(spawner: Spawner, link_class: str, **parameters: Any) -> Iterator[tupl
             host.terminate()
 
 
+def _mininets(kind: str, **parameters: Any) -> Callable[[Any, Any], object]:
+    """Joins hosts by one of Mininet's own links."""
+
+    def join(server: Any, client: Any) -> None:
+        from mininet import link as mininet_link
+
+        try:
+            getattr(mininet_link, kind)(server, client, intfName1=PORTS[0].interface, intfName2=PORTS[1].interface, **parameters)
+        except Exception as error:  # Mininet raises nothing more specific
+            raise TestbedError(f"Mininet's {kind}: {str(error).strip()}") from error
+
+    return join
+
+
 class _MininetLane(Lane):
     """Emulates nothing."""
 
     def __init__(self, spawner: Spawner, server: Any, client: Any) -> None:
         super().__init__(spawner)
         self._server = server
-        self.server, self.client = (End(host.pid, port.ip, port.interface) for host, port in zip((server, client), _PORTS, strict=True))
+        self.server, self.client = (End(host.pid, port.ip, port.interface) for host, port in zip((server, client), PORTS, strict=True))
 
     @property
     def pids(self) -> Sequence[int]:
@@ -135,7 +143,7 @@ class TcLink(Contender):
     @contextlib.contextmanager
     def open(self, phase: str, wanted: Wanted, run: Run, spawner: Spawner) -> Iterator[Lane]:
         """See `Contender`."""
-        with _pair(spawner, "TCLink", bw=FIRST_MBPS) as (server, client):
+        with two_hosts(spawner, _mininets("TCLink", bw=FIRST_MBPS)) as (server, client):
             lane = _TcLane(spawner, server, client, self.step_s)
             try:
                 yield lane
@@ -156,5 +164,5 @@ class NoEmulator(Contender):
     @contextlib.contextmanager
     def open(self, phase: str, wanted: Wanted, run: Run, spawner: Spawner) -> Iterator[Lane]:
         """See `Contender`."""
-        with _pair(spawner, "Link") as (server, client):
+        with two_hosts(spawner, _mininets("Link")) as (server, client):
             yield _MininetLane(spawner, server, client)

@@ -13,7 +13,7 @@ from testbed.bench import command
 
 pytestmark = pytest.mark.emulation
 
-TAKING_PART = ("relay", "python", "mahimahi", "tclink_1s", "veth")
+TAKING_PART = ("relay", "relay_gso", "python", "mahimahi", "tclink_1s", "veth")
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def test_a_smoke_run_measures_everybody_and_leaves_nothing(tmp_path: Path, state
     present = set(TAKING_PART) - set(found["absent"])
     assert {"python", "tclink_1s", "veth"} <= present
     measured = {(row["phase"], row.get("traffic"), row["contender"]) for row in found["rows"]}
-    assert {key for phase, traffic, key in measured if (phase, traffic) == ("rate", "udp")} == present - {"veth"}
-    assert {key for phase, traffic, key in measured if (phase, traffic) == ("rate", "tcp")} == present - {"veth"}
-    assert {key for phase, _, key in measured if phase == "delay"} == present - {"veth", "tclink_1s"}
-    assert {key for phase, _, key in measured if phase in ("tcp", "flood")} == present - {"tclink_1s"}
+    assert {key for phase, traffic, key in measured if (phase, traffic) == ("rate", "udp")} == present - {"veth", "relay_gso"}
+    assert {key for phase, traffic, key in measured if (phase, traffic) == ("rate", "tcp")} == present - {"veth", "relay_gso"}
+    assert {key for phase, _, key in measured if phase == "delay"} == present - {"veth", "tclink_1s", "relay_gso"}
+    assert {key for phase, _, key in measured if phase == "tcp"} == present - {"tclink_1s"}
+    assert {key for phase, _, key in measured if phase == "flood"} == present - {"tclink_1s", "relay_gso"}
     rate = [row for row in found["rows"] if row["phase"] == "rate"]
     assert all(row["windows"] > 0 and 0 <= row["rate_error_100ms_pct"] < 100 for row in rate)
     assert all(row["probes"] + row["probes_lost"] == 400 for row in found["rows"] if row["phase"] == "delay")
