@@ -196,5 +196,7 @@ class Bottleneck:
         self.inside_bytes -= self.queue_bytes
         self._waiting.clear()
         self._waiting_bytes, self._serving = 0, None
+        if self._codel:
+            self._codel.reset()
         self._last_due_ns = self._flying[-1].due_ns if self._flying else 0
         self.switch(now_ns, capacity)

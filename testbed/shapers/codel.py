@@ -39,6 +39,10 @@ class CoDel:
 
     def __init__(self, target_ns: int = TARGET_NS, interval_ns: int = INTERVAL_NS) -> None:
         self.target_ns, self.interval_ns = target_ns, interval_ns
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was: no packet waits."""
         self._first_above_ns = 0
         self._drop_next_ns = 0
         self._count = self._last_count = 0

@@ -180,6 +180,21 @@ def test_codel_drops_alike_under_a_standing_queue(relay):
     assert told[-1][1] == 0 and told[-1][2] > 100, "by CoDel, not by the queue's bound"
 
 
+def test_codel_begins_each_trial_anew(relay):
+    """What it had to do against one trial's standing queue is nothing that the next trial should pay for."""
+    path = Limits(queue_bytes=10**6, codel_target_ns=ns_from_s(0.005), codel_interval_ns=ns_from_s(0.1))
+    course = Course(times=[0, SECOND], rates=[6 * MBPS], mean_rate=6 * MBPS)
+
+    def trial(begin_ns: int) -> list[Event]:
+        arrivals = [(begin_ns + i * SECOND // 700, "a", 1500) for i in range(2100)]
+        return [(begin_ns, "l", 0), (begin_ns, "s", 0), *arrivals, (begin_ns + 3 * SECOND, "e", 0)]
+
+    told = play_in_c(relay, path, course, 0, [*trial(0), *trial(3 * SECOND)])
+    assert told == play_in_python(path, course, 0, [*trial(0), *trial(3 * SECOND)])
+    drops = [line[1:6] for line in told if line[0] == "state"]
+    assert drops[: len(drops) // 2] == drops[len(drops) // 2 :] and drops[-1][1] > 10
+
+
 def test_a_packet_in_numbers(relay):
     """1500 bytes at 12 Mbit/s take 1 ms; the second waits for the first; the third finds the queue full."""
     course = Course(times=[0, SECOND], rates=[12 * MBPS], mean_rate=12 * MBPS)

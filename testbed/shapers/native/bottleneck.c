@@ -174,6 +174,7 @@ void bottleneck_restart(struct bottleneck *bottleneck, int64_t now_ns, const str
         free(forgotten);
     free(bottleneck->serving);
     bottleneck->serving = NULL;
+    codel_reset(&bottleneck->codel);
     bottleneck->last_due_ns = last_due_flying_ns(bottleneck);
     bottleneck_switch(bottleneck, now_ns, capacity, (struct conditions){0});
 }

@@ -40,6 +40,10 @@ static void start_dropping(struct codel *codel, int64_t now_ns) {
     codel->last_count = codel->count;
 }
 
+void codel_reset(struct codel *codel) {
+    *codel = (struct codel){.target_ns = codel->target_ns, .interval_ns = codel->interval_ns};
+}
+
 struct packet *codel_dequeue(struct codel *codel, int64_t now_ns, struct fifo *queue, struct fifo *dropped) {
     struct packet *packet = fifo_pop(queue);
     bool above = ok_to_drop(codel, now_ns, packet, queue);

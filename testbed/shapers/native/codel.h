@@ -12,5 +12,8 @@ struct codel {
 
 static const int64_t MAX_INTERVAL_NS = 3000000000;
 
+/* Forget all that was: no packet waits. */
+void codel_reset(struct codel *codel);
+
 /* The next packet of `queue` to serve; those before it that must go are moved to `dropped`. */
 struct packet *codel_dequeue(struct codel *codel, int64_t now_ns, struct fifo *queue, struct fifo *dropped);

@@ -158,11 +158,13 @@ static void serve(struct relay *relay) {
     ssize_t size = recvmsg(relay->control, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return;
+    if (size <= 0) {
+        relay->running = false;
+        return;
+    }
     int descriptors[MAX_DESCRIPTORS];
     take_descriptors(&message, descriptors);
-    if (size <= 0)
-        relay->running = false;
-    else if (obey(relay, request, (size_t)size, descriptors[0]))
+    if (obey(relay, request, (size_t)size, descriptors[0]))
         answer(relay, DONE, "");
     else
         answer(relay, FAILED, fault);
