@@ -19,6 +19,7 @@ from testbed.hosts import Spawner, make_host, run_scripts
 from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
 from testbed.link import Endpoint, Link, LinkSet, PathSpec
 from testbed.owned import Run, require_root, undisturbed
+from testbed.wires import UNSHAPED, Wires, WireSpec
 
 MAX_LANES = 64
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
@@ -67,16 +68,18 @@ class Lane:
 class Network:
     """Makes the lanes, and undoes all of it at any end: `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
 
+    `control` is what joins each client to the controller host.
     Entering raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
     """
 
-    def __init__(self, lanes: int, path: PathSpec, congestion_control: str, run: Run) -> None:
+    def __init__(self, lanes: int, path: PathSpec, congestion_control: str, run: Run, *, control: WireSpec = UNSHAPED) -> None:
         if not 1 <= lanes <= MAX_LANES:
             raise UserError(f"{lanes} lanes are asked for, wanted 1 to {MAX_LANES}")
-        if not re.fullmatch(r"[a-z0-9_]{1,15}", congestion_control):
-            raise _unknown_congestion_control(congestion_control)
+        check_congestion_control(congestion_control)
         self._count, self._path, self._congestion_control, self._run = lanes, path, congestion_control, run
+        self._control = control
         self._hosts: list[Any] = []
+        self._wires: Wires | None = None
         self._links: LinkSet | None = None
         self._spawner: Spawner | None = None
         self.lanes: tuple[Lane, ...] = ()
@@ -89,56 +92,40 @@ class Network:
         try:
             self._spawner = Spawner(self._run)
             self._links = _open_links(self._path, self._spawner, self._run.folder)
-            self._make(self._spawner, self._links)
+            self._wires = Wires(self._spawner, self._run.folder)
+            self._make(self._spawner, self._links, self._wires)
         except BaseException:
             self._undo()
             raise
         self.facts["setup_s"] = round(now_s() - begin_s, 3)
         return self
 
-    def _make(self, spawner: Spawner, links: LinkSet) -> None:
+    def _make(self, spawner: Spawner, links: LinkSet, control: Wires) -> None:
         """Hosts, links, addresses, in that order; then read back."""
         controller = self._add_host(spawner, "controller")
         pairs = [(self._add_host(spawner, f"server{i}"), self._add_host(spawner, f"client{i}")) for i in range(self._count)]
         lanes, ports = [], {host: [] for host in self._hosts}  # type: list[Lane], dict[Any, list[Port]]
         for i, (server, client) in enumerate(pairs):
-            wires = _wires(i, links.unqueued)
+            wires = list(_wires(i, links.unqueued))
             link = links.attach(i, Endpoint(server.pid, wires[0].interface), Endpoint(client.pid, wires[1].interface), self._path)
-            _adopt(server, wires[0])
-            _adopt(client, wires[1])
-            _join(client, wires[2], controller, wires[3])
+            wires[2:] = control.join(client, wires[2], controller, wires[3], self._control).ports
             for host, port in zip((server, client, client, controller), wires, strict=True):
+                adopt(host, port)
                 ports[host].append(port)
             lanes.append(Lane(i, spawner, server, client, link, wires))
-        with self._congestion_control_allowed(spawner, controller):
+        with congestion_control_allowed(spawner, self._run, controller, self._congestion_control):
             outputs = run_scripts(spawner, {host: script(ports[host], self._congestion_control) for host in self._hosts})
         tcp = [check(host.name, outputs[host], ports[host], self._congestion_control) for host in self._hosts]
         path = {"lanes": self._count, **asdict(self._path)}
         self.facts = {**path, **links.facts, **tcp[0]}
+        if self._control != UNSHAPED:
+            self.facts["control"] = asdict(self._control)
         self.lanes = tuple(lanes)
 
     def _add_host(self, spawner: Spawner, name: str) -> Any:
         host = make_host(spawner, name)
         self._hosts.append(host)
         return host
-
-    @contextmanager
-    def _congestion_control_allowed(self, spawner: Spawner, host: Any) -> Iterator[None]:
-        """Within, hosts may take the congestion control; UserError when there is none of that name.
-
-        Linux lets a new namespace choose only from the host's allowed list, which may be shorter than the available one.
-        """
-        name = self._congestion_control
-        if name not in AVAILABLE.read_text().split():  # root's asking may load the module
-            run_scripts(spawner, {host: f"echo {name} > /proc/sys/net/ipv4/tcp_congestion_control || true"})
-        if name not in AVAILABLE.read_text().split():
-            raise _unknown_congestion_control(name)
-        allowed = ALLOWED.read_text().split()
-        if name in allowed:
-            yield
-        else:
-            with self._run.changed(ALLOWED, " ".join([*allowed, name])):
-                yield
 
     def popen_controller(
         self, argv: Sequence[str], *, user: tuple[int, int] | None = None, env: Mapping[str, str] | None = None, **popen: Any
@@ -158,11 +145,36 @@ class Network:
                 if self._spawner:
                     self._spawner.end([host.shell for host in self._hosts])
             finally:
-                if self._links:
-                    self._links.close()
+                for links in (self._links, self._wires):
+                    if links:
+                        links.close()
                 for host in self._hosts:
                     host.terminate()
-                self._hosts, self._links, self._spawner, self.lanes = [], None, None, ()
+                self._hosts, self._links, self._wires, self._spawner, self.lanes = [], None, None, None, ()
+
+
+def check_congestion_control(name: str) -> None:
+    """UserError when `name` can't be one."""
+    if not re.fullmatch(r"[a-z0-9_]{1,15}", name):
+        raise _unknown_congestion_control(name)
+
+
+@contextmanager
+def congestion_control_allowed(spawner: Spawner, run: Run, host: Any, name: str) -> Iterator[None]:
+    """Within, hosts may take congestion control `name`; UserError when there is none of that name. `host` is one to try it in.
+
+    Linux lets a new namespace choose only from the host's allowed list, which may be shorter than the available one.
+    """
+    if name not in AVAILABLE.read_text().split():  # root's asking may load the module
+        run_scripts(spawner, {host: f"echo {name} > /proc/sys/net/ipv4/tcp_congestion_control || true"})
+    if name not in AVAILABLE.read_text().split():
+        raise _unknown_congestion_control(name)
+    allowed = ALLOWED.read_text().split()
+    if name in allowed:
+        yield
+    else:
+        with run.changed(ALLOWED, " ".join([*allowed, name])):
+            yield
 
 
 def _open_links(path: PathSpec, spawner: Spawner, folder: Path) -> LinkSet:
@@ -180,25 +192,9 @@ def _unknown_congestion_control(name: str) -> UserError:
     return UserError(f"congestion control {name!r} is not available on this host, wanted one of {', '.join(sorted(offered))}")
 
 
-def _adopt(host: Any, port: Port) -> None:
-    """Tell Mininet of an interface that is in the host's namespace already."""
+def adopt(host: Any, port: Port) -> None:
+    """Tell Mininet of an interface that is in the host's namespace already, and of the addresses that `hostsetup` gives."""
     from mininet.link import Intf
 
-    _tell(Intf(port.interface, node=host, mac=port.mac, moveIntfFn=lambda *_: None, up=None), port)
-
-
-def _join(node1: Any, port1: Port, node2: Any, port2: Port) -> None:
-    """A veth pair between two hosts, made inside the first one's namespace; down, without addresses."""
-    from mininet.link import Link as MininetLink
-
-    try:
-        link = MininetLink(node1, node2, intfName1=port1.interface, intfName2=port2.interface, up=None)
-    except Exception as error:  # Mininet raises nothing more specific
-        raise TestbedError(str(error).strip()) from error
-    _tell(link.intf1, port1)
-    _tell(link.intf2, port2)
-
-
-def _tell(interface: Any, port: Port) -> None:
-    """Let Mininet know the addresses that `hostsetup` gives."""
+    interface = Intf(port.interface, node=host, mac=port.mac, moveIntfFn=lambda *_: None, up=None)
     interface.ip, interface.prefixLen, interface.mac = port.ip, str(PREFIX_LENGTH), port.mac

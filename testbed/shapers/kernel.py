@@ -47,10 +47,11 @@ ADVICE = "use --link userspace"
 
 def netem_available() -> bool:
     """Whether this kernel can delay packets: tried in a network namespace that ends with the attempt. Needs root."""
-    return _tried("tc qdisc add dev lo root netem delay 1ms")
+    return tried("tc qdisc add dev lo root netem delay 1ms")
 
 
-def _tried(command: str) -> bool:
+def tried(command: str) -> bool:
+    """Whether a shell command succeeds in a network namespace that ends with it."""
     try:
         return subprocess.run(["unshare", "--net", "sh", "-e", "-c", command], capture_output=True, timeout=20, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -67,7 +68,7 @@ def _require(path: PathSpec) -> None:
     wanted += [("sch_netem to delay packets", "tc qdisc add dev lo root netem delay 1ms")] if path.rtt_s > 0 else []
     wanted += [("sch_codel", "tc qdisc add dev lo root codel")] if path.discipline == "codel" else []
     for what, command in wanted:
-        if not _tried(command):
+        if not tried(command):
             raise UserError(f"--link kernel needs {what}, which this kernel does not offer; {ADVICE}")
 
 

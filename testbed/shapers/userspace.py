@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from testbed import native
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, UserError
 from testbed.link import BackEnd, Endpoint, Link, LinkReport, LinkSet, PathSpec
 from testbed.shapers import codel, messages
 from testbed.shapers.accounts import report
@@ -20,6 +20,7 @@ from traces.trace import Trace
 
 ANSWER_TIMEOUT_S = 10.0
 NOT_BUILT = "the relay in C was not built (scripts/setup builds it where there is a C compiler): the one in Python stands in"
+NO_OFFLOAD = "packets of 64 kB need the relay in C, which was not built; scripts/setup builds it where there is a C compiler"
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 """`spawn(argv, **popen_arguments)`: starts a process of ours in the root network namespace."""
@@ -56,8 +57,10 @@ class RelaySet(LinkSet):
         facts = {"back_end": "userspace", "relay": relay, "relay_pid": self.process.pid}
         return {**facts, "realtime": not self.problems, "realtime_problems": self.problems}
 
-    def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec) -> "RelayLink":
-        """See `LinkSet`."""
+    def attach(self, lane: int, server: Endpoint, client: Endpoint, path: PathSpec, *, offload: bool = False) -> "RelayLink":
+        """See `LinkSet`. With `offload` the hosts' kernels may hand over packets of up to 64 kB; only the relay in C takes these."""
+        if offload and not self._program:
+            raise UserError(NO_OFFLOAD)
         link = RelayLink(self, lane, server, client, self._folder / f"lane{lane}.sock")
         managed = path.discipline == "codel"
         self.request(
@@ -70,7 +73,7 @@ class RelaySet(LinkSet):
                 queue_packets=path.queue_packets or 0,
                 codel_target_ns=codel.TARGET_NS if managed else 0,
                 codel_interval_ns=codel.INTERVAL_NS if managed else 0,
-                offload=False,
+                offload=offload,
                 server_interface=server.interface,
                 client_interface=client.interface,
                 start_path=str(link.start_path),

@@ -267,7 +267,7 @@ def test_a_failure_half_way_undoes_what_was_made(tmp_path: Path, monkeypatch: py
         assert len(descendants(mark)) > 5
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("testbed.network._join", fail)
+    monkeypatch.setattr("testbed.network.Wires.join", fail)
     with pytest.raises(KeyboardInterrupt), network(tmp_path, 2):
         pass
     assert descendants(mark) == {}
