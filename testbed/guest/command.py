@@ -1,6 +1,7 @@
 """`scripts/guest [OPTIONS] [--] COMMAND...`: one command in a guest; its output, its exit code, and a folder of what it left."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def _run(arguments: Sequence[str]) -> int:
     out = options.out or RESULTS / f"guest-{utc_now():%Y%m%dT%H%M%S}"
     if out.exists():
         raise UserError(f"--out {out} is there already, wanted a folder that is not")
+    if options.out and not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
+        raise UserError(f"--out {out} can't be made, wanted a place where you may write")
     try:
         return _boot(command, out, options)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sfn /proc/self/fd /dev/fd
 echo "$(</etc/hostname)" >/proc/sys/kernel/hostname
 ip link set dev lo up
-modprobe -a virtio_pci virtio_console
+modprobe -a virtio_pci virtio_console tun
 for ((i = 0; i < 50; i++)); do [ -c /dev/vport0p4 ] && break; sleep 0.1; done
 exec 3>/dev/vport0p3
 echo booted >&3
