@@ -34,7 +34,7 @@ CONSTANT_MBPS = 12.0
 STANDARD = {
     "constant": ("", 0.0),
     "lte": ("lte/down:TMobile-LTE-short.down", 60.0),
-    "fcc": ("fcc/test:012_trace_939562_http---www.google.com-mobile-_0", 0.0),
+    "fcc": ("fcc/test:043_trace_8299_http---www.amazon.com_640", 160.0),
 }
 """Where the usual traces come from, and the second at which the part begins that is measured on."""
 MARGIN_S = 12.0
