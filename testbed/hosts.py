@@ -101,7 +101,9 @@ def make_host(spawner: Spawner, name: str) -> Any:
     _check_namespaces()
     try:
         return _host_class()(name, spawner=spawner)
-    except SystemExit:  # Mininet's answer to a missing program, which it has named on stderr
+    except SystemExit as end:  # Mininet's answer to a missing program, which it has named on stderr; or a signal's to us
+        if end.code != 1:
+            raise
         raise UserError("Mininet can't make a host, wanted mnexec and ifconfig in PATH (Debian's packages mininet and net-tools)") from None
 
 

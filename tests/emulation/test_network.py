@@ -274,6 +274,18 @@ def test_a_failure_half_way_undoes_what_was_made(tmp_path: Path, monkeypatch: py
     assert clean(tmp_path) == []
 
 
+@pytest.mark.parametrize(("code", "error"), [(1, UserError), (143, SystemExit)])
+def test_a_signal_while_hosts_are_made_is_not_taken_for_a_missing_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[BaseException]
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("testbed.hosts._host_class", lambda: end)
+    with pytest.raises(error), network(tmp_path):
+        pass
+
+
 def test_two_networks_of_two_owners_do_not_meet(tmp_path: Path) -> None:
     """Names and addresses are the same in both; namespaces keep them apart."""
     with network(tmp_path / "a") as one, network(tmp_path / "b", path=PathSpec(rtt_s=0.01)) as two:
