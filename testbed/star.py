@@ -2,9 +2,8 @@
 
     e0 == core of "data" == e1 ...        e0 == core of "control" == driver ...        (==: a wire)
 
-The core of a network is a namespace of ours that forwards IP packets: a router, not a bridge. Without a bridge the machine's own firewall
-has no say (Docker makes its FORWARD chain drop, and with it bridged frames). And a packet that a router forwards belongs to no socket any
-more, while through a bridge its sender's TCP still waits for it, and so never fills the queue towards a receiver.
+The core of a network is a namespace of ours that forwards IP packets: a router, not a bridge. A bridge would ask the machine's firewall,
+whose FORWARD chain Docker makes drop, and would learn, flood and ask for addresses; a namespace has a firewall of its own, without rules.
 
 Towards the core a host's packets wait in the host, as before its network card. From the core to a host they wait in the core, as in a
 switch: all that send to this host share that queue, and its overflow is counted there.

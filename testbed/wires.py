@@ -15,10 +15,12 @@ bound a loss is a packet. It has no class either, and so no cburst, quantum or r
 rate, at most an eighth of the queue, at least two packets.
 
 **Where the queue is.** At the sending end of each direction, as in a network card. A TCP socket of that very host sees its packets wait
-there, and holds back (TCP small queues): no loss, no long queue, as in a real host. What a router forwards belongs to no socket any more,
-so its queue towards a receiver fills and overflows under incast, as a switch's does: see `star`.
+there and holds back (TCP small queues): that queue stays short and seldom overflows, as in a real host. What a router forwards has no such
+socket behind it: its queue towards a receiver fills and overflows when several send there at once, as a switch's does. See `star`.
 
-Rates are in IP bytes, with the Ethernet headers of full packets allowed for. What was set is read back.
+Rates are in IP bytes, with the Ethernet headers of full packets allowed for (a small one still costs its 14 bytes more). The relay takes
+packets of up to 64 kB whole, which below some 50 Mbit/s is coarse: a link of another sender waits while one passes. What was set is read
+back.
 """
 
 import json
