@@ -102,7 +102,7 @@ class LanePlayer:
 
     def _play(self, trial: Trial, recorder: Recorder) -> Trial | None:
         restarts, begin_s = self._controller.restarts, now_s()
-        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id, uplink=trial.uplink, seed=trial.seed)
+        self._lane.link.load(trial.trace, trial.offset_s, trial.trial_id, uplink=trial.uplink, seed=trial.loss_seed)
         chunks, problem = self._playback(trial, recorder)
         report, end_s = self._lane.link.stop(), now_s()
         if self._stopped:

@@ -22,6 +22,8 @@ from testbed.units import bits_from_bytes, mbps_from_bps
 MOST_TIMELINES = 96
 """Drawn at most; each is about 12 kB."""
 DELIVERED_BIN_S = 1.0
+ARRIVED_BYTES = (pl.col("delivered_bytes") - pl.col("lost_bytes")).clip(0)
+"""What is lost at random has passed the bottleneck, where links count."""
 _RowT = TypeVar("_RowT", bound=msgspec.Struct)
 _GroupKey = tuple[str, str, float, int]
 
@@ -98,9 +100,9 @@ def _session(run: Run, trial: TrialRow) -> Session:
         decisions=_structs(of_trial["decisions"].sort("chunk_index"), DecisionRow),
         stalls=_structs(of_trial["stalls"].sort("start_s"), StallRow),
         trace=run.traces.get(trial.trace_sha256),
-        delivered=_rates(of_trial["links"], "down", "delivered_bytes", end_s),
-        up_allowed=_rates(of_trial["links"], "up", "allowed_bytes", end_s),
-        up_delivered=_rates(of_trial["links"], "up", "delivered_bytes", end_s),
+        delivered=_rates(of_trial["links"], "down", ARRIVED_BYTES, end_s),
+        up_allowed=_rates(of_trial["links"], "up", pl.col("allowed_bytes"), end_s),
+        up_delivered=_rates(of_trial["links"], "up", ARRIVED_BYTES, end_s),
     )
 
 
@@ -108,13 +110,13 @@ def _structs(table: pl.DataFrame, row: type[_RowT]) -> list[_RowT]:
     return [row(**values) for values in table.to_dicts()]
 
 
-def _rates(links: pl.DataFrame, direction: str, column: str, end_s: float) -> tuple[list[float], list[float]]:
+def _rates(links: pl.DataFrame, direction: str, carried: pl.Expr, end_s: float) -> tuple[list[float], list[float]]:
     """Edges (s) and rates (bit/s) of one direction in bins of a second, from the trial's start to `end_s`; empty when nobody counted."""
     way = links.filter((pl.col("direction") == direction) & pl.col("start_s").is_between(0, end_s, closed="left"))
     if way.is_empty():
         return [], []
     bins = (way["start_s"].to_numpy() / DELIVERED_BIN_S + 1e-6).astype(int)
     seconds = np.maximum(np.bincount(bins), 1) * WINDOW_S  # the last bin may hold a few windows only
-    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=way[column].to_numpy()) / seconds
+    rates = bits_from_bytes(1.0) * np.bincount(bins, weights=way.select(carried).to_series().to_numpy()) / seconds
     edges = [DELIVERED_BIN_S * i for i in range(len(rates) + 1)]
     return [*edges[:-1], min(edges[-1], end_s)], rates.tolist()

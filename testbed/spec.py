@@ -50,7 +50,7 @@ class Experiment:
     trials: int | Literal["all"] = 3
     """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
     seeds: _CommaIntegers = (1,)
-    """Seeds of the policies; each gives one trial per policy and trace."""
+    """Seeds of the policies and of the traces' random losses; each gives one trial per policy and trace."""
     parallel: int | None = None
     """Lanes side by side, each with its own emulated path. Default: all trials of as many traces as fit in 12 lanes."""
     chunks: int = 48

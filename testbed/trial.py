@@ -1,5 +1,6 @@
 """`Trial` (one policy, one trace with offset, one seed) and the paired grid of them that makes an `Experiment`."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -26,6 +27,11 @@ class Trial:
     seed: int
     uplink: Trace | None = None
     """Trace of the way from client to server; None: delay only."""
+
+    @property
+    def loss_seed(self) -> int:
+        """Of the random losses: the same for all policies, another for each trace, because an interval takes traces for independent."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {self.trace.sha256}".encode()).digest()[:6], "big")
 
 
 def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace, ...]:

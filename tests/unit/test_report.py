@@ -21,7 +21,7 @@ from testbed.paper import export
 from testbed.records import RunHeader, TraceRow, TrialRow
 from testbed.report import Page, render
 from testbed.results import ResultFolder, rebuild
-from testbed.sessions import _rates
+from testbed.sessions import ARRIVED_BYTES, _rates
 from testbed.summary import summarise
 from testbed.timeline import buffer_points, capacity
 
@@ -327,11 +327,13 @@ def test_buffer_drawn_drains_in_real_time_and_is_dry_only_in_stalls(seed, cautio
 def test_delivered_rate_is_that_of_the_links_counters(tmp_path):
     run = run_of(tmp_path, FakeRun(traces=1, policies=("bba",)))
     end_s = run.tables["chunks"]["end_s"].max()
-    edges, rates = _rates(run.tables["links"], "down", "delivered_bytes", end_s)
+    edges, rates = _rates(run.tables["links"], "down", ARRIVED_BYTES, end_s)
     assert edges[0] == 0 and end_s - 0.2 <= edges[-1] <= end_s and len(edges) == len(rates) + 1
     carried_bits = 8 * run.tables["links"].filter(pl.col("start_s") < end_s)["delivered_bytes"].sum()
     assert float(np.diff(edges) @ np.asarray(rates)) == pytest.approx(carried_bits, rel=0.01)
-    assert _rates(run.tables["links"].clear(), "down", "delivered_bytes", end_s) == ([], [])
+    assert _rates(run.tables["links"].clear(), "down", ARRIVED_BYTES, end_s) == ([], [])
+    a_tenth_lost = run.tables["links"].with_columns(lost_bytes=pl.col("delivered_bytes") / 10)
+    assert _rates(a_tenth_lost, "down", ARRIVED_BYTES, end_s)[1] == pytest.approx([0.9 * rate for rate in rates])
 
 
 def test_figures_for_a_paper_embed_their_fonts(tmp_path):

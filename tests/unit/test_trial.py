@@ -25,6 +25,8 @@ def test_the_grid_is_paired(trials: int, seeds: int, policies: int, offset_s: fl
         assert [cell.policy for cell in cells] == names
         assert len({(cell.trace, cell.offset_s, cell.seed) for cell in cells}) == 1
         assert 0 <= cells[0].offset_s < cells[0].trace.duration_s
+        assert len({cell.loss_seed for cell in cells}) == 1
+    assert len({trial.loss_seed for trial in grid}) == len({trial.group for trial in grid}), "losses of one trace say nothing of another's"
 
 
 def named(*names: str) -> list[RateTrace]:
