@@ -129,6 +129,7 @@ def run(check: Check, console: Console) -> int:
     for note in notes:
         console.print(f"note: {note}")
     folder = _captured(check, ways, notes, console)
+    console.print(f"judging the captures in {folder}", soft_wrap=True)
     command = [sys.executable, "-m", "testbed.cli", "fidelity", str(folder)]
     with popen_tied(invoking_user(), command) as process:
         return process.wait()

@@ -123,7 +123,7 @@ def _played_again(again: Sequence[TrialRow]) -> str:
     shown = "; ".join(f"{trial.trial_id}: {trial.invalid_reason}" for trial in again[:MOST_REASONS])
     more = f"; and {len(again) - MOST_REASONS} more" if len(again) > MOST_REASONS else ""
     many = "1 trial was" if len(again) == 1 else f"{len(again)} trials were"
-    fair = "The verdict looks only at the link, never at the result, so none was chosen."
+    fair = "The verdict looks only at the link, never at the result, so none was chosen; but again means last, beside fewer other trials."
     return f"{many} played again because the link failed ({shown}{more}). {fair}"
 
 

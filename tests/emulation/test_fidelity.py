@@ -81,11 +81,11 @@ def test_both_accounts_count_the_same_packets(tmp_path, trace, link, rtt_ms):
 
 def test_a_check_from_the_command_line(tmp_path, trace):
     """Its folder, which a second command judges to the same end."""
-    done = subprocess.run(
-        [*CLI, "--trace", trace, "--seconds", "1", "--traffic", "udp", "--load", "busy", "--out", tmp_path / "out"], check=False
-    )
+    command = [*CLI, "--trace", trace, "--seconds", "1", "--traffic", "udp", "--load", "busy", "--out", tmp_path / "out"]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     assert done.returncode in (0, 1)  # the verdict is a matter of this machine's other work
     (folder,) = (tmp_path / "out").iterdir()
+    assert f"judging the captures in {folder}\n" in done.stdout, "for whom it takes too long: they are kept"
     names = {path.name for path in folder.iterdir()}
     assert names == {"captures.json", "fidelity.json", "fidelity.html", "lane0-udp-server.pcap.gz", "lane0-udp-client.pcap.gz"}
     before = (folder / "fidelity.json").read_bytes()

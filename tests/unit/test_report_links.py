@@ -40,6 +40,7 @@ def test_a_repeated_trial_is_shown_twice_and_counts_once(tmp_path):
         "Played again 2 trials",
         "attempt 2",
         "2 trials were played again because the link failed (t0006: link: p99 lateness 7.31 ms",
+        "again means last, beside fewer other trials",
         "All 18 attempts, failed ones first",
     ):
         assert said in text, said
