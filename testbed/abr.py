@@ -92,8 +92,9 @@ def trial_row(
 def only_its_link_failed(row: TrialRow, path: PathFacts) -> bool:
     """Whether nothing but the link's verdict speaks against a trial, so that it may be played again.
 
-    That is fair: the verdict looks only at the link (how late packets were, whether the rate was kept, whether losses were counted), never
-    at the quality of experience, and every policy's trials are judged by the same rule. So no result is chosen by its value.
+    That is fair: the verdict looks only at the link (how late packets were, how long it stood still, whether the rate was kept, whether
+    losses were counted), never at the quality of experience, and every policy's trials are judged by the same rule. So no result is chosen
+    by its value.
     """
     return bool(path.reasons) and row.invalid_reason == "; ".join(path.reasons)
 
