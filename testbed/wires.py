@@ -6,21 +6,21 @@
 | `by="kernel"` | a veth pair | TBF at each end, for what leaves there | none: Linux would delay before it paces |
 | `by="relay"` | two TAP devices and the relay in C | the relay's bottleneck in each direction, with a report and a verdict | yes |
 
-**TBF rather than HTB.** At one rate both pace alike, to 0.1 % or better from 10 to 1000 Mbit/s. But TCP hands a network device packets
-of up to 64 kB, which HTB's queue takes or drops whole: one of less than some of these loses 40 packets at a time and TCP collapses. TBF
-cuts what is larger than its burst into packets of the wire's size before they enter the queue, so with a burst well below the queue's
-bound a loss is a packet. It has no class either, and so no cburst, quantum or r2q that could be left wrong.
+**TBF rather than HTB.** At one rate both pace alike, within 0.5 % of 10 to 1000 Mbit/s beside busy processes. But TCP hands a device
+packets of up to 64 kB, which HTB's queue takes or drops whole: a short one loses 40 packets at a time, and TCP has been seen to collapse on
+it. TBF cuts what is larger than its burst into packets of the wire's size before they enter the queue, so a burst well below the queue's
+bound makes a loss a packet. It has no class either, and so no cburst, quantum or r2q that could be left wrong.
 
-**Burst.** After idleness so much may go at once; and a timer that is late by less than the burst's time costs no throughput. 2 ms at the
-rate, at most an eighth of the queue, at least two packets.
+**Burst.** So much may go at once after idleness, and a timer that is late by less than the burst's time costs no throughput: 2 ms at the
+rate, at most an eighth of the queue, at least two packets. The relay gets no larger packets either: up to 64 kB, cut by the kernel where
+the rate is low.
 
 **Where the queue is.** At the sending end of each direction, as in a network card. A TCP socket of that very host sees its packets wait
 there and holds back (TCP small queues): that queue stays short and seldom overflows, as in a real host. What a router forwards has no such
 socket behind it: its queue towards a receiver fills and overflows when several send there at once, as a switch's does. See `star`.
 
-Rates are in IP bytes, with the Ethernet headers of full packets allowed for (a small one still costs its 14 bytes more). The relay takes
-packets of up to 64 kB whole, which below some 50 Mbit/s is coarse: a link of another sender waits while one passes. What was set is read
-back.
+Rates are in IP bytes, with the Ethernet headers of full packets allowed for (a small one still costs its 14 bytes more). What was set is
+read back.
 """
 
 import json
@@ -104,16 +104,21 @@ class WireSpec:
         return bytes_per_s_from_bps(self.rate_bps or 0.0)
 
     @property
+    def whole_bytes(self) -> int:
+        """What may pass at once: 2 ms at the rate, at most an eighth of the queue, at least two packets."""
+        burst = min(round(self._rate_bytes_per_s * BURST_S), self.bound_bytes // BURSTS_PER_QUEUE)
+        return max(burst, 2 * FRAME_BYTES)
+
+    @property
     def tbf(self) -> dict[str, int]:
         """TBF's `rate` (Ethernet bytes per second), `burst` and `limit` (bytes) where the kernel shapes."""
-        burst = min(round(self._rate_bytes_per_s * BURST_S), self.bound_bytes // BURSTS_PER_QUEUE)
         rate = round(self._rate_bytes_per_s * FRAME_BYTES / MTU_BYTES)
-        return {"rate": rate, "burst": max(burst, 2 * FRAME_BYTES), "limit": self.bound_bytes}
+        return {"rate": rate, "burst": self.whole_bytes, "limit": self.bound_bytes}
 
     @property
     def offloaded_bytes(self) -> int:
-        """The largest packet that may enter the relay's queue, so that several fit; the kernel cuts larger ones beforehand."""
-        return min(max(self.bound_bytes // BURSTS_PER_QUEUE, 2 * FRAME_BYTES), MAX_OFFLOADED_BYTES)
+        """The largest packet that the relay gets; the kernel cuts larger ones beforehand."""
+        return min(self.whole_bytes, MAX_OFFLOADED_BYTES)
 
 
 UNSHAPED = WireSpec()

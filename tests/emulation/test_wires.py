@@ -6,12 +6,13 @@ that a busy machine can't fail it.
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from testbed.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
 
 pytestmark = pytest.mark.emulation
 
+UDP_SEGMENT = 103
 WINDOW_S = 0.5
 WINDOWS = 6
 SEND_S = "20"
@@ -162,7 +164,6 @@ def test_all_to_all_fills_every_wire_both_ways(tmp_path: Path, by: str) -> None:
 @pytest.mark.parametrize("queue_bytes", [30_000, 300_000])
 @pytest.mark.parametrize("by", SHAPERS)
 def test_senders_to_one_host_share_its_wire_and_overflow_its_queue(tmp_path: Path, by: str, queue_bytes: int) -> None:
-    """A queue of 30 kB holds no packet of 64 kB: where these were dropped whole, TCP would stand still most of the time."""
     names, rate_bps = [f"e{i}" for i in range(4)], 20e6
     with star(tmp_path, {"data": {name: WireSpec(rate_bps, queue_bytes=queue_bytes, by=by) for name in names}}) as one:  # type: ignore[arg-type]
         for i, sender in enumerate(names[1:]):
@@ -177,6 +178,27 @@ def test_senders_to_one_host_share_its_wire_and_overflow_its_queue(tmp_path: Pat
     assert all(0.03 <= share <= 0.9 for share in sums.values()), sums
     assert (queue_bytes > 30_000 or dropped > 0) and dropped < 0.2 * sum(sent[name][0].packets for name in names[1:])
     assert by == "kernel" or all(end.drops == 0 for ends in sent.values() for end in ends), "nothing is lost before the relay's count"
+
+
+@pytest.mark.parametrize("by", SHAPERS)
+def test_a_large_packet_of_the_kernel_is_lost_in_part_only(tmp_path: Path, by: str, udp_socket: Callable[..., socket.socket]) -> None:
+    """40 datagrams that cross the sender's kernel as one packet of 59 kB meet a queue of 30 kB: what fits stays, the rest is counted."""
+    size_bytes, count_sent = MTU_BYTES - 28, 40
+    spec = WireSpec(1e6, queue_bytes=30_000, by=by)  # type: ignore[arg-type]
+    with star(tmp_path, {"data": {"e0": UNSHAPED, "e1": spec}}) as one:
+        sender, receiver = (udp_socket(one.hosts[name].pid, one.ip("data", name), 6000) for name in ("e0", "e1"))
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size_bytes)
+        sender.sendto(bytes(count_sent * size_bytes), receiver.getsockname())
+        receiver.settimeout(1.0)
+        received = 0
+        with suppress(TimeoutError):
+            while receiver.recv(2 * MTU_BYTES):
+                received += 1
+        wire = one.wires["data"]["e1"]
+        dropped = wire.report().drops["queue"] if by == "relay" else wire.sent()[1].drops
+        assert one.wires["data"]["e0"].sent()[0].packets == 1, "the kernel segmented it beforehand, which proves nothing"
+    assert received + dropped == count_sent
+    assert 17 <= received <= 25
 
 
 def test_networks_are_apart_and_an_unshaped_one_is_fast(tmp_path: Path) -> None:
