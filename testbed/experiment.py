@@ -3,7 +3,7 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from testbed.prepared import Prepared, describe_policies, job, prepare
 from testbed.recorder import Recorder, twins
 from testbed.records import RunHeader
 from testbed.results import ResultFolder, check_base, rebuild, trace_row
+from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
@@ -102,8 +103,13 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
         },
         versions=versions(),
         host=host_facts() | facts,
-        notes=list(prepared.notes),
+        notes=[*prepared.notes, *_stand_in(experiment, facts)],
     )
+
+
+def _stand_in(experiment: Experiment, facts: Mapping[str, Any]) -> list[str]:
+    """That another relay carries the packets than the one asked for."""
+    return [NOT_BUILT] if experiment.link == "userspace" and facts.get("relay") == "Python" else []
 
 
 def _named(found: TraceSet) -> dict[str, str]:
@@ -161,5 +167,3 @@ def list_all(console: Console) -> None:
         table.add_row(card.name, card.label, card.citation)
     console.print(table)
     console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy), or package.module:Class")
-
-

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from testbed.errors import UserError
+from testbed.experiment import _header
 from testbed.prepared import Prepared, job, prepare
 from testbed.spec import Experiment, from_toml
 from testbed.twin import SimulationJob, simulate
@@ -90,3 +91,10 @@ def test_what_the_simulator_leaves_out_is_said(tmp_path: Path, down, up, setting
     notes = [note for note in prepared(trace, uplink=uplink, simulate=simulate, **settings).notes if "simulator" in note]
     rest = "" if simulate else ": so do the simulated twins of these trials"
     assert notes == ([f"the simulator leaves out {told}{rest}"] if told else [])
+
+
+@pytest.mark.parametrize(("link", "relay", "told"), [("userspace", "C", False), ("userspace", "Python", True), ("python", "Python", False)])
+def test_a_run_says_when_another_relay_stands_in(tmp_path: Path, link: str, relay: str, told: bool) -> None:
+    asked = dataclasses.replace(prepared(write(tmp_path / "plain", x_csv=PLAIN), link=link), notes=("as ever",))
+    notes = _header(asked, {"relay": relay}).notes
+    assert notes[0] == "as ever" and ["C was not built" in note for note in notes[1:]] == [True] * told
