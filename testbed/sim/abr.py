@@ -53,7 +53,7 @@ class AbrSimulator:
         self.buffer_s = 0.0
         self.wraps = 0
         self._noise, self._rng = noise, rng
-        rates = _rates(trace)
+        rates = rates_of(trace)
         self._edges_s = rates.edges_s
         self._bytes_per_s = tuple(bytes_per_s_from_bps(rate) for rate in rates.rates_bps)
         self.trace_s = float(offset_s) % rates.duration_s
@@ -144,7 +144,8 @@ def level_number(answer: object) -> int:
         raise ValueError(f"the policy answered {answer!r}, wanted the number of a level") from error
 
 
-def _rates(trace: Trace) -> RateTrace:
+def rates_of(trace: Trace) -> RateTrace:
+    """What the simulator plays: delivery opportunities averaged over `OPPORTUNITY_BIN_S`."""
     return to_rates(trace, OPPORTUNITY_BIN_S) if isinstance(trace, OpportunityTrace) else trace
 
 
