@@ -152,7 +152,7 @@ def _report(arguments: list[str]) -> int:
 def _fidelity(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from testbed.fidelity import Check, run
+    from testbed.fidelity.command import Check, run
 
     return run(_parse(Check, arguments, prog="run.py fidelity"), Console())
 

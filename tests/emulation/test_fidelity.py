@@ -15,9 +15,9 @@ from conftest import descendants, interfaces, network
 from rich.console import Console
 
 from testbed.errors import UserError
-from testbed.evidence import Folder, write
-from testbed.fidelity import Check, capture, find_ways
-from testbed.fidelitypage import judge
+from testbed.fidelity.command import Check, capture, find_ways
+from testbed.fidelity.evidence import Folder, write
+from testbed.fidelity.page import judge
 
 pytestmark = pytest.mark.emulation
 

@@ -57,7 +57,7 @@ def star(folder: Path, networks: dict[str, dict[str, WireSpec]]) -> Iterator[Sta
 
 def tcp(one: Star, sender: str, receiver: str, port: int) -> None:
     """A connection that is always full."""
-    what = [sys.executable, "-m", "testbed.traffic"]
+    what = [sys.executable, "-m", "testbed.fidelity.traffic"]
     sink = one.popen(receiver, [*what, "tcp-sink", one.ip("data", receiver), str(port)], stdout=subprocess.PIPE)
     assert sink.stdout and sink.stdout.readline() == b"ready\n"
     source = one.popen(

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scapy.utils import RawPcapWriter
 
-from testbed.audit import Audit, Delay, audit
 from testbed.cli import main
 from testbed.errors import UserError
-from testbed.evidence import Capture, Course, Evidence, Folder, Said, Sighting, read, read_packets, sightings, write
-from testbed.fidelity import Check
-from testbed.fidelitypage import judge
+from testbed.fidelity.audit import Audit, Delay, audit
+from testbed.fidelity.command import Check
+from testbed.fidelity.evidence import Capture, Course, Evidence, Folder, Said, Sighting, read, read_packets, sightings, write
+from testbed.fidelity.page import judge
+from testbed.fidelity.replay import Model, Passage, by_window, curve, match, served
 from testbed.link import PathSpec
 from testbed.records import LatenessRow, LinkRow
-from testbed.replay import Model, Passage, by_window, curve, match, served
 from testbed.shapers.bottleneck import Bottleneck
 from testbed.shapers.codel import CoDel
 from testbed.shapers.conditions import Conditions as LinkConditions
@@ -391,5 +391,5 @@ def test_impossible_checks_are_refused(options, said):
 
 
 def test_only_the_analysis_loads_scapy():
-    code = "import sys, testbed.fidelity, testbed.audit, testbed.evidence; sys.exit('scapy' in sys.modules)"
+    code = "import sys, testbed.fidelity.command, testbed.fidelity.audit, testbed.fidelity.evidence; sys.exit('scapy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from testbed.evidence import Sighting
+from testbed.fidelity.evidence import Sighting
 from testbed.shapers.bottleneck import Bottleneck
 from testbed.shapers.capacity import RATE_SCALE, Capacity, OpportunityCapacity, RateCapacity
 from testbed.shapers.codel import CoDel

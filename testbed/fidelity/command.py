@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from testbed import owned
-from testbed.capture import RETIRE_S, Tap, compress, require_tcpdump
 from testbed.clock import now_s, utc_now, wall_offset_ns
 from testbed.errors import TestbedError, UserError
-from testbed.evidence import Course, Evidence, Folder, Said, write
 from testbed.experiment import checkout_commit
+from testbed.fidelity.capture import RETIRE_S, Tap, compress, require_tcpdump
+from testbed.fidelity.evidence import Course, Evidence, Folder, Said, write
 from testbed.host import host_facts
 from testbed.link import PathSpec
 from testbed.network import Lane, Network
@@ -119,7 +119,7 @@ class Check:
 def run(check: Check, console: Console) -> int:
     """Check, or judge again what a check left; the exit code: 0 when links pass and both accounts agree, 1 when not."""
     if check.folder is not None:
-        from testbed.fidelitypage import judge  # scapy takes half a second to load
+        from testbed.fidelity.page import judge  # scapy takes half a second to load
 
         return judge(check.folder, console)
     owned.require_root()
@@ -268,7 +268,7 @@ class Round:
         return [f"{min(OVERLOAD * trace.mean_rate_bps, MOST_UDP_BPS):.0f}"] if self._kind == "udp" else []
 
     def _start(self, popen: Any, what: list[str], stack: contextlib.ExitStack, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "testbed.traffic", *what, str(PORT), *more]
+        command = [sys.executable, "-m", "testbed.fidelity.traffic", *what, str(PORT), *more]
         process: subprocess.Popen[bytes] = popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         stack.callback(_end, process)
         return process

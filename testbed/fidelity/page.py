@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.audit import Audit, Comparison, Rates, Side, audit
 from testbed.errors import UserError
-from testbed.evidence import Folder, read
+from testbed.fidelity.audit import Audit, Comparison, Rates, Side, audit
+from testbed.fidelity.evidence import Folder, read
 from testbed.link import LATE_S, MAX_LATENESS_P99_S
 from testbed.records import LatenessRow
 from testbed.report import TEMPLATES, number, plain

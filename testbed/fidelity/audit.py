@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from testbed.evidence import Capture, Course, Evidence, Reader, read_packets, sightings
+from testbed.fidelity.evidence import Capture, Course, Evidence, Reader, read_packets, sightings
+from testbed.fidelity.replay import Matching, Model, Served, alone, by_window, curve, match, served
 from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT
-from testbed.replay import Matching, Model, Served, alone, by_window, curve, match, served
 from testbed.shapers.ledger import WINDOW_NS
 from testbed.units import MTU_BYTES, ms_from_s, ns_from_s, s_from_ns
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.evidence import Capture
+from testbed.fidelity.evidence import Capture
 from testbed.units import ms_from_s
 
 HEAD_BYTES = 96
