@@ -1,4 +1,7 @@
-"""Bulk traffic between the hosts of a lane, as simple as can be: `python -m testbed.fidelity.traffic ROLE IP PORT ...`. Standard library only.
+"""Bulk traffic between the hosts of a lane, as simple as can be: `python -m testbed.fidelity.traffic ROLE IP PORT ...`.
+
+Standard library only.
+
 
 | role | further arguments | does |
 | --- | --- | --- |
