@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import interfaces
 
-from testbed.bench import command
+from testbed.bench import links
 
 pytestmark = pytest.mark.emulation
 
@@ -26,8 +26,8 @@ def state() -> Iterator[Path]:
 
 def test_a_smoke_run_measures_everybody_and_leaves_nothing(tmp_path: Path, state: Path) -> None:
     before = interfaces()
-    settings = command.LinksSettings(contenders=TAKING_PART, quick=True, out=tmp_path / "results", write=tmp_path / "docs" / "links.md")
-    folder = command.links(settings, state_dir=state)
+    settings = links.LinksSettings(contenders=TAKING_PART, quick=True, out=tmp_path / "results", write=tmp_path / "docs" / "links.md")
+    folder = links.links(settings, state_dir=state)
     found = json.loads((folder / "bench.json").read_text())
     assert found["failed"] == []
     present = set(TAKING_PART) - set(found["absent"])

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from testbed.bench import capture, command, judge, page, phases
+from testbed.bench import capture, command, judge, links, page, phases
 from testbed.bench.contenders import CONTENDERS
 from testbed.bench.judge import Arrivals
 from testbed.bench.mahimahi import Mahimahi
@@ -153,8 +153,8 @@ def test_mahimahi_is_given_whole_milliseconds():
 
 
 def test_every_contender_has_its_turn_in_every_repetition():
-    settings = command.LinksSettings(repetitions=2, conditions=("idle", "busy"), traces=("constant",))
-    steps = list(command.plan(settings, CONTENDERS, {"constant": STEPS}))
+    settings = links.LinksSettings(repetitions=2, conditions=("idle", "busy"), traces=("constant",))
+    steps = list(links.plan(settings, CONTENDERS, {"constant": STEPS}))
     order = [(step.labels["repetition"], step.labels["condition"]) for step in steps]
     assert order == sorted(order, key=lambda where: (where[0], where[1] == "busy"))
     per_round = len(steps) // 4
@@ -166,7 +166,7 @@ def test_every_contender_has_its_turn_in_every_repetition():
 @pytest.mark.parametrize("wrong", [{"contenders": ("relai",)}, {"repetitions": 0}, {"seconds": 1.0}])
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(UserError):
-        command.LinksSettings(**wrong)
+        links.LinksSettings(**wrong)
 
 
 def test_a_mistake_on_the_command_line_ends_with_code_2(capsys):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controllers.api import AbrSession, Manifest
+from testbed.bench.sim import SimSettings, agree, published, sim
+from testbed.errors import TestbedError, UserError
 from testbed.metrics import summarise
 from testbed.sim.abr import AbrSimulator
 from testbed.sim.batch import AbrBatch, Traces
@@ -96,3 +98,23 @@ def test_no_playback_of_a_short_video_beats_the_optimum(trace, offset_s):
     found = offline_optimum(trace, short, offset_s, grid_s=0.02)
     assert found <= best + 1e-9
     assert found == pytest.approx(best, abs=0.02)
+
+
+def test_the_benchmark_measures_what_agrees(tmp_path):
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for i, rate in enumerate((0.7, 1.9, 3.1)):
+        (folder / f"{i}.txt").write_text("".join(f"{t} {rate * (1 + t % 3):.3f}\n" for t in range(60)))
+    text = sim(SimSettings(trace=str(folder), sessions=8, repetitions=1, write=tmp_path / "sim.md"))
+    assert "| compiled batches |" in text and "| one session at a time |" in text and "3 traces of" in text
+    assert (tmp_path / "sim.md").read_text() == text
+
+
+def test_the_benchmark_refuses_to_compare_what_differs():
+    with pytest.raises(TestbedError, match="two and one differ in a chunk's stall"):
+        agree({"one": [[1.0, 2.0]], "two": [[1.0, 2.1]]})
+
+
+def test_a_checkout_that_is_not_netllms_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no .*env.py, wanted a checkout of NetLLM"):
+        published(tmp_path, [])
