@@ -170,7 +170,7 @@ class Link(ABC):
 
     @abstractmethod
     def load(self, trace: Trace, offset_s: float, trial_id: str, *, uplink: Trace | None = None, seed: int = 1) -> None:
-        """Arm the link: empty queues, counters at 0, the trace's mean rate until `start`; from then on the trace from `offset_s` on.
+        """Arm the link: nothing inside, counters at 0, the trace's mean rate until `start`; from then on the trace from `offset_s` on.
 
         `uplink` paces the client-to-server direction, from `offset_s` on too; None: that direction is delay alone. `seed` (at least 0) is
         that of the traces' random losses.

@@ -190,6 +190,12 @@ class Bottleneck:
             self._last_due_ns = self._flying[-1].due_ns if self._flying else 0
             self._serving = self._serve(now_ns, need_bytes, served.size_bytes, served.payload)
 
+    def clear(self) -> None:
+        """Forget all packets inside."""
+        self._waiting.clear()
+        self._flying.clear()
+        self._serving, self._waiting_bytes, self.inside_bytes, self._last_due_ns = None, 0, 0, 0
+
     def restart(self, now_ns: int, capacity: Capacity | None) -> None:
         """The same without conditions, after forgetting what has not left the bottleneck."""
         self.advance(now_ns)

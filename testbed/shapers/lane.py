@@ -54,6 +54,7 @@ class Half:
             self._armed(now_ns)  # ValueError now rather than at the start
         self._rest_rate = course.mean_rate if course.times else None
         self._capacity, self.windows = None, None
+        self.bottleneck.clear()
         self.rest(now_ns)
         self._zero()
 

@@ -327,6 +327,24 @@ def test_delay_follows_the_trace(bench: Bench) -> None:
         assert wanted <= seen < wanted + 0.01
 
 
+def test_what_a_trial_left_under_way_is_not_in_the_next(bench: Bench) -> None:
+    """A packet on a path of 10 s would hold up all that come after it."""
+    if not bench.by_relay:
+        pytest.skip("netem's queue is emptied at load, which test_counters_begin_anew_with_each_load tells")
+    conditions = Conditions((0, 10), delay_s=(10.0,))
+    bench.link.load(RateTrace("far", (0, 10), (50e6,), conditions=conditions), 0, "t1")
+    bench.start()
+    bench.send(5)
+    assert bench.receive(0.1) == []
+    assert checked(bench.link.stop()).packets_inside == 5
+    bench.link.load(constant(50), 0, "t2")
+    bench.start()
+    bench.send(3, first=10)
+    assert [number for _, number in bench.receive(0.2)] == [10, 11, 12]
+    report = checked(bench.link.stop())
+    assert (report.packets_in, report.packets_inside) == (3, 0)
+
+
 @pytest.mark.parametrize("burst", [None, 6.0])
 def test_losses_are_those_of_the_trace_and_are_counted(bench: Bench, burst: float | None) -> None:
     if not bench.path.rtt_s:

@@ -167,11 +167,23 @@ void bottleneck_switch(struct bottleneck *bottleneck, int64_t now_ns, const stru
     }
 }
 
+static void forget(struct fifo *packets) {
+    for (struct packet *forgotten; (forgotten = fifo_pop(packets));)
+        free(forgotten);
+}
+
+void bottleneck_clear(struct bottleneck *bottleneck) {
+    forget(&bottleneck->waiting);
+    forget(&bottleneck->flying);
+    free(bottleneck->serving);
+    bottleneck->serving = NULL;
+    bottleneck->inside_bytes = bottleneck->last_due_ns = 0;
+}
+
 void bottleneck_restart(struct bottleneck *bottleneck, int64_t now_ns, const struct capacity *capacity) {
     bottleneck_advance(bottleneck, now_ns);
     bottleneck->inside_bytes -= bottleneck_queue_bytes(bottleneck);
-    for (struct packet *forgotten; (forgotten = fifo_pop(&bottleneck->waiting));)
-        free(forgotten);
+    forget(&bottleneck->waiting);
     free(bottleneck->serving);
     bottleneck->serving = NULL;
     codel_reset(&bottleneck->codel);

@@ -59,6 +59,9 @@ void bottleneck_spent(struct bottleneck *bottleneck, int64_t now_ns, double *all
    Conditions without segments are none. */
 void bottleneck_switch(struct bottleneck *bottleneck, int64_t now_ns, const struct capacity *capacity, struct conditions conditions);
 
+/* Forget all packets inside. */
+void bottleneck_clear(struct bottleneck *bottleneck);
+
 /* The same without conditions, after forgetting what has not left the bottleneck. */
 void bottleneck_restart(struct bottleneck *bottleneck, int64_t now_ns, const struct capacity *capacity);
 

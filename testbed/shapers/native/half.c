@@ -37,6 +37,7 @@ void half_load(struct half *half, int64_t now_ns, const struct course *course) {
         half->rest_rate = 1000;
     half->armed = true;
     half->traced = false;
+    bottleneck_clear(&half->bottleneck);
     rest(half, now_ns);
     windows_free(&half->tally.windows);
     memset(&half->tally, 0, sizeof half->tally);
