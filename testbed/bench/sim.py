@@ -59,8 +59,9 @@ def sim(settings: SimSettings) -> str:
     """Measure; the page as text."""
     traces = resolve(settings.trace).traces
     session = AbrSession("bench", load_manifest(DEFAULT_VIDEO), CHUNKS)
+    joined = Traces(traces)
     contenders: dict[str, Callable[[], tuple[int, Stalls]]] = {
-        "compiled batches": lambda: in_batches(traces, session, settings.sessions),
+        "compiled batches": lambda: in_batches(joined, session, settings.sessions),
         "one session at a time": lambda: one_by_one(traces, session),
     }
     if settings.netllm:
@@ -85,13 +86,14 @@ def level_of(buffer_s: float) -> int:
     return int(min(max(5 * (buffer_s - RESERVOIR_S) / CUSHION_S, 0), 5))
 
 
-def in_batches(traces: Sequence[Trace], session: AbrSession, sessions: int) -> tuple[int, Stalls]:
+def in_batches(traces: Traces, session: AbrSession, sessions: int) -> tuple[int, Stalls]:
     """Steps taken, and the stalls of the first session on each trace."""
-    which = np.arange(max(sessions, len(traces))) % len(traces)
-    batch, stalls = AbrBatch(Traces(traces), session, which), []
+    count = len(traces.durations_s)
+    which = np.arange(max(sessions, count)) % count
+    batch, stalls = AbrBatch(traces, session, which), []
     levels = np.zeros(len(which), np.int64)
     while not batch.done:
-        stalls.append(batch.step(levels).rebuffer_s[: len(traces)])
+        stalls.append(batch.step(levels).rebuffer_s[:count])
         levels = np.clip(5 * (batch.state.buffer_s - RESERVOIR_S) / CUSHION_S, 0, 5).astype(np.int64)
     return len(which) * session.chunks, np.stack(stalls, axis=1).tolist()
 

@@ -58,7 +58,7 @@ class Traces:
         last = self.first + np.array(counts) - 1
         self._next = np.arange(1, len(self._end_s) + 1, dtype=np.int64)  # (segments,): the last of a trace is followed by its first
         self._next[last] = self.first
-        self._counts = counts
+        self._counts = np.array(counts, np.int64)
 
     @property
     def columns(self) -> tuple[Any, ...]:
@@ -68,11 +68,7 @@ class Traces:
     def start(self, which: Integers, offsets_s: Floats) -> State:
         """Sessions on traces `which` (sessions,), each begun at its offset (seconds, wrapped)."""
         trace_s = np.asarray(offsets_s, np.float64) % self.durations_s[which]
-        segment = np.empty(len(which), np.int64)
-        for i, (k, at_s) in enumerate(zip(which, trace_s, strict=True)):
-            begin_s = self._begin_s[self.first[k] : self.first[k] + self._counts[k]]
-            segment[i] = self.first[k] + np.searchsorted(begin_s, at_s, side="right") - 1
-        return State(segment, trace_s, np.zeros(len(which)))
+        return State(_segments(self._begin_s, self.first, self._counts, which, trace_s), trace_s, np.zeros(len(which)))
 
 
 class AbrBatch:
@@ -130,6 +126,15 @@ def advance(traces: Traces, session: AbrSession, state: State, sizes_bytes: Floa
     out = np.empty((4, len(sizes_bytes)))
     _advance(*traces.columns, *state, sizes_bytes, noise if noise is not None else np.ones(0), *path, out)
     return Downloads(*out)
+
+
+@njit(cache=True)
+def _segments(begin_s, first, counts, which, trace_s):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    found = np.empty(len(which), np.int64)
+    for i in range(len(which)):
+        begin = first[which[i]]
+        found[i] = begin + np.searchsorted(begin_s[begin : begin + counts[which[i]]], trace_s[i], side="right") - 1
+    return found
 
 
 @njit(cache=True)
