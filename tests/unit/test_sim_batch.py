@@ -25,11 +25,12 @@ LEVELS = PLAYBACK.video.levels
 def rate_traces(draw):
     widths = draw(st.lists(st.floats(0.05, 30), min_size=1, max_size=12))
     rates = draw(st.lists(st.one_of(st.just(0.0), st.floats(1e5, 8e6)), min_size=len(widths), max_size=len(widths)))
-    rates[0] = max(rates[0], 3e5)
+    widest = widths.index(max(widths))
+    rates[widest] = max(rates[widest], 3e5)  # else a lap could carry next to nothing
     return RateTrace("t", (0.0, *np.cumsum(widths).tolist()), tuple(rates))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(rate_traces(), min_size=1, max_size=4), st.integers(0, 2**32), st.booleans())
 def test_each_session_of_a_batch_is_that_of_the_simulator(traces, seed, noisy):
     rng = np.random.default_rng(seed)
