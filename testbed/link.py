@@ -29,6 +29,8 @@ MAX_STALLED_SHARE = 1e-3
 MIN_STALLED_S = 0.05
 """So long the emulator may stand still in any trial, for the same reason."""
 MAX_RATE_ERROR_PCT = 1.0
+START = b"start"
+"""The datagram that starts a loaded trace (`Link.start_path`)."""
 NEVER_STARTED = "the trace never started: no media request reached the origin"
 
 

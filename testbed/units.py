@@ -13,6 +13,10 @@ OPPORTUNITY_BYTES = 1500
 """Bytes that one Mahimahi delivery opportunity may carry (mm-link, `link_queue.cc`)."""
 MTU_BYTES = 1500
 """Largest IP packet on an emulated path."""
+ETHERNET_BYTES = 14
+"""Of an Ethernet header: what a frame has more than its IP packet."""
+UDP_HEADERS_BYTES = 28
+"""IP and UDP: what an IP packet has more than its datagram's payload."""
 
 
 def bps_from_mbps(mbps: Amount) -> Amount:

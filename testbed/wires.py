@@ -37,14 +37,13 @@ from testbed.hosts import Spawner, run_scripts
 from testbed.hostsetup import RING_PACKETS, Port
 from testbed.link import Endpoint, Link, LinkReport, PathSpec
 from testbed.shapers.kernel import tried
-from testbed.shapers.kernel_tc import HEADER_BYTES
 from testbed.shapers.userspace import RelaySet
-from testbed.units import MTU_BYTES, bytes_per_s_from_bps
+from testbed.units import ETHERNET_BYTES, MTU_BYTES, bytes_per_s_from_bps
 from traces.trace import RateTrace
 
 Shaper = Literal["kernel", "relay"]
 MIN_RATE_BPS, MAX_RATE_BPS = 10e3, 10e9
-FRAME_BYTES = HEADER_BYTES + MTU_BYTES
+FRAME_BYTES = ETHERNET_BYTES + MTU_BYTES
 QUEUE_S = 0.025
 """Of the default queue, at the wire's rate."""
 MIN_DEFAULT_QUEUE_BYTES = 300_000
@@ -191,8 +190,8 @@ class Wire:
     def _sent(self, interface: Mapping[str, Any], queue: Mapping[str, Any]) -> Sent:
         passed = interface["stats64"]["tx"]
         if queue.get("kind") == "tbf":
-            return Sent(queue["packets"], queue["bytes"] - HEADER_BYTES * queue["packets"], queue["drops"] + passed["dropped"])
-        return Sent(passed["packets"], passed["bytes"] - HEADER_BYTES * passed["packets"], passed["dropped"])
+            return Sent(queue["packets"], queue["bytes"] - ETHERNET_BYTES * queue["packets"], queue["drops"] + passed["dropped"])
+        return Sent(passed["packets"], passed["bytes"] - ETHERNET_BYTES * passed["packets"], passed["dropped"])
 
     def report(self) -> LinkReport:
         """The relay's account since the last one, or since the wire was made; what was in its queues is lost. UserError without a relay."""

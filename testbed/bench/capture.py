@@ -4,13 +4,9 @@ So a capture costs no process, no wake-up and no system call while a link is bei
 `AF_PACKET` with `PACKET_RX_RING`, TPACKET_V2 (linux/if_packet.h), cooked: all sizes are IP bytes, on TUN, TAP and veth alike.
 """
 
-import ctypes
 import mmap
-import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 
 from testbed.bench.judge import Arrivals, Floats
 from testbed.errors import TestbedError
+from testbed.shapers.kernelcalls import inside
 from testbed.units import MTU_BYTES, s_from_ms, s_from_ns
 
 SOL_PACKET = 263
@@ -27,7 +24,6 @@ PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION = 5, 6, 10
 TPACKET_V2 = 1
 SO_TIMESTAMPNS = 35
 ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
-CLONE_NEWNET = 0x4000_0000
 _FRAME_BYTES = 256
 _BLOCK_BYTES = 32_768
 _HEAD_BYTES = 48
@@ -43,23 +39,6 @@ _HEADER = np.dtype(
 _TCP, _UDP = 6, 17
 _TIMESTAMP_OPTION = (1, 1, 8, 10)
 """How Linux begins the options of a data segment: two fillers, then kind and length of the timestamps (RFC 7323)."""
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@contextmanager
-def inside(pid: int) -> Iterator[None]:
-    """Within, sockets made by this thread belong to the network namespace of process `pid`."""
-    with open("/proc/thread-self/ns/net", "rb") as own, open(f"/proc/{pid}/ns/net", "rb") as there:
-        _enter(there.fileno())
-        try:
-            yield
-        finally:
-            _enter(own.fileno())
-
-
-def _enter(namespace: int) -> None:
-    if _libc.setns(namespace, CLONE_NEWNET) != 0:
-        raise TestbedError(f"a network namespace can't be entered: {os.strerror(ctypes.get_errno())}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +101,11 @@ class Ring:
         blocks = -(-most_packets * _FRAME_BYTES // _BLOCK_BYTES)
         self._frames = blocks * _BLOCK_BYTES // _FRAME_BYTES
         self._interface = interface
-        with inside(pid):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        try:
+            with inside(pid):
+                self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        except OSError as error:
+            raise TestbedError(f"interface {interface}: no socket can be made beside it ({error})") from error
         try:
             self._socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
             self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)

@@ -14,11 +14,9 @@ import time
 from typing import Any
 
 from testbed.clock import now_ns, now_s
-from testbed.units import MTU_BYTES
+from testbed.units import MTU_BYTES, UDP_HEADERS_BYTES
 
-HEADERS_BYTES = 28
-"""IP and UDP."""
-PAYLOAD_BYTES = MTU_BYTES - HEADERS_BYTES
+PAYLOAD_BYTES = MTU_BYTES - UDP_HEADERS_BYTES
 PROBE_BYTES = 100
 TICK_S = 0.01
 GOLDEN_RATIO = 0.6180339887

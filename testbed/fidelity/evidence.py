@@ -9,12 +9,10 @@ import msgspec
 from testbed.errors import UserError
 from testbed.link import LinkReport, PathSpec
 from testbed.records import LatenessRow, LinkRow
-from testbed.units import ns_from_s
+from testbed.units import ETHERNET_BYTES, ns_from_s
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 FILE = "captures.json"
-HEADER_BYTES = 14
-"""Of Ethernet: what a link counts begins after it."""
 ETHERTYPE, SOURCE = slice(12, 14), slice(26, 30)
 """Bytes of a frame: the protocol, and an IPv4 packet's sender."""
 ARP = b"\x08\x06"
@@ -180,7 +178,7 @@ def sightings(folder: Path, capture: Capture, evidence: Evidence, reader: Reader
         if data[ETHERTYPE] == ARP:
             continue
         direction = senders.get(data[SOURCE], "other") if data[ETHERTYPE] == IPV4 else "other"
-        seen[direction].append(Sighting(wall_ns - offset_ns, wire_bytes - HEADER_BYTES, data))
+        seen[direction].append(Sighting(wall_ns - offset_ns, wire_bytes - ETHERNET_BYTES, data))
     return seen
 
 

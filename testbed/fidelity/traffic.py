@@ -19,9 +19,9 @@ import time
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError
-from testbed.units import MTU_BYTES, bytes_per_s_from_bps
+from testbed.units import MTU_BYTES, UDP_HEADERS_BYTES, bytes_per_s_from_bps
 
-PAYLOAD_BYTES = MTU_BYTES - 28
+PAYLOAD_BYTES = MTU_BYTES - UDP_HEADERS_BYTES
 """Of a datagram that fills an IP packet."""
 BUFFER_BYTES = 2**18
 SO_RCVBUFFORCE = 33

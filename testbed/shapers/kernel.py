@@ -17,7 +17,7 @@ from typing import Any
 
 from testbed import clock
 from testbed.errors import TestbedError, UserError
-from testbed.link import Endpoint, Link, LinkReport, LinkSet, PathSpec
+from testbed.link import START, Endpoint, Link, LinkReport, LinkSet, PathSpec
 from testbed.shapers.kernel_replay import LOOKS, Course, Replay, report
 from testbed.shapers.kernel_tc import (
     DELAYED_AT,
@@ -39,7 +39,6 @@ from testbed.units import s_from_ns
 from traces.trace import Trace
 
 IDLE_RATE_BPS = 100e6
-START = b"start"
 COUNTED_TIMES = 20
 """How often the counters are read until those of two devices, read one after the other, agree."""
 ADVICE = "use --link userspace"

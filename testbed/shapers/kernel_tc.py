@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 
 from testbed.errors import TestbedError
 from testbed.link import PathSpec
-from testbed.units import MTU_BYTES
+from testbed.units import ETHERNET_BYTES, MTU_BYTES
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Direction = Literal["down", "up"]
@@ -32,7 +32,6 @@ FLOOR_BPS = 100e3
 UNSHAPED_BPS = 10e9
 """HTB's rate where no trace paces a direction."""
 UNSHAPED_BURST_BYTES = 2**20
-HEADER_BYTES = 14
 NETEM_LIMIT_PACKETS = 100_000
 ORDERLY_RATE = "100gbit"
 """netem's own rate: with one, a packet never passes its predecessor when the delay gets shorter; it adds 0.1 us to a full packet."""
@@ -42,7 +41,7 @@ DISOWN = "action mirred egress mirror dev {} drop"
 """Goes on as a copy that the sender's socket doesn't own: of its own packets TCP lets only a few wait (TCP small queues), so that the
 bottleneck's queue would never fill."""
 OFFLOADS = "tso off gso off gro off tx off"
-IP_BYTES = f"stab overhead -{HEADER_BYTES} linklayer ethernet"
+IP_BYTES = f"stab overhead -{ETHERNET_BYTES} linklayer ethernet"
 """A change without it would end it."""
 
 
@@ -234,5 +233,5 @@ def counters_of(queue: Mapping[str, Any], path: Mapping[str, Any] | None) -> Cou
 
 def _ip_bytes(path: Mapping[str, Any]) -> int:
     """That left netem or are inside it."""
-    size: int = path["bytes"] + path["backlog"] - HEADER_BYTES * (path["packets"] + path["qlen"])
+    size: int = path["bytes"] + path["backlog"] - ETHERNET_BYTES * (path["packets"] + path["qlen"])
     return size

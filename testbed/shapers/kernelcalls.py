@@ -5,6 +5,8 @@ import fcntl
 import os
 import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,23 +49,19 @@ def become_realtime(priority: int) -> list[str]:
 
 def open_tap(pid: int, interface: str) -> int:
     """Make TAP device `interface` in the network namespace of process `pid`; it lives as long as the descriptor returned (non-blocking)."""
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _enter(f"/proc/{pid}/ns/net")
+    with inside(pid):
+        return _create_tap(interface)
+
+
+@contextmanager
+def inside(pid: int) -> Iterator[None]:
+    """Within, what this thread makes belongs to the network namespace of process `pid`. OSError when that can't be entered."""
+    with open("/proc/thread-self/ns/net", "rb") as own, open(f"/proc/{pid}/ns/net", "rb") as there:
+        _check(_libc.setns(there.fileno(), CLONE_NEWNET), f"setns {there.name}")
         try:
-            return _create_tap(interface)
+            yield
         finally:
-            _check(_libc.setns(own, CLONE_NEWNET), "setns back")
-    finally:
-        os.close(own)
-
-
-def _enter(path: str) -> None:
-    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _check(_libc.setns(there, CLONE_NEWNET), f"setns {path}")
-    finally:
-        os.close(there)
+            _check(_libc.setns(own.fileno(), CLONE_NEWNET), "setns back")
 
 
 def _create_tap(interface: str) -> int:

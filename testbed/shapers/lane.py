@@ -6,24 +6,22 @@ import socket
 from collections.abc import Callable
 
 from testbed import clock
+from testbed.link import START
 from testbed.shapers import kernelcalls, messages
 from testbed.shapers.bottleneck import Bottleneck
 from testbed.shapers.capacity import RATE_SCALE, Capacity, OpportunityCapacity, RateCapacity, constant
 from testbed.shapers.codel import CoDel
 from testbed.shapers.conditions import Conditions
 from testbed.shapers.ledger import Lateness, Stalls, Windows
-from testbed.units import MTU_BYTES
+from testbed.units import ETHERNET_BYTES, MTU_BYTES
 
-HEADER_BYTES = 14
-"""Of Ethernet."""
-MAX_FRAME_BYTES = HEADER_BYTES + MTU_BYTES
+MAX_FRAME_BYTES = ETHERNET_BYTES + MTU_BYTES
 READ_BYTES = 2048
 BATCH = 8
 """Frames read from one device before the timers are looked at again."""
 ARP = b"\x08\x06"
 IDLE_RATE_BPS = 100e6
 """Towards the client, of a link to which no trace was ever loaded."""
-START = b"start"
 
 Course = tuple[Capacity | None, Conditions | None]
 
@@ -87,11 +85,11 @@ class Half:
             self._transmit(frame)  # not shaped, not counted; static neighbours make it rare
             return
         self._packets_in += 1
-        if not HEADER_BYTES < len(frame) <= MAX_FRAME_BYTES:
+        if not ETHERNET_BYTES < len(frame) <= MAX_FRAME_BYTES:
             self._drops["malformed"] += 1
             return
         self.advance(now_ns)
-        self.bottleneck.offer(now_ns, len(frame) - HEADER_BYTES, frame)
+        self.bottleneck.offer(now_ns, len(frame) - ETHERNET_BYTES, frame)
 
     def advance(self, now_ns: int) -> None:
         """Close the windows that are over."""
