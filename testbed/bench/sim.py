@@ -22,12 +22,15 @@ from testbed.experiment import checkout_commit
 from testbed.host import host_facts
 from testbed.sim.abr import AbrSimulator, rates_of
 from testbed.sim.batch import AbrBatch, Traces
+from testbed.sim.optimum import offline_optimum
 from testbed.units import mbps_from_bps, ms_from_s
 from traces.store import find_video, resolve
 from traces.trace import Trace
 
 RESERVOIR_S, CUSHION_S = 5.0, 10.0
 CHUNKS = 48
+OPTIMA = 10
+"""Traces whose offline optimum is timed, about."""
 TOLERANCE_S = 1e-6
 
 
@@ -75,7 +78,7 @@ def sim(settings: SimSettings) -> str:
             begin_s = now_s()
             steps, _ = play()
             rates[name].append(steps / (now_s() - begin_s))
-    text = page(rates, settings, len(traces))
+    text = page(rates, settings, len(traces)) + optimum_line(traces[:: max(len(traces) // OPTIMA, 1)], session)
     if settings.write:
         settings.write.write_text(text, encoding="utf-8")
     return text
@@ -148,6 +151,18 @@ def agree(stalls: dict[str, Stalls]) -> None:
         if not np.allclose(stalls[name], stalls[names[0]], rtol=0, atol=TOLERANCE_S):
             limit = f"{ms_from_s(TOLERANCE_S):g} ms"
             raise TestbedError(f"{name} and {names[0]} differ in a chunk's stall by more than {limit}: they don't play the same")
+
+
+def optimum_line(traces: Sequence[Trace], session: AbrSession) -> str:
+    """How long the offline optimum takes."""
+    offline_optimum(traces[0], session)  # compiles
+    took_s = []
+    for trace in traces:
+        begin_s = now_s()
+        offline_optimum(trace, session)
+        took_s.append(now_s() - begin_s)
+    spread = f"{statistics.median(took_s):.2f} s ({min(took_s):.2f} to {max(took_s):.2f})"
+    return f"\nThe offline optimum of a trace takes {spread}, on {len(traces)} of them.\n"
 
 
 def page(rates: dict[str, list[float]], settings: SimSettings, traces: int) -> str:
