@@ -139,3 +139,11 @@ class AbrPolicy(ABC):
     @abstractmethod
     def decide(self, observation: AbrObservation) -> int:
         """The level (0 lowest) of chunk `observation.chunk_index`."""
+
+    def probabilities(self, observation: AbrObservation) -> "np.ndarray":
+        """How likely each level is to be chosen, (levels,); here all on that of `decide`. What a student of the policy learns from."""
+        import numpy as np
+
+        chosen = np.zeros(observation.video.levels)
+        chosen[self.decide(observation)] = 1.0
+        return chosen

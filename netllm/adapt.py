@@ -30,7 +30,7 @@ from netllm import experience
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED, load_backbone
 from netllm.card import write_card
-from netllm.experience import CollectSettings, Episode, Job, Sources
+from netllm.experience import CollectSettings, Episode, Job
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrReader, AbrTask, choose
@@ -52,6 +52,7 @@ from testbed.clock import now_s, utc_now
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.stats import estimate
+from traces.training import Sources
 
 CURVE = "curve.csv"
 COLUMNS = (
@@ -128,7 +129,7 @@ class Run:
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
         self.progress = Progress()
-        self.sources: Sources = experience.load_sources(settings.collect)
+        self.sources: Sources = experience.sources_of(settings.collect)
         self.pools: list[list[dict[str, np.ndarray]]] = []
         self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources)
         self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()

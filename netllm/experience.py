@@ -23,17 +23,11 @@ from netllm.teacher import Teacher, TeacherSettings
 from players.media import load_manifest
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
-from testbed.units import bps_from_mbps
-from traces.catalog import CatalogSet, load_catalog
-from traces.formats import to_rates
-from traces.leakage import find_leaks, measured_at
-from traces.store import TraceSet, find_or_fetch, resolve
-from traces.synthetic import synthetic_trace
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import RateTrace
+from traces.training import HELD_OUT, REFERENCES, Grouped, Mix, Sources, load_sources, validation
 
 HEADER = "netllm"
 FORMAT = 1
-TRAIN_SPLIT = "train"
 BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
 """Levels for sessions that are all at the same chunk."""
 
@@ -46,11 +40,11 @@ class CollectSettings:
     """Sessions in all."""
     seed: int = 1
     """Of everything random: traces, offsets, noise."""
-    traces: tuple[str, ...] = ("fcc/train", "norway/train")
+    traces: tuple[str, ...] = REFERENCES
     """Trace sets, train splits only."""
     synthetic: float = 0.4
     """Share of sessions on synthetic traces built from the sets."""
-    held_out: float = 0.15
+    held_out: float = HELD_OUT
     """Share of measurement units (FCC) or logs (Norway) kept for validation."""
     videos: tuple[str, ...] = ("video1", "video1", "video1", "video2", "synthetic")
     """Drawn from with equal chance."""
@@ -89,113 +83,36 @@ class Job:
     seed: int
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Real traces to train on, and those of other units or logs to validate on."""
-
-    train: tuple[RateTrace, ...]
-    held_out: tuple[RateTrace, ...]
-    sets: tuple[dict[str, Any], ...]
-
-
 def collect(out: Path, settings: CollectSettings | None = None) -> Path:
     """Play and label sessions, write them to `out` (Parquet); returns `out`."""
     settings = settings or CollectSettings()
-    sources = load_sources(settings)
+    sources = sources_of(settings)
     episodes = play(jobs(settings, sources), Teacher())
     write(out, episodes, header(settings, sources))
     return out
 
 
-def load_sources(settings: CollectSettings) -> Sources:
-    """Read the trace sets, refuse what is not for training, and hold out whole units or logs."""
-    sets = [_training_set(reference) for reference in settings.traces]
-    real = [rates(trace) for each in sets for trace in each.traces]
-    _refuse_leaks(real)
-    groups = sorted({_group(trace) for trace in real})
-    rng = np.random.default_rng([settings.seed, 0])
-    kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * settings.held_out)])
-    facts = tuple({"name": each.name, "split": each.split, "traces": len(each.traces), "sha256": each.sha256} for each in sets)
-    return Sources(
-        train=tuple(trace for trace in real if _group(trace) not in kept_back),
-        held_out=tuple(trace for trace in real if _group(trace) in kept_back),
-        sets=facts,
-    )
-
-
-def rates(trace: RateTrace | OpportunityTrace) -> RateTrace:
-    """The trace as rates."""
-    return to_rates(trace, 0.1) if isinstance(trace, OpportunityTrace) else trace
-
-
-def _training_set(reference: str) -> TraceSet:
-    found = resolve(reference)
-    if found.source == "store" and found.split != TRAIN_SPLIT:
-        raise UserError(
-            f"trace set {found.name}/{found.split} is not for training, wanted a split named {TRAIN_SPLIT} (or traces of your own)"
-        )
-    return found
-
-
-def _refuse_leaks(training: Sequence[RateTrace]) -> None:
-    for entry in load_catalog().values():
-        leaks = find_leaks(training, _measured(entry, "test")) if entry.kind == "traces" else ()
-        if leaks:
-            shared = f"shares its {leaks[0].kind} with {leaks[0].test} of {entry.name}/test"
-            raise UserError(f"trace {leaks[0].train} {shared}, wanted traces unknown to test sets")
-
-
-def _measured(entry: CatalogSet, split_name: str) -> list[RateTrace]:
-    """A split's traces; none when the set has no such split or can't be had. Files that are not the catalogued ones raise `UserError`."""
-    split = entry.split(split_name)
-    if split is None or find_or_fetch(entry, split)[0] is None:
-        return []
-    return [rates(trace) for trace in resolve(f"{entry.name}/{split_name}").traces]
-
-
-def _group(trace: RateTrace) -> str:
-    """Traces of one measurement unit or log stay together."""
-    return ":".join(measured_at(trace.name) or ("trace", trace.name))
+def sources_of(settings: CollectSettings) -> Sources:
+    """The traces that the settings name."""
+    return load_sources(settings.traces, settings.held_out, settings.seed)
 
 
 def jobs(settings: CollectSettings, sources: Sources, behaviours: Sequence[str] = ()) -> list[Job]:
     """Sessions to play, all drawn from the seed."""
     rng = np.random.default_rng([settings.seed, 1])
     turns = behaviours or settings.behaviours
-    return [_job(settings, sources.train, rng, turns[i % len(turns)], i) for i in range(settings.sessions)]
+    mix = Mix(Grouped(sources.train), settings.synthetic)
+    return [_job(settings, mix, rng, turns[i % len(turns)], i) for i in range(settings.sessions)]
 
 
-def _job(settings: CollectSettings, real: Sequence[RateTrace], rng: np.random.Generator, behaviour: str, number: int) -> Job:
-    trace = synthetic_trace(rng, real) if rng.random() < settings.synthetic else scaled(rng, _weighted(rng, real))
-    offset_s = float(rng.uniform(0, trace.duration_s)) if rng.random() < 0.8 else 0.0
+def _job(settings: CollectSettings, mix: Mix, rng: np.random.Generator, behaviour: str, number: int) -> Job:
+    trace, offset_s = mix.draw(rng)
     video = load_manifest(settings.videos[rng.integers(len(settings.videos))])
     if rng.random() < settings.sub_ladders:
         video = sub_ladder(video, rng)
     session = AbrSession(f"{settings.seed}-{number}", video, settings.chunks)
     noise = settings.noise if rng.random() < 0.5 else 0.0
     return Job(session, trace, offset_s, behaviour, noise, int(rng.integers(2**31)))
-
-
-def _weighted(rng: np.random.Generator, real: Sequence[RateTrace]) -> RateTrace:
-    """A set first, then a unit or log, then a trace: no unit with many files counts for more."""
-    kinds = sorted({_group(trace).partition(":")[0] for trace in real})
-    kind = kinds[rng.integers(len(kinds))]
-    groups = sorted({group for group in map(_group, real) if group.partition(":")[0] == kind})
-    group = groups[rng.integers(len(groups))]
-    members = [trace for trace in real if _group(trace) == group]
-    return members[rng.integers(len(members))]
-
-
-def scaled(rng: np.random.Generator, trace: RateTrace) -> RateTrace:
-    """The trace at 0.6 to 1.65 times its rate, so that few units cover more levels of throughput."""
-    factor = float(np.exp(rng.uniform(-0.5, 0.5)))
-    return RateTrace(f"{trace.name} x{factor:.3f}", trace.edges_s, tuple(rate * factor for rate in trace.rates_bps), trace.source)
-
-
-def lifted(trace: RateTrace) -> RateTrace:
-    """The trace, brought up to a mean of 0.6 Mbit/s if it is slower: where no level fits, stalls drown all differences."""
-    factor = max(bps_from_mbps(0.6) / trace.mean_rate_bps, 1.0)
-    return RateTrace(trace.name, trace.edges_s, tuple(rate * factor for rate in trace.rates_bps), trace.source)
 
 
 def sub_ladder(video: Manifest, rng: np.random.Generator) -> Manifest:
@@ -269,7 +186,7 @@ def header(settings: CollectSettings, sources: Sources, **more: Any) -> dict[str
         "settings": asdict(settings),
         "teacher": asdict(TeacherSettings()),
         "sets": list(sources.sets),
-        "held_out": sorted({_group(trace) for trace in sources.held_out}),
+        "held_out": sources.held_out_groups,
         "versions": versions,
         **more,
     }
@@ -351,20 +268,12 @@ def _from_rows(rows: list[dict[str, Any]]) -> Episode:
 
 
 def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 16) -> list[Job]:
-    """Sessions for choosing a model: `count` each on held-out units and logs, fcc/valid and synthetic traces; never on test."""
-    rng = np.random.default_rng([settings.seed, 3])
-    valid = _measured(load_catalog()["fcc"], "valid")
-    held_out = sources.held_out or sources.train
-    families: list[Callable[[int], RateTrace]] = [lambda i: _weighted(rng, held_out), lambda i: synthetic_trace(rng, held_out)]
-    if valid:
-        families.insert(1, lambda i: valid[i % len(valid)])
-    found = []
-    for family in families:
-        for i in range(count):
-            trace = lifted(family(i))
-            session = AbrSession(f"valid-{len(found)}", load_manifest(settings.videos[0]), settings.chunks)
-            found.append(Job(session, trace, float(rng.uniform(0, trace.duration_s)), "student", 0.0, len(found)))
-    return found
+    """Sessions for choosing a model: `count` of each family of `traces.training.validation`; never on test."""
+    video = load_manifest(settings.videos[0])
+    return [
+        Job(AbrSession(f"valid-{i}", video, settings.chunks), each.trace, each.offset_s, "student", 0.0, i)
+        for i, each in enumerate(validation(sources, count, settings.seed))
+    ]
 
 
 def as_teacher(batch: Sequence[Job]) -> list[Job]:

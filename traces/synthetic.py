@@ -9,7 +9,7 @@
 | `regime_change` | one trace turns into another, both warped in amplitude |
 
 The last two want real traces, from train splits only; without any they build on the first three. Each is then scaled to a mean that is
-log-uniform over 0.4 to 5 Mbit/s. They are meant to be wider than FCC or Norway, not like them: `traces/model.py` is the likeness.
+log-uniform over 0.4 to 8 Mbit/s. They are meant to be wider than FCC or Norway, not like them: `traces/model.py` is the likeness.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from traces.trace import RateTrace
 DURATION_S = 320.0
 STEP_S = 5.0
 """FCC's Measuring Broadband America samples throughput every 5 s."""
-MEAN_MBPS = (0.4, 5.0)
+MEAN_MBPS = (0.4, 8.0)
 FLOOR_MBPS = 0.02
 """Lowest rate drawn: an outage slows a session to a crawl, but does not stop it for good."""
 

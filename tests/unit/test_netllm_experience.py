@@ -8,8 +8,7 @@ import polars as pl
 import pytest
 
 from controllers.api import AbrObservation, AbrSession
-from netllm import experience
-from netllm.experience import CollectSettings, collect, jobs, load_sources, play, read, read_header, validation_jobs
+from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
 from netllm.tasks.abr import AbrTask
 from netllm.teacher import Teacher, TeacherSettings, plan_values
 from netllm.training import prepare
@@ -23,6 +22,7 @@ from traces.catalog import load_catalog
 from traces.store import resolve
 from traces.synthetic import synthetic_trace
 from traces.trace import RateTrace
+from traces.training import group_of
 
 
 def write_trace(path, seed, mbps=1.0):
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(own, tmp_pat
 
 
 def test_a_file_read_back_is_what_was_played(own, tmp_path):
-    played_now = play(jobs(own, load_sources(own)), Teacher())
+    played_now = play(jobs(own, sources_of(own)), Teacher())
     for then, now in zip(read(collect(tmp_path / "x", own)), played_now, strict=True):
         assert (then.session, then.chunks, then.behaviour, then.trace, then.trace_sha256) == (
             now.session,
@@ -91,7 +91,7 @@ def test_the_header_says_how_it_was_made(own, tmp_path):
 
 
 def test_held_out_traces_are_never_trained_on(own):
-    sources = load_sources(own)
+    sources = sources_of(own)
     held_out = {trace.name for trace in sources.held_out}
     assert len(held_out) == 2 and len(sources.train) == 6
     for job in jobs(replace(own, sessions=60, synthetic=0.0), sources):
@@ -102,7 +102,7 @@ def test_held_out_traces_are_never_trained_on(own):
 def test_splits_that_are_not_for_training_are_refused(own, reference):
     needs(reference)
     with pytest.raises(UserError, match=r"is not for training, wanted a split named train"):
-        load_sources(replace(own, traces=(reference,)))
+        sources_of(replace(own, traces=(reference,)))
 
 
 def test_own_traces_that_share_a_run_with_a_test_split_are_refused(own, tmp_path):
@@ -113,7 +113,7 @@ def test_own_traces_that_share_a_run_with_a_test_split_are_refused(own, tmp_path
     folder.mkdir()
     (folder / "innocent").write_text("0\t1\n" + "".join(rows[20:60]))
     with pytest.raises(UserError, match=r"of fcc/test, wanted traces unknown to test sets"):
-        load_sources(replace(own, traces=(str(folder),)))
+        sources_of(replace(own, traces=(str(folder),)))
 
 
 @pytest.mark.parametrize("split", ["test", "valid"])
@@ -123,19 +123,19 @@ def test_a_damaged_split_is_refused_not_skipped(own, tmp_path, monkeypatch, spli
     write_trace(folder / "trace_1_http---damaged", 99)
     monkeypatch.setenv("NETLLM_DATA", str(tmp_path / "data"))
     with pytest.raises(UserError, match=f"fcc/{split} in .* has 1 files with sha256 .*, wanted"):
-        validation_jobs(own, load_sources(own))
+        validation_jobs(own, sources_of(own))
 
 
 def test_units_and_logs_stay_together():
     needs("fcc/train"), needs("norway/train")
-    sources = load_sources(CollectSettings())
-    train, held_out = ({experience._group(trace) for trace in each} for each in (sources.train, sources.held_out))
+    sources = sources_of(CollectSettings())
+    train, held_out = ({group_of(trace) for trace in each} for each in (sources.train, sources.held_out))
     assert train and held_out and not train & held_out
     assert {group.partition(":")[0] for group in held_out} == {"unit", "log"}
 
 
 def test_validation_sessions_are_on_held_out_and_synthetic_traces_only(own):
-    sources = load_sources(own)
+    sources = sources_of(own)
     names = {job.trace.name for job in validation_jobs(own, sources, count=5)}
     allowed = {trace.name for trace in sources.held_out}
     assert all(name in allowed or name.startswith("synthetic:") or _valid(name) for name in names)

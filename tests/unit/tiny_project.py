@@ -19,7 +19,7 @@ dependencies = []
 [project.optional-dependencies]
 test = []
 """
-BACKEND = '''\
+BACKEND = """\
 import pathlib, time, zipfile
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
@@ -36,7 +36,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nGenerator: tiny\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(info + "RECORD", "")
     return name
-'''
+"""
 
 
 def write(folder: Path) -> Recipe:
