@@ -1,0 +1,38 @@
+"""The command line of `scripts/train`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+
+from testbed.errors import UserError, suggestion
+
+
+def _pensieve(arguments: Sequence[str]) -> Path:
+    from controllers.learning.pensieve import PensieveDesign, PensieveWorld
+    from controllers.learning.run import Run, TrainSettings
+
+    settings = tyro.cli(TrainSettings, prog="scripts/train pensieve", args=arguments)
+    return Run(PensieveDesign(), PensieveWorld(settings.seed), settings).train()
+
+
+BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {"pensieve": _pensieve}
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """Train; 0 when done, 2 for a user's mistake, 130 after Ctrl-C (a checkpoint is kept)."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"usage: scripts/train {{{','.join(BASELINES)}}} [options]   (scripts/train NAME --help tells them)")  # noqa: T201
+            return 0
+        if arguments[0] not in BASELINES:
+            raise UserError(f"scripts/train: baseline {arguments[0]!r} is unknown: {suggestion(arguments[0], tuple(BASELINES))}")
+        print(BASELINES[arguments[0]](arguments[1:]))  # noqa: T201
+    except UserError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0

@@ -1,0 +1,35 @@
+"""Weights of small policy networks: safetensors files, read into numpy, with the story of their making in the header."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from testbed.errors import UserError
+
+HEADER = "made"
+Weights = dict[str, np.ndarray]
+
+
+def read_weights(path: Path) -> Weights:
+    """Arrays by name, float32. Raises `UserError` for a file that is none."""
+    return _read(path.resolve())[0]
+
+
+def read_story(path: Path) -> dict[str, Any]:
+    """How the weights were made."""
+    return _read(path.resolve())[1]
+
+
+@cache
+def _read(path: Path) -> tuple[Weights, dict[str, Any]]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            story = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return {name: np.asarray(file.get_tensor(name), dtype=np.float32) for name in file.keys()}, story  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: can't be read ({reason}), wanted weights made by scripts/train") from error
