@@ -1,8 +1,9 @@
-"""`scripts/adapt abr`: train an adapter on a teacher's labels over whole sessions, with DAgger rounds (Ross et al., AISTATS 2011).
+"""`scripts/adapt abr`: train an adapter on teachers' labels over whole sessions, with DAgger rounds (Ross et al., AISTATS 2011).
 
-A session is one sequence, so one pass gives 47 decisions to learn from. Rounds of DAgger let the student play, ask the teacher what it
-would have done in the states met, and add them to the pool. The model kept is the one with the best QoE in validation sessions: held-out
-measurement units and logs, fcc/valid, and synthetic traces. Test splits are never read but to prove that training shares nothing with them.
+A session is one sequence, so one pass gives 47 decisions to learn from. Rounds of DAgger let the student play, ask the teachers what they
+would have done in the states met, and add them to the pool. The model kept is the one with the best QoE in validation sessions, where
+held-out measurement units and logs, fcc/valid, and synthetic traces count alike. Test splits are never read but to prove that training
+shares nothing with them.
 
 Equal seeds, versions and thread counts give equal data, order and initial weights. With `--steps` the result repeats to the last bit on one
 machine; with `--minutes` the number of steps, and so the weights, depend on its speed.
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from controllers.api import AbrObservation
+from controllers.api import AbrObservation, Chunk
 from netllm import experience
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED, load_backbone
@@ -34,7 +35,6 @@ from netllm.experience import CollectSettings, Episode, Job
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrReader, AbrTask, choose
-from netllm.teacher import Teacher
 from netllm.training import (
     OptimiserSettings,
     Progress,
@@ -55,6 +55,10 @@ from testbed.stats import estimate
 from traces.training import Sources
 
 CURVE = "curve.csv"
+FAMILIES = ("held_out", "valid", "synthetic")
+"""Of validation sessions (`traces/training.py`)."""
+DAGGER_FROM, DAGGER_TO = 0.6, 0.95
+"""Share of the budget at which DAgger begins, and at which a round after the last would be due."""
 COLUMNS = (
     "step",
     "elapsed_s",
@@ -63,6 +67,7 @@ COLUMNS = (
     "valid_loss",
     "valid_qoe",
     "valid_qoe_ci95",
+    *(f"valid_qoe_{family}" for family in FAMILIES),
     "teacher_qoe",
     "tokens_per_s",
     "dagger_rounds",
@@ -82,27 +87,61 @@ class AdaptSettings:
     resume: bool = False
     """Go on from the last checkpoint in OUT."""
     llm: str = EMBEDDED
-    """Backbone: the embedded one, or a folder with a Hugging Face causal language model."""
+    """Backbone: the embedded one, or a folder with a Hugging Face causal language model; with `:random` after it, one of its sizes that was
+    never trained."""
     dtype: str = DEFAULT_DTYPE
     """Type of the frozen weights, bfloat16 or float32; what is trained is kept in float32."""
     threads: int = 2
     """CPU threads."""
     rounds: int = 3
-    """DAgger rounds, spread over the middle of the budget."""
-    round_sessions: int = 160
+    """DAgger rounds, spread over the last third of the budget."""
+    round_sessions: int = 240
     """Sessions that the student plays in each."""
     validate_minutes: float = 5.0
     """Time between two validations."""
+    validation_sessions: int = 32
+    """Sessions of each family to validate with."""
     checkpoint_minutes: float = 2.0
     """Time between two checkpoints."""
     experience: Path | None = None
     """An experience file made by `netllm.collect`, instead of collecting."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """What to collect, and the seed of everything."""
+    task: AbrTask = field(default_factory=AbrTask)
+    """What the model is told, and in how many tokens."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """The adapter's size."""
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     """How to train it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """QoE per chunk in validation: the mean over families, so that none counts for its number of sessions."""
+
+    qoe: float
+    ci95: float
+    """Half width of the 95 % interval."""
+    families: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{family} {qoe:.3f}" for family, qoe in self.families.items())
+        return f"{self.qoe:.3f} ± {self.ci95:.3f} ({parts})"
+
+    def as_facts(self) -> dict[str, Any]:
+        """For the adapter's settings file."""
+        families = {family: round(qoe, 4) for family, qoe in self.families.items()}
+        return {"qoe": round(self.qoe, 4), "ci95": round(self.ci95, 4), "families": families}
+
+
+def score_of(batch: Sequence[Job], played: Sequence[Sequence[Chunk]]) -> Score:
+    """The score of sessions of `batch` that went as `played`."""
+    by_family: dict[str, list[float]] = {}
+    for job, chunks in zip(batch, played, strict=True):
+        by_family.setdefault(job.family, []).append(summarise(chunks, job.session.video).qoe)
+    estimates = {family: estimate(values) for family, values in by_family.items()}
+    ci95 = float(np.sqrt(sum(each.half_width**2 for each in estimates.values()))) / len(estimates)
+    return Score(float(np.mean([each.mean for each in estimates.values()])), ci95, {name: each.mean for name, each in estimates.items()})
 
 
 def adapt(settings: AdaptSettings | None = None, console: Console | None = None) -> Path:
@@ -125,13 +164,13 @@ class Run:
         settings.out.mkdir(parents=True, exist_ok=True)
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
-        self.task, self.teacher = AbrTask(), Teacher()
+        self.task = settings.task
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
         self.progress = Progress()
         self.sources: Sources = experience.sources_of(settings.collect)
         self.pools: list[list[dict[str, np.ndarray]]] = []
-        self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources)
+        self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
         self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
         self.last_checkpoint_s = 0.0
 
@@ -145,10 +184,10 @@ class Run:
             self.console.print(f"resumed at step {found.step}, {found.elapsed_s / 60:.1f} min of training done")
         for number in range(self.progress.rounds):
             self._add_round(experience.read(self._round_file(number)))
-        self.teacher_plays = experience.play(experience.as_teacher(self.validation), self.teacher)
-        self.held_out = stack(prepare(self.task, self.teacher_plays))
-        self.teacher_qoe = _mean_qoe(self.teacher_plays)[0]
-        self.console.print(f"{sum(map(len, self.pools))} sessions; the teacher reaches {self.teacher_qoe:.3f} in validation")
+        taught = experience.play(experience.as_teacher(self.validation), self.settings.collect.teachers)
+        self.held_out = stack(prepare(self.task, taught))
+        self.teacher_score = score_of(self.validation, [each.chunks for each in taught])
+        self.console.print(f"{sum(map(len, self.pools))} sessions; the teacher reaches {self.teacher_score} in validation")
 
     def _first_pool(self) -> Path:
         path = self.settings.out / "experience.parquet"
@@ -193,7 +232,7 @@ class Run:
         self.model.train()
         self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches))
         took_s = now_s() - started_s
-        self.seen_tokens += sum(batch["weight"].size * self.model.layout.tokens for batch in batches)
+        self.seen_tokens += sum(batch["weight"].size * self.model.step_tokens for batch in batches)
         self.seen_s += took_s
         self.progress = replace(self.progress, step=step + 1, elapsed_s=self.progress.elapsed_s + took_s)
         self._timed(self._dagger_if_due)
@@ -214,13 +253,15 @@ class Run:
         return [stack(chosen[i : i + optimiser.batch]) for i in range(0, len(chosen), optimiser.batch)]
 
     def _dagger_if_due(self) -> None:
-        """Round k of n at a share k / (n + 1) of the budget, squeezed a little to the front."""
+        """The rounds begin at equal distances from `DAGGER_FROM` on."""
         number = self.progress.rounds
-        if number >= self.settings.rounds or self.done < 0.9 * (number + 1) / (self.settings.rounds + 1):
+        if number >= self.settings.rounds or self.done < DAGGER_FROM + (DAGGER_TO - DAGGER_FROM) * number / self.settings.rounds:
             return
         seed = self.settings.collect.seed + 1000 * (number + 1)
         collect = replace(self.settings.collect, seed=seed, sessions=self.settings.round_sessions)
-        found = self._play(experience.jobs(collect, self.sources, behaviours=("student",)))
+        self.model.eval()
+        batch = experience.jobs(collect, self.sources, behaviours=("student",))
+        found = experience.play(batch, collect.teachers, student_of(self.model, self.task))
         experience.write(self._round_file(number), found, experience.header(collect, self.sources, dagger_round=number + 1))
         self._add_round(found)
         self.progress = replace(self.progress, rounds=number + 1)
@@ -235,41 +276,39 @@ class Run:
             self.pools.append([])
         self.pools[1].extend(prepared)
 
-    def _play(self, batch: Sequence[Job]) -> list[Episode]:
-        """The student plays, greedily; the teacher labels."""
-        self.model.eval()
-        return experience.play(batch, self.teacher, student_of(self.model, self.task))
-
     def _validate_if_due(self) -> None:
         if self.done >= 1 or self.progress.elapsed_s - self.progress.last_validation_s >= self.settings.validate_minutes * 60:
             self._validate()
 
     def _validate(self) -> None:
         """QoE of the student in the validation sessions and its loss on the teacher's; keeps the best model."""
-        episodes = self._play([replace(job, behaviour="greedy") for job in self.validation])
-        qoe, ci95 = _mean_qoe(episodes)
+        self.model.eval()
+        sims = experience.play_together(self.validation, student_of(self.model, self.task))
+        score = score_of(self.validation, [sim.history for sim in sims])
         with torch.inference_mode():
             valid_loss = loss_of(self.model, self.held_out).item()
         self.progress = replace(self.progress, last_validation_s=self.progress.elapsed_s)
-        self._record(qoe, ci95, valid_loss)
-        if qoe > self.progress.best_qoe:
-            self.progress = replace(self.progress, best_qoe=qoe)
-            save_adapter(self.model, self.settings.out / "adapter", self._facts(qoe, ci95))
+        self._record(score, valid_loss)
+        if score.qoe > self.progress.best_qoe:
+            self.progress = replace(self.progress, best_qoe=score.qoe)
+            save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
 
-    def _record(self, qoe: float, ci95: float, valid_loss: float) -> None:
+    def _record(self, score: Score, valid_loss: float) -> None:
         path = self.settings.out / CURVE
         new = not path.exists()
         sessions = self.progress.step * self.settings.optimiser.batch * self.settings.optimiser.accumulation
         speed = self.seen_tokens / max(self.seen_s, 1e-9)
-        loss = float(np.mean(self.losses[-50:]))
-        row = (self.progress.step, round(self.progress.elapsed_s), sessions, loss, valid_loss, qoe, ci95, self.teacher_qoe, speed)
+        loss = float(np.mean(self.losses[-50:])) if self.losses else float("nan")
+        families = [score.families.get(family, "") for family in FAMILIES]
+        row = (self.progress.step, round(self.progress.elapsed_s), sessions, loss, valid_loss, score.qoe, score.ci95, *families)
+        row = (*row, self.teacher_score.qoe, speed, self.progress.rounds)
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(COLUMNS)
-            writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in (*row, self.progress.rounds)])
+            writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in row])
         self.console.print(
-            f"step {self.progress.step}: validation QoE {qoe:.3f} ± {ci95:.3f} (teacher {self.teacher_qoe:.3f}), loss {valid_loss:.3f}"
+            f"step {self.progress.step}: validation QoE {score} (teacher {self.teacher_score.qoe:.3f}), loss {valid_loss:.3f}"
         )
 
     def _checkpoint(self) -> None:
@@ -278,7 +317,7 @@ class Run:
         if not self.console.is_terminal:  # where the bar can't be seen
             self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")
 
-    def _facts(self, qoe: float, ci95: float) -> dict[str, Any]:
+    def _facts(self, score: Score) -> dict[str, Any]:
         """What the adapter's settings file tells of its making."""
         settings = self.settings
         return {
@@ -297,11 +336,11 @@ class Run:
                 "hardware": f"{_processor()}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             },
-            "validation": {
-                "qoe": round(qoe, 4),
-                "ci95": round(ci95, 4),
+            "validation": score.as_facts()
+            | {
                 "sessions": len(self.validation),
-                "teacher_qoe": round(self.teacher_qoe, 4),
+                "teacher_qoe": round(self.teacher_score.qoe, 4),
+                "teacher_families": self.teacher_score.as_facts()["families"],
             },
         }
 
@@ -321,12 +360,6 @@ def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObserva
         return [choose(row, each, task) for row, each in zip(reader.decide(observations), observations, strict=True)]
 
     return decide
-
-
-def _mean_qoe(episodes: Sequence[Episode]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval over sessions."""
-    values = [summarise(each.chunks, each.session.video).qoe for each in episodes]
-    return float(np.mean(values)), estimate(values).half_width
 
 
 def _commit() -> str:

@@ -2,7 +2,7 @@
 
 | file | content |
 | --- | --- |
-| `adapter_config.json`, `adapter_model.safetensors` | the LoRA matrices; `peft.PeftModel.from_pretrained` reads them, too |
+| `adapter_config.json`, `adapter_model.safetensors` | the LoRA matrices, readable by peft too; none at rank 0 |
 | `modules.safetensors` | encoders, step embedding, norm and head |
 | `netllm.json` | the task and its settings, the backbone, versions |
 | `README.md` | the model card |
@@ -21,14 +21,14 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, READABLE, load_backbone
-from netllm.context import Context
+from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
 from testbed.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+"""2: one token per group of modalities, the action enters with the next step."""
 SHIPPED = Path(__file__).with_name("adapters")
 """Adapters that come with the code, one folder per task."""
 SETTINGS, LORA_SETTINGS, LORA, MODULES = "netllm.json", "adapter_config.json", "adapter_model.safetensors", "modules.safetensors"
@@ -38,22 +38,32 @@ TASKS: dict[str, type[AbrTask]] = {"abr": AbrTask}
 def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write `model`'s adapter, encoders and head; `facts` (data, seed, versions, ...) go into the settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.to(dtype) for name, tensor in model.switch.state().items()}, folder / LORA, metadata={"format": "pt"})
     modules = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(modules, folder / MODULES, metadata={"format": "pt"})
-    for name in (LORA, MODULES):
-        (folder / name).chmod(READABLE)
-    config = model.switch.config
-    config.base_model_name_or_path = model.backbone.name
-    config.save_pretrained(str(folder))
+    (folder / MODULES).chmod(READABLE)
+    _save_lora(model, folder, dtype)
+    name = model.backbone.name
     settings = {
         "format": FORMAT,
         "task": model.task.name,
         "settings": asdict(model.task),  # type: ignore[call-overload]
-        "backbone": {"name": model.backbone.name, "width": model.backbone.width},
+        "backbone": {"name": name, "width": model.backbone.width} | ({"seed": RANDOM_SEED} if name.endswith(RANDOM) else {}),
+        "lora_rank": model.switch.settings.rank,
         **facts,
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _save_lora(model: TaskModel, folder: Path, dtype: torch.dtype) -> None:
+    if not model.switch.settings.rank:
+        for name in (LORA, LORA_SETTINGS):
+            (folder / name).unlink(missing_ok=True)
+        return
+    save_file({name: tensor.to(dtype) for name, tensor in model.switch.state().items()}, folder / LORA, metadata={"format": "pt"})
+    (folder / LORA).chmod(READABLE)
+    config = model.switch.config
+    config.base_model_name_or_path = model.backbone.name
+    config.save_pretrained(str(folder))
 
 
 def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) -> TaskModel:
@@ -73,16 +83,15 @@ _LOADING = threading.Lock()
 def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     settings = read_settings(folder)
     trained_with = settings["backbone"]
-    if not llm and trained_with["name"] != EMBEDDED and not Path(trained_with["name"]).is_dir():
+    if not llm and not is_here(trained_with["name"]):
         raise UserError(f"adapter {folder}: its language model {trained_with['name']} is not here, wanted its folder as llm=PATH")
     backbone = load_backbone(llm or trained_with["name"], dtype)
     if backbone.width != trained_with["width"]:
         raise UserError(
             f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}"
         )
-    model = new_model(
-        backbone.name, dtype, _task(folder, settings), _lora_settings(folder), adapter_name=f"{settings['task']}:{abs(hash(folder)):x}"
-    )
+    name = f"{settings['task']}:{abs(hash(folder)):x}"
+    model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
     _fill(model, folder)
     model.requires_grad_(False).eval()
     model.switch.cast(backbone.dtype)
@@ -93,11 +102,11 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
 @torch.inference_mode()
 def _warm_up(model: TaskModel) -> None:
     """Two readings that nobody waits for: the first ones choose kernels and take several times as long."""
-    context = Context(model.backbone)
+    context = model.new_context()
     with model.backbone.lock:
         model.switch.activate()
         for _ in range(2):
-            context.extend(torch.zeros(1, model.layout.tokens, model.backbone.width, dtype=model.backbone.dtype))
+            context.extend(torch.zeros(1, model.step_tokens, model.backbone.width, dtype=model.backbone.dtype))
 
 
 def new_model(llm: str, dtype: str, task: AbrTask, lora: LoraSettings, adapter_name: str = "") -> TaskModel:
@@ -125,8 +134,10 @@ def _task(folder: Path, settings: dict[str, Any]) -> AbrTask:
         raise UserError(f"{folder / SETTINGS}: settings don't fit task {settings['task']} ({error})") from error
 
 
-def _lora_settings(folder: Path) -> LoraSettings:
+def _lora_settings(folder: Path, settings: dict[str, Any]) -> LoraSettings:
     path = folder / LORA_SETTINGS
+    if settings.get("lora_rank") == 0:
+        return LoraSettings(rank=0)
     try:
         config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
         return LoraSettings(rank=config.r, alpha=config.lora_alpha, targets=tuple(sorted(config.target_modules or ())))
@@ -138,7 +149,7 @@ def _fill(model: TaskModel, folder: Path) -> None:
     """Set the weights. What fails is named by file; the half-made adapter is taken off the backbone again."""
     part = LORA
     try:
-        model.switch.load(_read_weights(folder / LORA))
+        model.switch.load(_read_weights(folder / LORA) if model.switch.settings.rank else {})
         part = MODULES
         model.load_state_dict(_read_weights(folder / MODULES))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -34,6 +34,9 @@ DEFAULT_DTYPE = "bfloat16"
 """Measured on a CPU with AVX512_BF16: 2.3 times as fast as float32 per decision, 2.5 times in training."""
 READABLE = 0o644
 """Safetensors writes files that only their owner reads; root may convert what a user's controller loads."""
+RANDOM = ":random"
+"""Ends the name of a language model whose weights are drawn anew: the ablation of what pre-training is worth."""
+RANDOM_SEED = 20240804
 STORED_DTYPE = torch.bfloat16
 """What the converted weights are kept in, so that every compute type sees the same ones."""
 
@@ -43,6 +46,8 @@ class Active:
     """Which adapter the backbone computes with now; changed only under its lock."""
 
     adapter: str = ""
+    known: set[str] = field(default_factory=set)
+    """Names taken."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ def cache_folder() -> Path:
 
 
 def load_backbone(llm: str = EMBEDDED, dtype: str = DEFAULT_DTYPE) -> Backbone:
-    """The backbone `llm` (`smollm2-135m`, or a folder or cached name of a Hugging Face model); the same object for the same arguments."""
+    """The backbone `llm` (`smollm2-135m`, or a folder or cached name of a Hugging Face model); the same object for the same arguments.
+
+    `llm` with `:random` after it is a model of the same sizes that was never trained (see `randomised`).
+    """
     with _LOADING:
         return _load(llm, dtype)
 
@@ -80,13 +88,34 @@ _LOADING = threading.Lock()
 def _load(llm: str, dtype: str) -> Backbone:
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown, wanted one of {', '.join(DTYPES)}")
-    model = _pretrained(prepare_embedded() if llm == EMBEDDED else _checked_folder(llm), llm, DTYPES[dtype])
+    source = llm.removesuffix(RANDOM)
+    model = _pretrained(prepare_embedded() if source == EMBEDDED else _checked_folder(source), source, DTYPES[dtype])
     embedding = model.get_input_embeddings()
     width = int(embedding.embedding_dim)
     rms = float(embedding.weight.detach().float().pow(2).mean().sqrt())
+    if llm.endswith(RANDOM):
+        randomised(model)
     model.set_input_embeddings(nn.Embedding(1, width, dtype=DTYPES[dtype]))
     model.requires_grad_(False).eval()
     return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, seed: int = RANDOM_SEED) -> None:
+    """Forget what was learnt and keep the scale: matrices drawn from a normal of their own root mean square, vectors set to their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.dim() < 2:
+            parameter.fill_(parameter.float().mean())
+        else:
+            rms = parameter.float().pow(2).mean().sqrt()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * rms)
+
+
+def is_here(llm: str) -> bool:
+    """Whether `llm` is the embedded model or a folder, its random form included."""
+    source = llm.removesuffix(RANDOM)
+    return source == EMBEDDED or Path(source).is_dir()
 
 
 def _max_tokens(model: PreTrainedModel) -> int:

@@ -48,10 +48,20 @@ def _front(facts: dict[str, Any]) -> list[str]:
         f"# NetLLM adapter for {facts['task']}",
         "",
         f"LoRA, encoders and head for the frozen backbone `{backbone['name']}` (width {backbone['width']}). Use: the policy `netllm`,",
-        "or `netllm.adapter.load_adapter(FOLDER)`. It imitates a scenario-MPC teacher. Trained on FCC broadband and Norwegian 3G rates",
+        f"or `netllm.adapter.load_adapter(FOLDER)`. It imitates {_teachers(facts)}. Trained on FCC broadband and Norwegian 3G rates",
         "and on synthetic traces between 0.4 and 5 Mbit/s; other rates, and ladders with more levels, are outside that. For research.",
         "",
+        f"Task settings: {_settings(facts)}; LoRA rank {facts['lora_rank']}.",
+        "",
     ]
+
+
+def _teachers(facts: dict[str, Any]) -> str:
+    return " and ".join(f"`{each}`" for each in facts["trained"]["experience"]["teachers"])
+
+
+def _settings(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts["settings"].items() if name not in ("name", "ladder_bps"))
 
 
 def _training(trained: dict[str, Any]) -> list[str]:
@@ -67,7 +77,8 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| command | `{trained['command']}` |",
         f"| data | {sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%}) |",
         f"| held out for validation | {held_out} (named in `netllm.json`); fcc/valid |",
-        f"| sessions | {' + '.join(map(str, trained['sessions']))} (collected + DAgger), labelled by the teacher |",
+        f"| sessions | {' + '.join(map(str, trained['sessions']))} (collected + DAgger), all states labelled by the teachers |",
+        f"| who decided | {_behaviours(source['settings']['behaviours'])}; then the student |",
         f"| seed | {trained['seed']} |",
         f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min |",
         f"| hardware | {trained['hardware']}, {trained['dtype']} |",
@@ -76,11 +87,19 @@ def _training(trained: dict[str, Any]) -> list[str]:
     ]
 
 
+def _behaviours(turns: list[str]) -> str:
+    return ", ".join(f"{name} {count / len(turns):.0%}" for name, count in Counter(turns).items())
+
+
 def _validation(validation: dict[str, Any]) -> list[str]:
     return [
         "## Validation",
-        f"Mean QoE per chunk over {validation['sessions']} sessions on held-out units and logs, fcc/valid and synthetic traces: "
-        f"{validation['qoe']:.3f} ± {validation['ci95']:.3f} (95 %); the teacher on the same sessions: {validation['teacher_qoe']:.3f}.",
+        f"QoE per chunk in {validation['sessions']} sessions, mean over families (± 95 %): "
+        f"{validation['qoe']:.3f} ± {validation['ci95']:.3f}; the teacher in the same sessions: {validation['teacher_qoe']:.3f}.",
+        "",
+        "| family | this adapter | teacher |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {qoe:.3f} | {validation['teacher_families'][name]:.3f} |" for name, qoe in validation["families"].items()),
         "",
     ]
 

@@ -1,4 +1,4 @@
-"""The context of running sessions: cached keys and values, so that a decision costs only its new tokens."""
+"""The context of running sessions: cached keys and values, so that a decision costs only its new tokens; and how far a token looks back."""
 
 import torch
 from transformers import DynamicCache
@@ -9,9 +9,10 @@ from netllm.backbone import Backbone
 class Context:
     """What the backbone has read of a batch of sessions that advance together. Never shared: each session (or batch) has its own."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, reach: int = 0, step_tokens: int = 1) -> None:
         self._backbone = backbone
         self._cache = DynamicCache()
+        self._reach, self._step_tokens = reach, step_tokens
         self.tokens = 0
         """Tokens read so far."""
 
@@ -22,6 +23,23 @@ class Context:
             raise ValueError(
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
-        result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True)
+        limits = band(new, self.tokens + new, self._reach, self._step_tokens, embeddings.dtype)
+        result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True, **limits)
         self.tokens += new
         return result.last_hidden_state
+
+
+def band(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Arguments that keep the last `new` of `total` tokens from attending to more than `reach` steps, their own included.
+
+    Empty when all fit (or `reach` is 0): the backbone's own causal attention does then. Positions are told, for some models would
+    work them out from a mask of another shape.
+    """
+    steps = torch.arange(total) // step_tokens  # (total,)
+    if not reach or steps[-1] - steps[0] < reach:
+        return {}
+    places = torch.arange(total)
+    own, mine = steps[total - new :, None], places[total - new :, None]
+    seen = (places <= mine) & (own - steps < reach)  # (new, total)
+    mask = torch.zeros(new, total, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"attention_mask": mask[None, None], "position_ids": places[None, total - new :]}

@@ -1,4 +1,4 @@
-"""Experience: whole sessions from several policies in the simulator, every state labelled by the teacher, kept in Parquet.
+"""Experience: whole sessions from any mix of policies in the simulator, every state labelled by the teachers, kept in Parquet.
 
 Leak-free by construction: traces come from train splits, or are drawn by `traces/synthetic.py` from those; a trace that shares content, a
 run of samples, a measurement unit or a log with a catalogued test split is refused. Sessions are kept whole and never joined.
@@ -12,14 +12,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+import tyro
 
-from controllers.abr.bba import BBA
-from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
-from netllm.teacher import Teacher, TeacherSettings
+from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
+from controllers.loader import load
+from netllm.ladders import draw_video, find_video
+from netllm.teaching import Teachers
 from players.media import load_manifest
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
@@ -27,7 +29,13 @@ from traces.trace import RateTrace
 from traces.training import HELD_OUT, REFERENCES, Grouped, Mix, Sources, load_sources, validation
 
 HEADER = "netllm"
-FORMAT = 1
+FORMAT = 2
+NOISE = 0.15
+"""Share of random levels of the behaviour `noisy`."""
+EXPLORATION = 0.03
+"""The same of `student`."""
+TOGETHER = ("student", "greedy")
+"""Behaviours that are decided for a batch of sessions at once."""
 BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
 """Levels for sessions that are all at the same chunk."""
 
@@ -52,10 +60,15 @@ class CollectSettings:
     """Chunks per session."""
     sub_ladders: float = 0.08
     """Share of sessions whose video has only some of the levels."""
+    scaled_ladders: float = 0.1
+    """Share of sessions whose video has other bitrates, and sizes (see `netllm/ladders.py`)."""
     noise: float = 0.1
     """Half of the sessions have download times off by up to this share (Pensieve's training environment)."""
-    behaviours: tuple[str, ...] = ("teacher", "noisy", "teacher", "noisy", "bba")
-    """Who decides, in turn; `noisy` is the teacher with one level in six drawn at random."""
+    behaviours: tuple[str, ...] = (*("teacher",) * 8, *("noisy",) * 5, "bba", "robust_mpc", "robust_mpc", *("random",) * 4)
+    """Who decides, in turn: policies (`bba`, `robust_mpc+jumps=adjacent`, `~/mine.py`); `teacher`; `noisy`, the teacher with 15 % random
+    levels; `random`, a walk over neighbouring levels, which meets states that no policy seeks."""
+    teachers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--teachers"])] = ("scenario_mpc",)
+    """Policies whose probabilities label every state; of several, the geometric mean."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,15 @@ class Job:
     behaviour: str
     noise: float
     seed: int
+    family: str = ""
+    """Of validation traces: where the trace is from."""
 
 
 def collect(out: Path, settings: CollectSettings | None = None) -> Path:
     """Play and label sessions, write them to `out` (Parquet); returns `out`."""
     settings = settings or CollectSettings()
     sources = sources_of(settings)
-    episodes = play(jobs(settings, sources), Teacher())
+    episodes = play(jobs(settings, sources), settings.teachers)
     write(out, episodes, header(settings, sources))
     return out
 
@@ -107,70 +122,77 @@ def jobs(settings: CollectSettings, sources: Sources, behaviours: Sequence[str] 
 
 def _job(settings: CollectSettings, mix: Mix, rng: np.random.Generator, behaviour: str, number: int) -> Job:
     trace, offset_s = mix.draw(rng)
-    video = load_manifest(settings.videos[rng.integers(len(settings.videos))])
-    if rng.random() < settings.sub_ladders:
-        video = sub_ladder(video, rng)
+    video = draw_video(rng, settings.videos, settings.scaled_ladders, settings.sub_ladders)
     session = AbrSession(f"{settings.seed}-{number}", video, settings.chunks)
     noise = settings.noise if rng.random() < 0.5 else 0.0
     return Job(session, trace, offset_s, behaviour, noise, int(rng.integers(2**31)))
 
 
-def sub_ladder(video: Manifest, rng: np.random.Generator) -> Manifest:
-    """Three or more of the video's levels; the name tells which (`video1@0,2,5`)."""
-    count = int(rng.integers(3, video.levels))
-    return with_levels(video, sorted(rng.choice(video.levels, count, replace=False).tolist()))
+def play(batch: Sequence[Job], teachers: Sequence[str], student: BatchDecide | None = None) -> list[Episode]:
+    """Play all jobs, those of a `student` in step so that it decides for all at once; the teachers label every state."""
+    voice, rivals = Teachers(teachers), dict[str, AbrPolicy]()
+    if student:
+        return [_labelled(job, sim, voice) for job, sim in zip(batch, play_together(batch, student), strict=True)]
+    return [_played(job, voice, rivals) for job in batch]
 
 
-def with_levels(video: Manifest, levels: Sequence[int]) -> Manifest:
-    """The video with only `levels`."""
-    sizes = tuple(tuple(row[level] for level in levels) for row in video.sizes_bytes)
-    name = f"{video.name}@{','.join(map(str, levels))}"
-    return Manifest(name, video.chunk_s, tuple(video.bitrates_bps[level] for level in levels), sizes)
-
-
-def find_video(name: str) -> Manifest:
-    """The manifest of `video1` or `video1@0,2,5`."""
-    base, _, levels = name.partition("@")
-    video = load_manifest(base)
-    return with_levels(video, [int(level) for level in levels.split(",")]) if levels else video
-
-
-def play(batch: Sequence[Job], teacher: Teacher, student: BatchDecide | None = None) -> list[Episode]:
-    """Play all jobs in step, so that a student decides for all at once; the teacher labels every state."""
-    sims = [AbrSimulator(job.trace, job.session, job.offset_s, job.noise, np.random.default_rng(job.seed)) for job in batch]
-    rngs = [np.random.default_rng([job.seed, 2]) for job in batch]
-    labels: list[list[np.ndarray]] = [[] for _ in batch]
+def play_together(batch: Sequence[Job], student: BatchDecide) -> list[AbrSimulator]:
+    """The sessions that `student` plays, all in step; nothing is labelled."""
+    sims, rngs = [_simulator(job) for job in batch], [np.random.default_rng([job.seed, 2]) for job in batch]
     for sim in sims:
         sim.step(sim.session.first_level)
-    for _ in range(max(job.session.chunks for job in batch) - 1):
-        observations = [sim.observation for sim in sims]
-        answers = [teacher.labels(each) for each in observations]
-        chosen = student(observations) if student else [-1] * len(batch)
-        for i, sim in enumerate(sims):
-            labels[i].append(answers[i])
-            sim.step(_behave(batch[i].behaviour, observations[i], answers[i], rngs[i], chosen[i]))
-    return [_episode(job, sim, rows) for job, sim, rows in zip(batch, sims, labels, strict=True)]
+    while not sims[0].done:
+        for job, sim, rng, level in zip(batch, sims, rngs, student([sim.observation for sim in sims]), strict=True):
+            explores = job.behaviour == "student" and rng.random() < EXPLORATION
+            sim.step(int(rng.integers(sim.session.video.levels)) if explores else level)
+    return sims
 
 
-def _behave(behaviour: str, observation: AbrObservation, labels: np.ndarray, rng: np.random.Generator, student: int) -> int:
-    levels = observation.video.levels
-    match behaviour:
+def _simulator(job: Job) -> AbrSimulator:
+    return AbrSimulator(job.trace, job.session, job.offset_s, job.noise, np.random.default_rng(job.seed))
+
+
+def _labelled(job: Job, sim: AbrSimulator, voice: Teachers) -> Episode:
+    """What the teachers say of a session that was played."""
+    voice.reset(job.session, job.seed)
+    states = (_observed(sim, chunk) for chunk in range(1, len(sim.history)))
+    return _episode(job, sim, [voice.probabilities(state) for state in states])
+
+
+def _observed(sim: AbrSimulator, chunk: int) -> AbrObservation:
+    before = sim.history[chunk - 1]
+    return AbrObservation(sim.session, sim.history[:chunk], before.buffer_s - before.waited_s)
+
+
+def _played(job: Job, voice: Teachers, rivals: dict[str, AbrPolicy]) -> Episode:
+    """A session that the teachers, a policy or chance decide."""
+    sim, rng, labels = _simulator(job), np.random.default_rng([job.seed, 2]), []
+    voice.reset(job.session, job.seed)
+    decide = _behaviour(job, rng, rivals)
+    sim.step(job.session.first_level)
+    while not sim.done:
+        observation = sim.observation
+        labels.append(voice.probabilities(observation))
+        sim.step(decide(observation, labels[-1]))
+    return _episode(job, sim, labels)
+
+
+def _behaviour(job: Job, rng: np.random.Generator, rivals: dict[str, AbrPolicy]) -> Callable[[AbrObservation, np.ndarray], int]:
+    """How the job's levels are chosen from the observation and the teachers' label."""
+    levels = job.session.video.levels
+    match job.behaviour:
         case "teacher":
-            return int(np.argmax(labels))
+            return lambda _, label: int(np.argmax(label))
         case "noisy":
-            return int(rng.integers(levels)) if rng.random() < 1 / 6 else int(np.argmax(labels))
-        case "random":  # a random walk over neighbouring levels, which meets states that no policy seeks
-            return int(np.clip(observation.last_level + rng.integers(-1, 2), 0, levels - 1))
-        case "bba":
-            return _BBA.decide(observation)
-        case "student":
-            return int(rng.integers(levels)) if rng.random() < 0.03 else student
-        case "greedy":
-            return student
-    raise UserError(f"behaviour {behaviour!r} is unknown, wanted teacher, noisy, random, bba, student or greedy")
-
-
-_BBA: AbrPolicy = BBA()
+            return lambda _, label: int(rng.integers(levels)) if rng.random() < NOISE else int(np.argmax(label))
+        case "random":
+            return lambda observation, _: int(np.clip(observation.last_level + rng.integers(-1, 2), 0, levels - 1))
+        case name if name in TOGETHER:
+            raise UserError(f"behaviour {name!r} needs a student, wanted a policy, teacher, noisy or random")
+        case name:
+            policy = rivals[name] = rivals.get(name) or load(name)()
+            policy.reset(job.session, job.seed)
+            return lambda observation, _: policy.decide(observation)
 
 
 def _episode(job: Job, sim: AbrSimulator, labels: Sequence[np.ndarray]) -> Episode:
@@ -184,7 +206,7 @@ def header(settings: CollectSettings, sources: Sources, **more: Any) -> dict[str
         "format": FORMAT,
         "task": "abr",
         "settings": asdict(settings),
-        "teacher": asdict(TeacherSettings()),
+        "teachers": list(settings.teachers),
         "sets": list(sources.sets),
         "held_out": sources.held_out_groups,
         "versions": versions,
@@ -267,15 +289,15 @@ def _from_rows(rows: list[dict[str, Any]]) -> Episode:
     return Episode(session, chunks, labels, first["behaviour"], first["trace"], first["trace_sha256"], first["offset_s"])
 
 
-def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 16) -> list[Job]:
+def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 32) -> list[Job]:
     """Sessions for choosing a model: `count` of each family of `traces.training.validation`; never on test."""
     video = load_manifest(settings.videos[0])
     return [
-        Job(AbrSession(f"valid-{i}", video, settings.chunks), each.trace, each.offset_s, "student", 0.0, i)
+        Job(AbrSession(f"valid-{i}", video, settings.chunks), each.trace, each.offset_s, "greedy", 0.0, i, each.family)
         for i, each in enumerate(validation(sources, count, settings.seed))
     ]
 
 
 def as_teacher(batch: Sequence[Job]) -> list[Job]:
-    """The same sessions, decided by the teacher."""
+    """The same sessions, decided by the teachers."""
     return [replace(job, behaviour="teacher") for job in batch]

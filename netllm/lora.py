@@ -1,19 +1,23 @@
-"""LoRA on the shared backbone, by peft: several adapters side by side, switched in place per request."""
+"""LoRA on the shared backbone: several adapters side by side, switched by name; on disk they are PEFT's.
 
-import warnings
+The matrices are kept in float32 to train and used in the backbone's type, so that no layer converts its input and back.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from netllm.backbone import Backbone
+from netllm.backbone import Active, Backbone
 from testbed.errors import UserError
+
+PREFIX = "base_model.model."
+"""Begins every name in PEFT's files."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class LoraSettings:
     """Rank and strength of the adapter (Hu et al., ICLR 2022); `alpha` over `rank` scales its output."""
 
     rank: int = 16
+    """0: no LoRA at all, the backbone computes as it came and only encoders and head learn."""
     alpha: int = 32
     targets: tuple[str, ...] = ()
     """Names of the adapted modules; empty: those that peft names for this architecture."""
@@ -29,7 +34,7 @@ class LoraSettings:
 def target_modules(backbone: Backbone) -> tuple[str, ...]:
     """The attention projections of this architecture: peft's table, else every linear layer inside an attention module."""
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone.model.config.model_type)
-    present = {name.rpartition(".")[2] for name, _ in _linear_layers(backbone.model)}
+    present = {_last(name) for name, _ in _linear_layers(backbone.model)}
     chosen = tuple(name for name in known or () if name in present) or tuple(sorted(_in_attention(backbone.model)))
     if not chosen:
         architecture = backbone.model.config.model_type
@@ -37,76 +42,127 @@ def target_modules(backbone: Backbone) -> tuple[str, ...]:
     return chosen
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return ((name.removesuffix(".base_layer"), module) for name, module in linear if ".lora_" not in name)
+    return ((name.removesuffix(".base_layer"), module) for name, module in linear)
 
 
 def _in_attention(model: nn.Module) -> set[str]:
-    return {name.rpartition(".")[2] for name, _ in _linear_layers(model) if "attn" in name or "attention" in name}
+    return {_last(name) for name, _ in _linear_layers(model) if "attn" in name or "attention" in name}
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer, and the low-rank additions to it by adapter; computes with the active one, if that has matrices here."""
+
+    def __init__(self, base_layer: nn.Linear | Conv1D, active: Active) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
+        self._active, self._scale = active, dict[str, float]()
+        weight = base_layer.weight
+        self.inputs, self.outputs = weight.shape if isinstance(base_layer, Conv1D) else weight.shape[::-1]
+
+    def add(self, name: str, rank: int, scale: float) -> None:
+        """New matrices: `a` drawn as in PEFT, `b` zero, so that nothing changes yet."""
+        a = torch.empty(rank, self.inputs)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        self.lora_a[name], self.lora_b[name] = nn.Parameter(a), nn.Parameter(torch.zeros(self.outputs, rank))
+        self._scale[name] = scale
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        del self.lora_a[name], self.lora_b[name], self._scale[name]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) to (..., outputs)."""
+        name = self._active.adapter
+        if name not in self._scale:
+            return self.base_layer(x)
+        a, b = self.lora_a[name].to(x.dtype), (self._scale[name] * self.lora_b[name]).to(x.dtype)
+        return self.base_layer(x) + nn.functional.linear(nn.functional.linear(x, a), b)
 
 
 class Switch:
     """One named adapter on a backbone: `activate` makes the backbone compute with it."""
 
     def __init__(self, backbone: Backbone, settings: LoraSettings, name: str) -> None:
-        self.name = name = f"netllm_{name}"  # peft makes it an attribute of torch modules, which have attributes such as `float`
+        self.name = name = f"netllm_{name}".replace(".", "_")
+        self.settings = settings
         self._model, self._active = backbone.model, backbone.active
-        targets = settings.targets or target_modules(backbone)
-        self.config = LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=list(targets), inference_mode=False
-        )
+        self.targets = settings.targets or target_modules(backbone)
         with backbone.lock:
-            if any(name in layer.lora_A for layer in self._layers()):
+            if name in backbone.active.known:
                 raise ValueError(f"the backbone has an adapter named {name} already")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # peft warns of a second adapter, which is what we want
-                inject_adapter_in_model(self.config, self._model, adapter_name=name)
-            self._active.adapter = ""
-            self.cast(torch.float32)
+            backbone.active.known.add(name)
+            if settings.rank:
+                self._inject()
 
-    def _layers(self) -> list[LoraLayer]:
-        return [module for module in self._model.modules() if isinstance(module, LoraLayer)]
+    def _inject(self) -> None:
+        chosen = [(place, module) for place, module in _linear_layers(self._model) if _last(place) in self.targets]
+        for place, _ in chosen:
+            parent, _, attribute = place.rpartition(".")
+            holder = self._model.get_submodule(parent)
+            layer = getattr(holder, attribute)
+            if not isinstance(layer, Adapted):
+                layer = Adapted(layer, self._active)
+                setattr(holder, attribute, layer)
+            layer.add(self.name, self.settings.rank, self.settings.alpha / self.settings.rank)
+
+    def _layers(self) -> list[tuple[str, Adapted]]:
+        """Those that have matrices of this adapter, by place."""
+        adapted = ((place, module) for place, module in self._model.named_modules() if isinstance(module, Adapted))
+        return [(place, module) for place, module in adapted if self.name in module.lora_a]
 
     def activate(self) -> None:
         """Compute with this adapter from now on. The caller holds the backbone's lock."""
-        if self._active.adapter != self.name:
-            for layer in self._layers():
-                layer.set_adapter(self.name)
-            self._active.adapter = self.name
+        self._active.adapter = self.name
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """This adapter's matrices."""
-        return [parameter for _, parameter in self._named()]
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self._model.named_parameters() if "lora_" in name and f".{self.name}." in name]
+        return [matrix for _, layer in self._layers() for matrix in (layer.lora_a[self.name], layer.lora_b[self.name])]
 
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the matrices in `dtype`: float32 to train, the backbone's own to decide."""
-        for _, parameter in self._named():
+        for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    @property
+    def config(self) -> LoraConfig:
+        """The settings as PEFT's file holds them."""
+        settings = self.settings
+        return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=sorted(self.targets))
+
+    def _named(self) -> dict[str, nn.Parameter]:
         """The matrices under the names of PEFT's file format."""
-        own = get_peft_model_state_dict(self._model, adapter_name=self.name, save_embedding_layers=False)  # True may ask the network
-        return {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in own.items()}
+        found = {}
+        for place, layer in self._layers():
+            found[f"{PREFIX}{place}.lora_A.weight"] = layer.lora_a[self.name]
+            found[f"{PREFIX}{place}.lora_B.weight"] = layer.lora_b[self.name]
+        return found
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The matrices under the names of PEFT's file format, detached."""
+        return {name: matrix.detach().contiguous() for name, matrix in self._named().items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Set the matrices. Raises `ValueError` when names or shapes are not this adapter's."""
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+        own = self._named()
+        wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
         seen = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if seen != wanted:
             name = sorted(set(seen.items()) ^ set(wanted.items()))[0][0]
             raise ValueError(f"{name} has shape {seen.get(name)}, wanted {wanted.get(name)}")
-        set_peft_model_state_dict(
-            self._model, {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, adapter_name=self.name
-        )
+        with torch.no_grad():
+            for name, matrix in own.items():
+                matrix.copy_(state[name])
 
     def remove(self) -> None:
         """Take the adapter off the backbone."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # peft warns that another adapter becomes active
-            for layer in self._layers():
-                layer.delete_adapter(self.name)
+        for _, layer in self._layers():
+            layer.remove(self.name)
+        self._active.known.discard(self.name)
         self._active.adapter = ""

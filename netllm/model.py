@@ -1,11 +1,11 @@
-"""A task's model: encoders, the shared backbone with the task's adapter, and a head; and the reader that decides token by token.
+"""A task's model: encoders, the shared backbone with the task's adapter, and a head; and the reader that decides step by step.
 
-A step is [return, state tokens ..., action]; the decision is read at the last state token, before the action is known. The tokens of a
-whole session form one sequence, so that a single pass over it gives every decision of it to learn from (as in NetLLM, section 4.3).
+A step is one token per group of modalities: each modality has its own encoder, and what the encoders of a group say is added. The action
+taken enters with the step after it, so a decision is always read at its step's last token. The tokens of a whole session form one
+sequence: a single pass over it gives every decision of it to learn from (as in NetLLM, section 4.3).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,21 +13,19 @@ import torch
 from torch import nn
 
 from netllm.backbone import Backbone
-from netllm.context import Context
+from netllm.context import Context, band
 from netllm.heads import ChoiceHead
 from netllm.lora import LoraSettings, Switch
 
-ACTION = "action"
-"""The last token of every step."""
 ALLOWED = "allowed"
 STEP = "step"
 
 Features = Mapping[str, np.ndarray]
-"""One array per token name, plus `allowed` (choices that exist) and `step` (number of the decision); shape (B, T, ...)."""
+"""One array per modality, plus `allowed` (choices that exist) and `step` (number of the decision); shape (B, T, ...)."""
 
 
 class Task(Protocol):
-    """What differs between tasks: which encoders, how many choices, how many steps."""
+    """What differs between tasks: which encoders, how they share tokens, how many choices, how many steps."""
 
     @property
     def name(self) -> str:
@@ -44,26 +42,19 @@ class Task(Protocol):
         """Steps with an embedding of their own."""
         ...
 
-    def encoders(self, width: int) -> dict[str, nn.Module]:
-        """One encoder per token of a step, in order; the last is `action`."""
+    @property
+    def context_steps(self) -> int:
+        """Steps that a token attends to, its own included; 0: all of the session."""
         ...
 
-
-@dataclass(frozen=True)
-class StepLayout:
-    """Where a step's tokens stand."""
-
-    names: tuple[str, ...]
-
     @property
-    def tokens(self) -> int:
-        """Tokens a step."""
-        return len(self.names)
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The tokens of a step, in order, each with the modalities added up in it."""
+        ...
 
-    @property
-    def decision(self) -> int:
-        """Place in the step whose output gives the decision: the token before the action."""
-        return self.tokens - 2
+    def encoders(self, width: int) -> dict[str, nn.Module]:
+        """One encoder per modality."""
+        ...
 
 
 class TaskModel(nn.Module):
@@ -74,9 +65,7 @@ class TaskModel(nn.Module):
         self.task = task
         self.switch = Switch(backbone, lora, adapter_name or task.name)
         self._backbone = (backbone,)  # in a tuple, so that the backbone is no sub-module: its weights are not this task's
-        encoders = task.encoders(backbone.width)
-        self.layout = StepLayout(tuple(encoders))
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = nn.ModuleDict(task.encoders(backbone.width))
         self.step = nn.Embedding(task.max_steps, backbone.width)
         self.norm = nn.LayerNorm(backbone.width)
         self.head = ChoiceHead(backbone.width, task.choices)
@@ -88,19 +77,30 @@ class TaskModel(nn.Module):
         """The shared backbone."""
         return self._backbone[0]
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens a step."""
+        return len(self.task.groups)
+
     def embed(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Every token of every step, (B, T, tokens, width), in the backbone's type."""
-        tokens = torch.stack([self.encoders[name](features[name]) for name in self.layout.names], dim=2)
-        steps = self.step(features[STEP].clamp(max=self.task.max_steps - 1)).unsqueeze(2)  # (B, T, 1, width)
-        return self.norm(tokens + steps).to(self.backbone.dtype)
+        """The tokens of all steps in one sequence, (B, T * step_tokens, width), in the backbone's type."""
+        steps = self.step(features[STEP].clamp(max=self.task.max_steps - 1))  # (B, T, width)
+        tokens = [sum((self.encoders[name](features[name]) for name in group), start=steps) for group in self.task.groups]
+        return self.norm(torch.stack(tokens, dim=2).flatten(1, 2)).to(self.backbone.dtype)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities (B, T, choices) of every decision of whole sessions, in one pass."""
-        sequence = self.embed(features).flatten(1, 2)[:, :-1]  # (B, T * tokens - 1, width)
+        sequence = self.embed(features)
+        tokens = sequence.shape[1]
+        limits = band(tokens, tokens, self.task.context_steps, self.step_tokens, sequence.dtype)
         with self.backbone.lock:
             self.switch.activate()
-            hidden = self.backbone.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
-        return self.head(hidden[:, self.layout.decision :: self.layout.tokens], features[ALLOWED])
+            hidden = self.backbone.model(inputs_embeds=sequence, use_cache=False, **limits).last_hidden_state
+        return self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features[ALLOWED])
+
+    def new_context(self) -> Context:
+        """An empty context for a batch of sessions."""
+        return Context(self.backbone, self.task.context_steps, self.step_tokens)
 
     def adapt_parameters(self) -> list[nn.Parameter]:
         """What training changes: this task's encoders, head and adapter, never the backbone."""
@@ -112,24 +112,18 @@ class Reader:
 
     def __init__(self, model: TaskModel) -> None:
         self._model = model
-        self._context = Context(model.backbone)
+        self._context = model.new_context()
         self.steps = 0
-        """Steps read, the last of them up to its decision."""
+        """Steps read."""
 
     @torch.inference_mode()
     def read(self, features: Features) -> np.ndarray:
-        """Log-probabilities (B, choices) of the newest decision.
-
-        `features` starts at step `max(steps - 1, 0)`: of that step, read before, only the action is new. The newest step's action is
-        not known yet and is ignored.
-        """
+        """Log-probabilities (B, choices) of the newest decision; `features` starts with the first step not read yet."""
         model = self._model
-        tokens = model.embed(as_tensors(features)).flatten(1, 2)[:, :-1]
-        new = tokens[:, model.layout.decision + 1 :] if self.steps else tokens
         with model.backbone.lock:
             model.switch.activate()
-            hidden = self._context.extend(new)[:, -1:]  # (B, 1, width)
-        self.steps += features[STEP].shape[1] - bool(self.steps)
+            hidden = self._context.extend(model.embed(as_tensors(features)))[:, -1:]  # (B, 1, width)
+        self.steps += features[STEP].shape[1]
         return model.head(hidden, torch.from_numpy(features[ALLOWED][:, -1:])).squeeze(1).numpy()
 
 

@@ -39,7 +39,7 @@ class OptimiserSettings:
     """Learning rate at the end relative to the peak."""
     clip: float = 1.0
     """Largest norm of the gradient, taken once per optimiser step."""
-    batch: int = 8
+    batch: int = 32
     """Sessions per micro-batch."""
     accumulation: int = 1
     """Micro-batches per optimiser step."""

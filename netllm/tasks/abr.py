@@ -1,12 +1,12 @@
-"""ABR as the language model sees it: five tokens a chunk (return, scalars, history, sizes, action); the answer is a level.
+"""ABR as the language model sees it: one token a chunk (or one per modality); the answer is a level.
 
-| token | content |
+| modality | content |
 | --- | --- |
+| action | the level chosen for the chunk before, or that none was chosen yet |
 | return | the return still wanted: the session's target QoE less what was reached so far, over 100 |
 | scalars | buffer, last level, progress, stalls, summaries of the throughput, sizes of the chunks ahead |
 | history | throughput and download time of the last 8 chunks, in logs |
 | sizes | per level: bitrate, size relative to nominal, expected download time, and that time over the buffer |
-| action | the level chosen |
 
 Features are relative to the ladder: a level is known by its bitrate, placed at the nearest slot of the ladder trained on, so that a video
 with fewer levels works too. Rates are in logs of Mbit/s. The past is also in the context: no feature has to carry it all.
@@ -16,19 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from torch import nn
 
-from controllers.api import AbrObservation, AbrSession, Chunk
+from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
 from netllm.encoders import ChoiceEncoder, ScalarEncoder, SeriesEncoder, TableEncoder
-from netllm.model import ACTION, ALLOWED, STEP, Reader, TaskModel
+from netllm.model import ALLOWED, STEP, Reader, TaskModel
 from testbed.errors import UserError
 from testbed.metrics import chunk_qoe
 from testbed.units import bits_from_bytes, mbps_from_bps
 
 SAMPLES = 8
-"""Chunks in the history token (more gains nothing: the context has them)."""
+"""Chunks in the history (more gains nothing: the context has them)."""
 HARMONIC = 5
 """Chunks in the harmonic mean of throughput (Yin et al., SIGCOMM 2015, section 6.1)."""
 AHEAD = 5
@@ -39,6 +40,8 @@ NO_RATE_LOG = -4.0
 SCALARS = 16 + AHEAD
 CHANNELS = 3
 ROWS = 5
+ACTION, RETURN = "action", "return"
+MODALITIES = (ACTION, RETURN, "scalars", "history", "sizes")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,14 @@ class AbrTask:
     max_steps: int = 64
     """Decisions with a step embedding of their own; later ones share the last."""
     target_qoe: float = 2.0
-    """QoE wanted per decided chunk; in training, too, the return token is the session's sum of it less what was reached."""
+    """QoE wanted per decided chunk; in training, too, the return is the session's sum of it less what was reached."""
+    tokens: Literal["fused", "separate"] = "fused"
+    """`fused`: a chunk is one token, the sum of its modalities; `separate`: a token per modality, as in NetLLM (a fifth of the speed)."""
+    context_steps: int = 0
+    """Chunks that each layer lets a token look back on, its own included; 0: the whole session. With 1 a decision knows its own step only;
+    with w > 1 what lies further back may still come through L layers, up to L (w - 1) + 1 chunks, as in any sliding window."""
+    return_token: bool = True
+    """Tell the return still wanted (the conditioning of NetLLM, section 4.3)."""
     name: str = "abr"
 
     @property
@@ -60,18 +70,25 @@ class AbrTask:
         """Slots of the head."""
         return len(self.ladder_bps)
 
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The tokens of a step, each with the modalities added up in it."""
+        told = tuple(name for name in MODALITIES if name != RETURN or self.return_token)
+        return (told,) if self.tokens == "fused" else tuple((name,) for name in told)
+
     def encoders(self, width: int) -> dict[str, nn.Module]:
-        """The tokens of a step, in order."""
-        return {
-            "return": ScalarEncoder(1, width, self.hidden),
-            "scalars": ScalarEncoder(SCALARS, width, self.hidden),
-            "history": SeriesEncoder(CHANNELS, SAMPLES, width, self.hidden),
-            "sizes": TableEncoder(ROWS, self.choices, width, self.hidden),
-            ACTION: ChoiceEncoder(self.choices, width, self.hidden),
+        """One per modality that is told."""
+        made = {
+            ACTION: lambda: ChoiceEncoder(self.choices + 1, width, self.hidden),
+            RETURN: lambda: ScalarEncoder(1, width, self.hidden),
+            "scalars": lambda: ScalarEncoder(SCALARS, width, self.hidden),
+            "history": lambda: SeriesEncoder(CHANNELS, SAMPLES, width, self.hidden),
+            "sizes": lambda: TableEncoder(ROWS, self.choices, width, self.hidden),
         }
+        return {name: made[name]() for group in self.groups for name in group}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def slots(bitrates_bps: tuple[int, ...], ladder_bps: tuple[int, ...]) -> tuple[int, ...]:
     """The slot of each level: in order, no slot twice, nearest in log bitrate. Raises `UserError` when there are more levels than slots."""
     if bitrates_bps == ladder_bps:
@@ -82,92 +99,124 @@ def slots(bitrates_bps: tuple[int, ...], ladder_bps: tuple[int, ...]) -> tuple[i
     return min(combinations(range(len(ladder_bps)), len(bitrates_bps)), key=lambda chosen: float(np.abs(ladder[list(chosen)] - logs).sum()))
 
 
-def step_features(task: AbrTask, observation: AbrObservation, reached: float, action: int = 0) -> dict[str, np.ndarray]:
-    """One step: what is observed before chunk `observation.chunk_index`, the QoE `reached` before and the level `action` taken then."""
-    video, history, index = observation.video, observation.history, observation.chunk_index
-    places = list(slots(video.bitrates_bps, task.ladder_bps))
-    allowed = np.zeros(task.choices, dtype=bool)
-    allowed[places] = True
-    recent = history[-SAMPLES:]
-    log_rates = np.log([mbps_from_bps(chunk.throughput_bps) for chunk in recent])
-    log_times = np.log([chunk.download_s for chunk in recent])
-    harmonic_mbps = 1 / float(np.mean(np.exp(-log_rates[-HARMONIC:])))
-    series = np.zeros((CHANNELS, SAMPLES))
-    series[:, SAMPLES - len(recent) :] = log_rates, log_times, np.ones(len(recent))
-    series[0, : SAMPLES - len(recent)] = NO_RATE_LOG
-    return {
-        "return": np.array([(task.target_qoe * (observation.session.chunks - 1) - reached) / RETURN_SCALE], dtype=np.float32),
-        "scalars": _scalars(observation, places, log_rates, log_times, harmonic_mbps, task.choices).astype(np.float32),
-        "history": series.astype(np.float32),
-        "sizes": _sizes(observation, places, harmonic_mbps, task.choices).astype(np.float32),
-        ACTION: np.array(places[action], dtype=np.int64),
-        ALLOWED: allowed,
-        STEP: np.array(index - 1, dtype=np.int64),
-    }
+@dataclass(frozen=True)
+class _Video:
+    """A manifest as arrays, in what the features need."""
+
+    places: np.ndarray
+    """Slot of each level, (levels,)."""
+    log_mbps: np.ndarray
+    """Log of each level's bitrate in Mbit/s, (levels,)."""
+    mbit: np.ndarray
+    """Size of every chunk at every level in Mbit, (chunks, levels)."""
+    log_relative: np.ndarray
+    """Log of size over nominal size, (chunks, levels)."""
 
 
-def _scalars(
-    observation: AbrObservation, places: list[int], log_rates: np.ndarray, log_times: np.ndarray, harmonic_mbps: float, choices: int
-) -> np.ndarray:
-    session, history, buffer_s = observation.session, observation.history, observation.buffer_s
-    last = history[-1]
-    lowest, mean = float(log_rates[-HARMONIC:].min()), float(log_rates.mean())
-    now = [buffer_s / 10, buffer_s / session.buffer_cap_s, np.log1p(buffer_s), places[last.level] / choices]
-    now += [np.log(mbps_from_bps(observation.video.bitrates_bps[last.level])), min(observation.chunks_left, 10) / 10]
-    now += [observation.chunk_index / session.chunks, np.log1p(last.rebuffer_s), last.waited_s / 4, session.rtt_s * 10]
-    rates = [log_rates[-1], np.log(harmonic_mbps), lowest, mean, log_rates.std(), log_times[-1]]
-    return np.array(now + rates + _ahead(observation), dtype=float)
+@lru_cache(maxsize=256)
+def _video(video: Manifest, ladder_bps: tuple[int, ...]) -> _Video:
+    bitrates_mbps = mbps_from_bps(np.array(video.bitrates_bps, dtype=float))
+    mbit = mbps_from_bps(bits_from_bytes(1)) * np.array(video.sizes_bytes, dtype=float)
+    places = np.array(slots(video.bitrates_bps, ladder_bps))
+    return _Video(places, np.log(bitrates_mbps), mbit, np.log(mbit / (bitrates_mbps * video.chunk_s)))
 
 
-def _ahead(observation: AbrObservation) -> list[float]:
-    """Log size over nominal of the next chunks, averaged over levels; 0 beyond the end of the video."""
-    end = min(observation.chunk_index + AHEAD, observation.session.chunks)
-    sizes = np.array(observation.video.sizes_bytes[observation.chunk_index : end], dtype=float)  # (chunks, levels)
-    logs = np.log(bits_from_bytes(1) * sizes / _nominal_bits(observation)).mean(axis=1)
-    return [*logs.tolist(), *[0.0] * (AHEAD - len(logs))]
+@dataclass(frozen=True)
+class _Seen:
+    """What had been seen when each decision was due; the steps of a session are rows, (T, ...)."""
+
+    chunks: np.ndarray
+    """Chunk to be decided, (T,)."""
+    buffer_s: np.ndarray
+    last_level: np.ndarray
+    last_rebuffer_s: np.ndarray
+    last_waited_s: np.ndarray
+    log_mbps: np.ndarray
+    """Log throughput of the last chunks, newest last, (T, SAMPLES)."""
+    log_s: np.ndarray
+    """Log download time of the same."""
+    known: np.ndarray
+    """Whether there was such a chunk, (T, SAMPLES)."""
 
 
-def _nominal_bits(observation: AbrObservation) -> np.ndarray:
-    return np.array(observation.video.bitrates_bps, dtype=float) * observation.video.chunk_s
-
-
-def _sizes(observation: AbrObservation, places: list[int], harmonic_mbps: float, choices: int) -> np.ndarray:
-    """The next chunk per level, (ROWS, choices); zeros where the ladder has no level."""
-    bits = np.array([bits_from_bytes(size) for size in observation.next_sizes_bytes], dtype=float)
-    expected_s = mbps_from_bps(bits) / harmonic_mbps
-    over_buffer = np.log(expected_s / (observation.buffer_s + 0.1))
-    table = np.zeros((ROWS, choices))
-    table[:, places] = (
-        np.ones(len(places)),
-        np.log(mbps_from_bps(np.array(observation.video.bitrates_bps))),
-        np.log(bits / _nominal_bits(observation)),
-        np.log(expected_s),
-        np.clip(over_buffer, -3, 3),
-    )
-    return table
+def _seen(history: Sequence[Chunk], buffer_s: float | None, first: int) -> _Seen:
+    """Steps for chunks `first` .. len(history), the last only when `buffer_s` is given."""
+    start = max(first - SAMPLES, 0)
+    names = ("level", "size_bytes", "download_s", "rebuffer_s", "buffer_s", "waited_s")
+    recent = np.array([[getattr(chunk, name) for name in names] for chunk in history[start:]], dtype=float)
+    levels, sizes, times, stalls, left, waited = recent.T
+    chunks = np.arange(first, len(history) + (buffer_s is not None))
+    before = chunks - 1 - start
+    buffers = (left - waited)[before]  # the buffer at a decision is what the chunk before left, less the pause at a full buffer
+    if buffer_s is not None:
+        buffers[-1] = buffer_s
+    places = before[:, None] + np.arange(1 - SAMPLES, 1)  # (T, SAMPLES)
+    known, places = places >= 0, np.maximum(places, 0)
+    log_s = np.log(times)
+    log_mbps = np.log(mbps_from_bps(bits_from_bytes(1)) * sizes) - log_s
+    return _Seen(chunks, buffers, levels[before].astype(int), stalls[before], waited[before], log_mbps[places], log_s[places], known)
 
 
 def session_features(
     task: AbrTask, session: AbrSession, history: Sequence[Chunk], buffer_s: float | None = None, first: int = 1
 ) -> dict[str, np.ndarray]:
-    """Steps for chunks `first` .. len(history), stacked, (T, ...); the last is still undecided, its buffer is `buffer_s` if given.
+    """Steps for chunks `first` .. len(history), stacked, (T, ...); the last is still undecided, its buffer is `buffer_s`.
 
     Without `buffer_s` every chunk of `history` has been decided: steps are for chunks `first` .. len(history) - 1.
     """
+    video, seen = _video(session.video, task.ladder_bps), _seen(history, buffer_s, first)
+    steps, choices = len(seen.chunks), task.choices
+    harmonic_mbps = 1 / _mean(np.exp(-seen.log_mbps), seen.known, HARMONIC)  # (T,)
     reached = np.concatenate([[0.0, 0.0], np.cumsum(chunk_qoe(history, session.video)[1:])])  # reached[c]: over chunks 1 .. c - 1
-    decided = [
-        step_features(task, _observed(session, history, chunk), reached[chunk], history[chunk].level)
-        for chunk in range(first, len(history))
-    ]
-    if buffer_s is not None:
-        decided.append(step_features(task, AbrObservation(session, tuple(history), buffer_s), reached[len(history)]))
-    return {name: np.stack([step[name] for step in decided]) for name in decided[0]}
+    allowed = np.zeros((steps, choices), dtype=bool)
+    allowed[:, video.places] = True
+    wanted = task.target_qoe * (session.chunks - 1) - reached[seen.chunks]
+    series = np.stack([np.where(seen.known, seen.log_mbps, NO_RATE_LOG), np.where(seen.known, seen.log_s, 0.0), seen.known], axis=1)
+    return {
+        ACTION: np.where(seen.chunks > 1, video.places[seen.last_level], choices).astype(np.int64),
+        RETURN: (wanted[:, None] / RETURN_SCALE).astype(np.float32),
+        "scalars": _scalars(session, video, seen, harmonic_mbps, choices).astype(np.float32),
+        "history": series.astype(np.float32),
+        "sizes": _sizes(video, seen, harmonic_mbps, choices).astype(np.float32),
+        ALLOWED: allowed,
+        STEP: (seen.chunks - 1).astype(np.int64),
+    }
 
 
-def _observed(session: AbrSession, history: Sequence[Chunk], chunk: int) -> AbrObservation:
-    """What was known before `chunk`: the buffer then is what the chunk before left, less the pause at a full buffer."""
-    before = history[chunk - 1]
-    return AbrObservation(session, tuple(history[:chunk]), before.buffer_s - before.waited_s)
+def _mean(values: np.ndarray, known: np.ndarray, last: int = SAMPLES) -> np.ndarray:
+    """Mean over the last known ones of each row."""
+    values, known = values[:, -last:], known[:, -last:]
+    return np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
+
+
+def _scalars(session: AbrSession, video: _Video, seen: _Seen, harmonic_mbps: np.ndarray, choices: int) -> np.ndarray:
+    buffer_s, rates = seen.buffer_s, seen.log_mbps
+    mean = _mean(rates, seen.known)
+    spread = np.sqrt(_mean((rates - mean[:, None]) ** 2, seen.known))
+    lowest = np.where(seen.known, rates, np.inf)[:, -HARMONIC:].min(axis=1)
+    now = [buffer_s / 10, buffer_s / session.buffer_cap_s, np.log1p(buffer_s), video.places[seen.last_level] / choices]
+    now += [video.log_mbps[seen.last_level], np.minimum(session.chunks - seen.chunks, 10) / 10]
+    now += [seen.chunks / session.chunks, np.log1p(seen.last_rebuffer_s), seen.last_waited_s / 4]
+    now += [np.full(len(buffer_s), session.rtt_s * 10)]
+    now += [rates[:, -1], np.log(harmonic_mbps), lowest, mean, spread, seen.log_s[:, -1]]
+    return np.concatenate([np.stack(now, axis=1), _ahead(session, video, seen.chunks)], axis=1)
+
+
+def _ahead(session: AbrSession, video: _Video, chunks: np.ndarray) -> np.ndarray:
+    """Log size over nominal of the next chunks, averaged over levels, (T, AHEAD); 0 beyond the end of the session."""
+    places = chunks[:, None] + np.arange(AHEAD)
+    logs = video.log_relative.mean(axis=1)[np.minimum(places, len(video.log_relative) - 1)]
+    return np.where(places < session.chunks, logs, 0.0)
+
+
+def _sizes(video: _Video, seen: _Seen, harmonic_mbps: np.ndarray, choices: int) -> np.ndarray:
+    """The next chunk per level, (T, ROWS, choices); zeros where the ladder has no level."""
+    expected_s = video.mbit[seen.chunks] / harmonic_mbps[:, None]  # (T, levels)
+    over_buffer = np.clip(np.log(expected_s / (seen.buffer_s[:, None] + 0.1)), -3, 3)
+    rows = [np.ones_like(expected_s), np.broadcast_to(video.log_mbps, expected_s.shape), video.log_relative[seen.chunks]]
+    table = np.zeros((len(expected_s), ROWS, choices))
+    table[:, :, video.places] = np.stack([*rows, np.log(expected_s), over_buffer], axis=1)
+    return table
 
 
 class AbrReader:
@@ -183,19 +232,18 @@ class AbrReader:
         levels = [tuple(chunk.level for chunk in each.history) for each in observations]
         if [each[: self._reader.steps] for each in levels] != self._seen or not self._reader.steps < len(levels[0]):
             self._reader = Reader(self._model)
-        first = max(self._reader.steps, 1)
+        first = self._reader.steps + 1
         parts = [session_features(self._task, each.session, each.history, each.buffer_s, first) for each in observations]
         result = self._reader.read({name: np.stack([part[name] for part in parts]) for name in parts[0]})
-        self._seen = [each[: self._reader.steps] for each in levels]
+        self._seen = levels
         return result
 
 
 def check_session(model: TaskModel, task: AbrTask, session: AbrSession) -> None:
     """Raise `UserError` when the ladder has too many levels, or the session more tokens than the backbone knows positions for."""
     slots(session.video.bitrates_bps, task.ladder_bps)
-    tokens = session.chunks * model.layout.tokens
-    if tokens > model.backbone.max_tokens:
-        longest = model.backbone.max_tokens // model.layout.tokens
+    if session.chunks * model.step_tokens > model.backbone.max_tokens:
+        longest = model.backbone.max_tokens // model.step_tokens
         raise UserError(
             f"the session has {session.chunks} chunks, wanted at most the {longest} that fit the context of {model.backbone.name}"
         )

@@ -90,7 +90,7 @@ def edit(name, change):
 DAMAGES = {
     "no settings": (lambda folder: (folder / "netllm.json").unlink(), r"netllm.json: can't be read"),
     "not json": (lambda folder: (folder / "netllm.json").write_text("{"), r"netllm.json: can't be read"),
-    "future format": (edit("netllm.json", lambda c: c.update(format=99)), r"has format 99 .* wanted format 1"),
+    "future format": (edit("netllm.json", lambda c: c.update(format=99)), r"has format 99 .* wanted format 2"),
     "unknown task": (edit("netllm.json", lambda c: c.update(task="chess")), r"task 'chess', wanted .* abr"),
     "unknown setting": (edit("netllm.json", lambda c: c["settings"].update(colour=3)), r"settings don't fit task abr"),
     "other sizes": (edit("netllm.json", lambda c: c["settings"].update(hidden=8)), r"modules.safetensors: can't be used"),
@@ -146,9 +146,9 @@ def test_a_session_too_long_for_the_context_is_refused_at_its_start(saved):
     from controllers.api import AbrSession, Manifest
 
     video = a_session().video
-    endless = Manifest("endless", video.chunk_s, video.bitrates_bps, video.sizes_bytes * 10)
-    with pytest.raises(UserError, match=r"the session has 400 chunks, wanted at most the 102 that fit the context"):
-        NetLLM(adapter=str(saved[1]), llm=str(saved[0]), dtype="float32").reset(AbrSession("x", endless, 400), 0)
+    endless = Manifest("endless", video.chunk_s, video.bitrates_bps, video.sizes_bytes * 20)
+    with pytest.raises(UserError, match=r"the session has 600 chunks, wanted at most the 512 that fit the context"):
+        NetLLM(adapter=str(saved[1]), llm=str(saved[0]), dtype="float32").reset(AbrSession("x", endless, 600), 0)
 
 
 def test_importing_the_policy_or_the_package_loads_no_torch():

@@ -117,8 +117,8 @@ def test_a_decision_feeds_only_its_new_tokens(llama, monkeypatch):
 
     monkeypatch.setattr(llama.backbone.model, "forward", counting)
     read(llama, (session, history))
-    assert fed == [llama.layout.tokens - 1] + [llama.layout.tokens] * 46
-    assert llama.layout.tokens <= 8
+    assert fed == [llama.step_tokens] * 47
+    assert llama.step_tokens == 1
 
 
 def test_two_adapters_on_one_backbone_are_switched_per_request(tmp_path):
@@ -151,7 +151,7 @@ def test_bfloat16_decides_nearly_as_float32(tmp_path):
     folder = save_tiny(tmp_path)
     session = played(12)
     exact, coarse = (recomputed(lively(folder, dtype=dtype, name=dtype), session) for dtype in ("float32", "bfloat16"))
-    assert np.abs(np.exp(exact) - np.exp(coarse)).max() < 0.15
+    assert np.abs(np.exp(exact) - np.exp(coarse)).mean() < 0.02
     assert np.mean(exact.argmax(-1) == coarse.argmax(-1)) > 0.9
 
 

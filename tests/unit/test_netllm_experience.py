@@ -7,10 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from controllers.abr.scenario_mpc import ScenarioMPC, plan_values
 from controllers.api import AbrObservation, AbrSession
 from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
+from netllm.ladders import at_other_bitrates, find_video, with_levels
 from netllm.tasks.abr import AbrTask
-from netllm.teacher import Teacher, TeacherSettings, plan_values
+from netllm.teaching import LEAST, Teachers
 from netllm.training import prepare
 from players.media import synthetic_manifest
 from testbed.errors import UserError
@@ -56,7 +58,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(own, tmp_pat
 
 
 def test_a_file_read_back_is_what_was_played(own, tmp_path):
-    played_now = play(jobs(own, sources_of(own)), Teacher())
+    played_now = play(jobs(own, sources_of(own)), own.teachers)
     for then, now in zip(read(collect(tmp_path / "x", own)), played_now, strict=True):
         assert (then.session, then.chunks, then.behaviour, then.trace, then.trace_sha256) == (
             now.session,
@@ -69,8 +71,8 @@ def test_a_file_read_back_is_what_was_played(own, tmp_path):
 
 
 def test_every_decision_of_every_whole_session_has_a_label(own, tmp_path):
-    episodes = read(collect(tmp_path / "x", replace(own, sub_ladders=0.5)))
-    assert {episode.behaviour for episode in episodes} == {"teacher", "noisy", "bba"}
+    episodes = read(collect(tmp_path / "x", replace(own, sub_ladders=0.5, scaled_ladders=0.5, sessions=20)))
+    assert {episode.behaviour for episode in episodes} == {"teacher", "noisy", "bba", "robust_mpc", "random"}
     assert any(episode.session.video.levels < 6 for episode in episodes)
     for episode in episodes:
         assert [chunk.index for chunk in episode.chunks] == list(range(12))
@@ -87,7 +89,7 @@ def test_the_header_says_how_it_was_made(own, tmp_path):
     assert facts["settings"]["seed"] == own.seed
     assert facts["sets"][0]["sha256"] == resolve(own.traces[0]).sha256
     assert len(facts["held_out"]) == 2
-    assert facts["teacher"]["horizon"] == TeacherSettings().horizon
+    assert facts["teachers"] == ["scenario_mpc"]
 
 
 def test_held_out_traces_are_never_trained_on(own):
@@ -178,24 +180,119 @@ def test_plan_values_equal_a_plain_search():
             assert values[scenario][plan] == pytest.approx(total, rel=1e-4, abs=1e-3)
 
 
-def test_the_teacher_labels_its_own_choice_highest_and_beats_bba():
+def test_the_scenario_mpc_labels_its_own_choice_highest_and_beats_bba():
     from controllers.abr.bba import BBA
 
     rng = np.random.default_rng(3)
     traces = [synthetic_trace(rng) for _ in range(12)]
     teacher, bba = (
         np.mean([summarise(run_session(trace, a_session(30), policy, 0), a_session().video).qoe for trace in traces])
-        for policy in (Teacher(), BBA())
+        for policy in (ScenarioMPC(), BBA())
     )
     assert teacher > bba + 0.05
     session, history = played(5)
+    policy = started(session)
     for chunk in (1, 10, 47):
         observation = AbrObservation(session, history[:chunk], 6.0)
-        assert np.argmax(Teacher().labels(observation)) == Teacher().decide(observation)
+        assert np.argmax(policy.probabilities(observation)) == policy.decide(observation)
 
 
-def test_the_teacher_plays_it_safe_when_it_cannot_know():
+def started(session, **options):
+    policy = ScenarioMPC(**options)
+    policy.reset(session, 0)
+    return policy
+
+
+def test_the_scenario_mpc_plays_it_safe_when_it_cannot_know():
     session = AbrSession("x", synthetic_manifest(), 48)
     sim = AbrSimulator(RateTrace("slow", (0.0, 1000.0), (0.35e6,)), session)
     sim.step(0)
-    assert Teacher().decide(sim.observation) == 0
+    assert started(session).decide(sim.observation) == 0
+
+
+def test_the_scenario_mpc_refuses_options_without_sense():
+    with pytest.raises(UserError, match="temperature 0, wanted at least 1, above 0, above 0"):
+        ScenarioMPC(temperature=0)
+
+
+STAY = """
+import numpy as np
+from controllers.api import AbrPolicy
+
+class Stay(AbrPolicy):
+    def __init__(self, sharpness: float = 0.9):
+        self.sharpness = sharpness
+
+    def decide(self, observation):
+        return observation.last_level
+
+    def probabilities(self, observation):
+        chances = np.full(observation.video.levels, (1 - self.sharpness) / (observation.video.levels - 1))
+        chances[observation.last_level] = self.sharpness
+        return chances
+"""
+
+
+def test_any_policy_plays_and_teaches(own, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(STAY)
+    settings = replace(own, behaviours=(str(mine), "bba", "random"), teachers=(f"{mine}+sharpness=0.75",), sessions=3)
+    stay, bba, walk = play(jobs(settings, sources_of(settings)), settings.teachers)
+    assert {chunk.level for chunk in stay.chunks} == {0}
+    assert max(chunk.level for chunk in bba.chunks) > 0 and max(chunk.level for chunk in walk.chunks) > 0
+    for episode in (stay, bba, walk):
+        levels = [chunk.level for chunk in episode.chunks]
+        np.testing.assert_allclose(episode.labels[np.arange(11), levels[:-1]], 0.75)
+        np.testing.assert_allclose(episode.labels.sum(axis=1), 1)
+
+
+def test_several_teachers_speak_as_their_mean_in_logs(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(STAY)
+    session, history = played(3)
+    observation = AbrObservation(session, history[:10], 9.0)
+    voice = Teachers([f"{mine}+sharpness=0.5", f"{mine}+sharpness=0.8", "fixed+level=2"])
+    voice.reset(session, 0)
+    expected = np.cbrt(np.array([0.1 * 0.04 * LEAST] * 6))
+    expected[history[9].level] = np.cbrt(0.5 * 0.8 * (LEAST if history[9].level != 2 else 1))
+    if history[9].level != 2:
+        expected[2] = np.cbrt(0.1 * 0.04)
+    np.testing.assert_allclose(voice.probabilities(observation), expected / expected.sum(), rtol=1e-9)
+    alone = Teachers(["fixed+level=2"])
+    alone.reset(session, 0)
+    assert alone.probabilities(observation).tolist() == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_student_is_relabelled_as_if_its_teacher_had_watched(own):
+    settings = replace(own, sessions=4)
+    batch = jobs(settings, sources_of(settings), behaviours=("greedy",))
+    watched = play(batch, settings.teachers, lambda observations: [int(each.buffer_s > 8) for each in observations])
+    for job, episode in zip(batch, watched, strict=True):
+        policy, sim = started(job.session), AbrSimulator(job.trace, job.session, job.offset_s, job.noise, np.random.default_rng(job.seed))
+        sim.step(0)
+        for chunk, label in zip(episode.chunks[1:], episode.labels, strict=True):
+            np.testing.assert_array_equal(label, policy.probabilities(sim.observation))
+            assert chunk.level == int(sim.observation.buffer_s > 8)
+            sim.step(chunk.level)
+        assert sim.history == episode.chunks
+
+
+def test_a_student_that_is_missing_and_a_policy_that_is_unknown_are_one_sentence(own):
+    for name, message in (("student", "needs a student"), ("bbq", "policy 'bbq' is unknown")):
+        with pytest.raises(UserError, match=message):
+            play(jobs(replace(own, behaviours=(name,), sessions=1), sources_of(own)), own.teachers)
+
+
+def test_a_changed_ladder_is_made_again_from_its_name():
+    video = with_levels(at_other_bitrates(synthetic_manifest(), 0.812, 1.13), (0, 2, 5))
+    assert video.name == "synthetic*0.812*1.13@0,2,5"
+    assert find_video(video.name) == video
+    plain = synthetic_manifest()
+    assert video.bitrates_bps == tuple(round(0.812 * plain.bitrates_bps[level]) for level in (0, 2, 5))
+    assert video.sizes_bytes[7][1] == pytest.approx(plain.sizes_bytes[7][2] * 0.812 * 1.13, abs=1)
+
+
+@pytest.mark.parametrize("name", ["synthetic*2", "synthetic*a*b", "synthetic@9", "synthetic@x"])
+def test_a_video_that_cannot_be_made_is_one_sentence(name):
+    with pytest.raises(UserError, match="can't be made"):
+        find_video(name)

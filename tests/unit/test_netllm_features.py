@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controllers.api import AbrObservation, AbrSession, Chunk
-from netllm.experience import with_levels
-from netllm.tasks.abr import AbrTask, choose, session_features, slots, step_features
+from netllm.ladders import with_levels
+from netllm.tasks.abr import AbrTask, choose, session_features, slots
 from players.media import synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import chunk_qoe
@@ -41,11 +41,18 @@ def histories(draw):
 @given(histories())
 @settings(max_examples=60, deadline=None)
 def test_features_are_finite_and_of_one_shape(observation):
-    shapes = {name: values.shape for name, values in step_features(TASK, AbrObservation(*_plain()), 0.0).items()}
-    for name, values in step_features(TASK, observation, reached=-50.0).items():
+    shapes = {name: values.shape for name, values in newest(AbrObservation(*_plain())).items()}
+    for name, values in newest(observation).items():
         assert values.shape == shapes[name], name
         assert np.isfinite(values).all(), name
         assert np.abs(values).max(initial=0) < 1e4, name
+
+
+def newest(observation):
+    """The step that is due."""
+    history = observation.history
+    found = session_features(TASK, observation.session, history, observation.buffer_s, len(history))
+    return {name: values[0] for name, values in found.items()}
 
 
 def _plain():
@@ -59,8 +66,16 @@ def test_a_step_depends_on_the_past_only(chunk):
     other = (*one[:chunk], *played(2)[1][chunk:])
     first, second = (session_features(TASK, session, history) for history in (one, other))
     for name in first:
-        if name != "action":
-            np.testing.assert_array_equal(first[name][:chunk], second[name][:chunk], err_msg=name)
+        np.testing.assert_array_equal(first[name][:chunk], second[name][:chunk], err_msg=name)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 9, 47])
+def test_a_step_alone_is_the_one_of_the_whole_session(chunk):
+    session, history = played(6)
+    whole = session_features(TASK, session, history)
+    before = history[chunk - 1]
+    for name, values in newest(AbrObservation(session, history[:chunk], before.buffer_s - before.waited_s)).items():
+        np.testing.assert_allclose(values, whole[name][chunk - 1], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_return_token_is_the_target_less_what_was_reached():
@@ -69,9 +84,10 @@ def test_the_return_token_is_the_target_less_what_was_reached():
     np.testing.assert_allclose(session_features(TASK, session, history)["return"][:, 0] * 100, wanted, rtol=1e-5)
 
 
-def test_actions_are_the_levels_of_decided_chunks():
+def test_an_action_enters_with_the_step_after_it():
     session, history = played(4)
-    assert session_features(TASK, session, history)["action"].tolist() == [chunk.level for chunk in history[1:]]
+    none_yet = TASK.choices
+    assert session_features(TASK, session, history)["action"].tolist() == [none_yet, *(chunk.level for chunk in history[1:-1])]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True).map(sorted))
@@ -93,11 +109,11 @@ def test_a_ladder_with_too_many_levels_is_refused():
 
 def test_a_shorter_ladder_masks_what_it_lacks_and_never_chooses_it():
     video = with_levels(synthetic_manifest(), (0, 2, 5))
-    history = (Chunk(0, 0, video.sizes_bytes[0][0], 1.0, 1.0, 4.0),)
+    history = tuple(Chunk(index, level, video.sizes_bytes[index][level], 1.0, 0.0, 4.0) for index, level in enumerate((0, 1)))
     observation = AbrObservation(AbrSession("x", video, 48), history, 4.0)
-    features = step_features(TASK, observation, 0.0, action=1)
+    features = newest(observation)
     assert features["allowed"].tolist() == [True, False, True, False, False, True]
-    assert features["action"] == 2
+    assert features["action"] == 2, "level 1 of three is slot 2"
     assert not features["sizes"][:, [1, 3, 4]].any()
     assert choose(np.array([-3.0, 0.0, -2.0, 0.0, 0.0, -1.0]), observation, TASK) == 2
 

@@ -1,0 +1,33 @@
+"""Teachers: policies that say what a student should have done. Several speak with one voice, the mean of their log-probabilities."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from controllers.api import AbrObservation, AbrPolicy, AbrSession
+from controllers.loader import load
+
+LEAST = 1e-3
+"""Least probability that a teacher among several gives a level: a single one must not forbid what all others want."""
+
+
+class Teachers:
+    """One or more policies, by reference (`controllers/loader.py`), that serve one session at a time."""
+
+    def __init__(self, references: Sequence[str]) -> None:
+        self._policies: list[AbrPolicy] = [load(reference)() for reference in references]
+        if not self._policies:
+            raise ValueError("no teacher is named, wanted at least one")
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        """Start a session."""
+        for policy in self._policies:
+            policy.reset(session, seed)
+
+    def probabilities(self, observation: AbrObservation) -> np.ndarray:
+        """A probability for each level, (levels,): a single teacher's own, else the normalised geometric mean."""
+        answers = np.array([policy.probabilities(observation) for policy in self._policies])  # (teachers, levels)
+        if len(answers) == 1:
+            return answers[0]
+        mixed = np.exp(np.log(np.maximum(answers, LEAST)).mean(axis=0))
+        return mixed / mixed.sum()
