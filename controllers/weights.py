@@ -11,7 +11,14 @@ from safetensors import SafetensorError, safe_open
 from testbed.errors import UserError
 
 HEADER = "made"
+SHIPPED = Path(__file__).parent / "abr" / "weights"
 Weights = dict[str, np.ndarray]
+
+
+def find_weights(text: str, default: str) -> Path:
+    """The file that a policy's option `weights` means: a path, the name of a shipped file (`pensieve-2`), or nothing for `default`."""
+    shipped = SHIPPED / f"{text or default}.safetensors"
+    return shipped if shipped.is_file() else Path(text).expanduser()
 
 
 def read_weights(path: Path) -> Weights:

@@ -1,13 +1,12 @@
 """Pensieve: a small policy network, trained by reinforcement learning in the simulator, chooses the level."""
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession
 from controllers.ladder import LADDER_BPS, slots
-from controllers.weights import Weights, read_weights
+from controllers.weights import Weights, find_weights, read_weights
 from testbed.errors import UserError
 from testbed.units import bits_from_bytes, mbps_from_bps
 
@@ -22,7 +21,6 @@ FEATURES = 3 + SLOTS + 3 + 2 + 3 * SLOTS + AHEAD + 3 * SAMPLES + 4 + 2 * SLOTS
 LEAST_TRANSFER_S = 1e-3
 NO_RATE_LOG = -4.0
 """Log Mbit/s where there is no sample."""
-SHIPPED = Path(__file__).parent / "weights" / "pensieve.safetensors"
 
 
 class Seen(NamedTuple):
@@ -136,7 +134,7 @@ class Pensieve(AbrPolicy):
 
     | option | meaning |
     | --- | --- |
-    | `weights` | a file made by `scripts/train pensieve`; default: the one that ships |
+    | `weights` | a file made by `scripts/train pensieve`, or `pensieve-2`, `pensieve-3`: other seeds that ship; default: `pensieve` |
     | `decode` | `greedy`: the most probable level; `sample`: drawn from the probabilities |
     """
 
@@ -145,7 +143,7 @@ class Pensieve(AbrPolicy):
     citation = "Mao et al., Neural Adaptive Video Streaming with Pensieve, SIGCOMM 2017 (PPO, as in its later releases)"
 
     def __init__(self, weights: str = "", decode: Literal["greedy", "sample"] = "greedy") -> None:
-        self._weights = read_weights(Path(weights).expanduser() if weights else SHIPPED)
+        self._weights = read_weights(find_weights(weights, "pensieve"))
         first = self._weights.get("actor.0.weight")
         if first is None or first.shape[1] != FEATURES:
             raise UserError(

@@ -181,7 +181,7 @@ class Run:
             "policy": self.world.name,
             "utc": utc_now().isoformat(timespec="seconds"),
             "commit": checkout_commit(),
-            "command": shlex.join(["scripts/train", *sys.argv[1:]]),
+            "command": command_line(sys.argv[1:]),
             "seed": self.settings.seed,
             "iteration": self.standing.iteration,
             "minutes": round(self.standing.elapsed_s / 60, 1),
@@ -229,6 +229,12 @@ class Run:
             head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.standing.iteration]
             path.write_text("".join([head, *kept]), encoding="utf-8")
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """How to do it again, in any folder."""
+    kept = [word for before, word in zip(["", *arguments], arguments, strict=False) if "--out" not in (before, word) and word != "--resume"]
+    return shlex.join(["scripts/train", *(word for word in kept if not word.startswith("--out="))])
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], key: str, facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_what_the_critic_is_told_is_what_the_trace_will_carry():
     told = pool.future_mbps(np.array([0, 1, 2]), np.array([0.0, 300.0, 319.0]))
     for trace, now_s, rates in zip(traces, (0, 300, 319), told, strict=True):
         seconds = [trace.rates_bps[int((second % trace.duration_s) // 5)] / 1e6 for second in range(now_s, now_s + FUTURE_S[-1])]
-        wanted = [np.mean(seconds[a:b]) for a, b in zip(FUTURE_S[:-1], FUTURE_S[1:], strict=True)]
+        wanted = [np.mean(seconds[a:b]) for a, b in pairwise(FUTURE_S)]
         np.testing.assert_allclose(rates, wanted, rtol=1e-6)
 
 
@@ -181,3 +182,10 @@ def test_features_have_no_holes_at_a_session_s_start_and_end(videos):
         seen = features(seen_by(plays))
         assert seen.shape == (2, pensieve.FEATURES) and np.isfinite(seen).all() and np.abs(seen).max() < 20
         plays.step(np.array([0, 5]))
+
+
+def test_the_story_tells_the_command_without_folders():
+    assert (
+        training_run.command_line(["pensieve", "--out", "/somewhere", "--seed", "3", "--resume", "--out=x"])
+        == "scripts/train pensieve --seed 3"
+    )
