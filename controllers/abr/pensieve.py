@@ -4,8 +4,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from controllers.api import AbrObservation, AbrPolicy, AbrSession
-from controllers.ladder import LADDER_BPS, slots
+from controllers.api import AbrObservation, AbrPolicy
+from controllers.ladder import LADDER_BPS, places
 from controllers.weights import Weights, find_weights, read_weights
 from testbed.errors import UserError
 from testbed.units import bits_from_bytes, mbps_from_bps
@@ -88,14 +88,16 @@ def features(seen: Seen) -> np.ndarray:
 def seen_of(observation: AbrObservation) -> Seen:
     """One observation as a batch of one."""
     session, video, recent = observation.session, observation.video, observation.history[-SAMPLES:]
-    places = list(slots(video.bitrates_bps))
+    place = places(video.bitrates_bps)
+    filled, used = list(place.slots), list(place.levels)
     past = np.zeros((2, 1, SAMPLES))
     past[:, 0, SAMPLES - len(recent) :] = [chunk.size_bytes for chunk in recent], [chunk.download_s for chunk in recent]
     slot_mbps, next_bytes = np.zeros((2, 1, SLOTS))
-    slot_mbps[0, places] = mbps_from_bps(np.array(video.bitrates_bps))
-    next_bytes[0, places] = observation.next_sizes_bytes
-    last_slot = np.array([places[observation.last_level]])
-    ahead = relative_sizes(np.array([video.sizes_bytes], dtype=float), np.array([video.bitrates_bps], dtype=float), video.chunk_s)
+    bitrates_bps, sizes_bytes = np.array([video.bitrates_bps], dtype=float)[:, used], np.array([video.sizes_bytes], dtype=float)[..., used]
+    slot_mbps[0, filled] = mbps_from_bps(bitrates_bps[0])
+    next_bytes[0, filled] = sizes_bytes[0, observation.chunk_index]
+    last_slot = np.array([place.slot_of_level[observation.last_level]])
+    ahead = relative_sizes(sizes_bytes, bitrates_bps, video.chunk_s)
     after = ahead_of(ahead, observation.chunk_index, session.chunks)
     constants = observation.chunk_index, session.chunks, video.chunk_s, session.rtt_s, session.buffer_cap_s
     return Seen(past[0], past[1], np.array([observation.buffer_s]), last_slot, slot_mbps, next_bytes, after, *constants)
@@ -129,7 +131,7 @@ class Pensieve(AbrPolicy):
     """Pensieve (Mao et al., SIGCOMM 2017), trained here with PPO (Schulman et al., 2017) instead of A3C, on train splits only.
 
     The state is the paper's (last 8 throughputs and download times, next sizes, buffer, chunks left, last bitrate) with a few features
-    derived from it, relative to the ladder, so that videos of up to six levels can be played. The paper samples in training and in use;
+    derived from it, relative to the ladder, so that other ladders can be played (six of their levels at most). The paper samples in use;
     here use is greedy by default, which scores a little higher.
 
     | option | meaning |
@@ -151,11 +153,6 @@ class Pensieve(AbrPolicy):
             )
         self.decode = decode
 
-    def reset(self, session: AbrSession, seed: int) -> None:
-        """Find the place of each level in the ladder."""
-        super().reset(session, seed)
-        self._places = list(slots(session.video.bitrates_bps))
-
     def decide(self, observation: AbrObservation) -> int:
         """A level of the actor's."""
         chances = self.probabilities(observation)
@@ -164,6 +161,7 @@ class Pensieve(AbrPolicy):
     def probabilities(self, observation: AbrObservation) -> np.ndarray:
         """The actor's, (levels,)."""
         seen = seen_of(observation)
-        places = list(slots(observation.video.bitrates_bps))
-        chances = np.exp(log_probabilities(self._weights, features(seen), seen.slot_mbps > 0)[0, places].astype(float))
+        place = places(observation.video.bitrates_bps)
+        chances = np.zeros(observation.video.levels)
+        chances[list(place.levels)] = np.exp(log_probabilities(self._weights, features(seen), seen.slot_mbps > 0)[0, list(place.slots)])
         return chances / chances.sum()

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controllers.api import AbrSession, Manifest
-from controllers.ladder import LADDER_BPS, slots
+from controllers.ladder import LADDER_BPS, places
 from testbed.metrics import REBUF_PENALTY, SWITCH_PENALTY
 from testbed.sim.batch import AbrBatch, Floats, Integers, Traces
 from testbed.units import bits_from_bytes, bytes_per_s_from_bps, mbps_from_bps
@@ -19,16 +19,16 @@ LEAST_MBPS = 0.01
 
 
 class Videos:
-    """Videos of one length in slots of the ladder: level m of a video stands in its m-th slot; empty slots hold zeros."""
+    """Videos of one length in slots of the ladder: empty slots hold zeros."""
 
     def __init__(self, videos: Sequence[Manifest], chunks: int) -> None:
         self.manifests, self.chunk_s = tuple(videos), videos[0].chunk_s
         self.bitrates_bps = np.zeros((len(videos), SLOTS))
         self.sizes_bytes = np.zeros((len(videos), len(videos[0].sizes_bytes), SLOTS))
         for i, video in enumerate(videos):
-            places = list(slots(video.bitrates_bps))
-            self.bitrates_bps[i, places] = video.bitrates_bps
-            self.sizes_bytes[i][:, places] = video.sizes_bytes
+            filled, used = list(places(video.bitrates_bps).slots), list(places(video.bitrates_bps).levels)
+            self.bitrates_bps[i, filled] = np.array(video.bitrates_bps)[used]
+            self.sizes_bytes[i][:, filled] = np.array(video.sizes_bytes)[:, used]
         self.first_slot = np.argmax(self.bitrates_bps > 0, axis=1)  # (videos,): of level 0
         self.session = AbrSession("learning", videos[0], chunks)
 

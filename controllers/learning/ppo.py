@@ -43,6 +43,8 @@ class PpoSettings:
     """Weight of the entropy bonus; falls linearly to `final_share` of it."""
     keep: float = 0.98
     """Of the running mean of weights, per iteration."""
+    gradient_norm: float = 5.0
+    """Longest gradient. The usual 0.5 would shrink just those batches that hold a bad stall."""
     floor: float = -40.0
     """Least reward of a chunk."""
     noise: float = 0.1
@@ -158,8 +160,8 @@ class Learner:
                 loss, entropy = self._loss(experience, rows, entropy_weight)
                 self.optimiser.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(self.actor.parameters(), 0.5)
-                nn.utils.clip_grad_norm_(self.critic.parameters(), 0.5)
+                nn.utils.clip_grad_norm_(self.actor.parameters(), settings.gradient_norm)
+                nn.utils.clip_grad_norm_(self.critic.parameters(), settings.gradient_norm)
                 self.optimiser.step()
                 entropies.append(entropy)
         return float(np.mean(entropies))

@@ -50,7 +50,7 @@ def world(monkeypatch):
     monkeypatch.setattr("controllers.learning.pensieve.load_manifest", lambda name: synthetic_manifest())
     found = some_traces(6)
     sources = Sources(tuple(found[:4]), tuple(found[4:]), ())
-    return lambda seed=1: PensieveWorld(seed, sources, chunks=8, traces=6)
+    return lambda seed=1: PensieveWorld(seed, sources, chunks=8, traces=6, count=8)
 
 
 def test_sessions_side_by_side_are_those_of_the_simulator_chunk_by_chunk(videos):
