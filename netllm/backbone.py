@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from netllm.attention import register
 from testbed.errors import UserError
 
 EMBEDDED = "smollm2-135m"
@@ -96,6 +97,7 @@ def _load(llm: str, dtype: str) -> Backbone:
     if llm.endswith(RANDOM):
         randomised(model)
     model.set_input_embeddings(nn.Embedding(1, width, dtype=DTYPES[dtype]))
+    model.set_attn_implementation(register())
     model.requires_grad_(False).eval()
     return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
 

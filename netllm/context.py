@@ -30,16 +30,14 @@ class Context:
 
 
 def band(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Arguments that keep the last `new` of `total` tokens from attending to more than `reach` steps, their own included.
+    """Arguments that let the last `new` of `total` tokens attend to the past, and there to `reach` steps at most, their own included.
 
-    Empty when all fit (or `reach` is 0): the backbone's own causal attention does then. Positions are told, for some models would
-    work them out from a mask of another shape.
+    With a `reach` of 0 that is all of the past. Positions are told, for some models would work them out from a mask of another shape.
     """
-    steps = torch.arange(total) // step_tokens  # (total,)
-    if not reach or steps[-1] - steps[0] < reach:
-        return {}
     places = torch.arange(total)
-    own, mine = steps[total - new :, None], places[total - new :, None]
-    seen = (places <= mine) & (own - steps < reach)  # (new, total)
-    mask = torch.zeros(new, total, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    own = places[total - new :, None]
+    seen = places <= own  # (new, total)
+    if reach:
+        seen &= own // step_tokens - places // step_tokens < reach
+    mask = torch.zeros(new, total, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return {"attention_mask": mask[None, None], "position_ids": places[None, total - new :]}

@@ -34,6 +34,7 @@ NOISE = 0.15
 """Share of random levels of the behaviour `noisy`."""
 EXPLORATION = 0.03
 """The same of `student`."""
+OTHER_RTT_S, OTHER_CAP_S = (0.01, 0.4), (15.0, 60.0)
 TOGETHER = ("student", "greedy")
 """Behaviours that are decided for a batch of sessions at once."""
 BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
@@ -62,6 +63,8 @@ class CollectSettings:
     """Share of sessions whose video has only some of the levels."""
     scaled_ladders: float = 0.1
     """Share of sessions whose video has other bitrates, and sizes (see `netllm/ladders.py`)."""
+    other_paths: float = 0.15
+    """Share of sessions with another round trip (10 to 400 ms) and another buffer cap (15 to 60 s)."""
     noise: float = 0.1
     """Half of the sessions have download times off by up to this share (Pensieve's training environment)."""
     behaviours: tuple[str, ...] = (*("teacher",) * 8, *("noisy",) * 5, "bba", "robust_mpc", "robust_mpc", *("random",) * 4)
@@ -124,6 +127,8 @@ def _job(settings: CollectSettings, mix: Mix, rng: np.random.Generator, behaviou
     trace, offset_s = mix.draw(rng)
     video = draw_video(rng, settings.videos, settings.scaled_ladders, settings.sub_ladders)
     session = AbrSession(f"{settings.seed}-{number}", video, settings.chunks)
+    if rng.random() < settings.other_paths:
+        session = replace(session, rtt_s=float(np.exp(rng.uniform(*np.log(OTHER_RTT_S)))), buffer_cap_s=float(rng.uniform(*OTHER_CAP_S)))
     noise = settings.noise if rng.random() < 0.5 else 0.0
     return Job(session, trace, offset_s, behaviour, noise, int(rng.integers(2**31)))
 
