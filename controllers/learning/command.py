@@ -17,7 +17,15 @@ def _pensieve(arguments: Sequence[str]) -> Path:
     return Run(PensieveDesign(), PensieveWorld(settings.seed), settings).train()
 
 
-BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {"pensieve": _pensieve}
+def _genet(arguments: Sequence[str]) -> Path:
+    from controllers.learning.genet import GenetDesign, GenetWorld
+    from controllers.learning.run import Run, TrainSettings
+
+    settings = tyro.cli(TrainSettings, prog="scripts/train genet", args=arguments)
+    return Run(GenetDesign(), GenetWorld(settings.seed, settings.ppo.iterations), settings).train()
+
+
+BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {"genet": _genet, "pensieve": _pensieve}
 
 
 def train_command(arguments: Sequence[str]) -> int:
