@@ -90,6 +90,7 @@ class Ours:
         self._training = new_model(*self._how).train()
         self._optimiser = make_optimiser(self._training, settings)
         self._pool = prepare(self._task, [self._episode(chunks) for chunks in self._recorded])
+        train_step(self._training, self._optimiser, settings, [stack(self._pool[:2])])
 
     def _episode(self, chunks: Any) -> Episode:
         """What was done is what should have been done: the labels cost the same whatever they are."""

@@ -7,7 +7,7 @@ bfloat16 is no option of that code: here the frozen weights are converted and wh
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,8 @@ WINDOW, FEATURES, SCALE = 20, 256, 1000
 """Steps of context, width of the state's features, divisor of returns: defaults of `run_plm.py`."""
 ACCUMULATION, RATE, DECAY, WARM_UP = 32, 1e-4, 1e-4, 2000
 """Windows an optimiser step, learning rate, weight decay, steps of warm-up: defaults of `run_plm.py`."""
+WINDOWS = 2
+"""Windows that are measured at once."""
 PAST = 6
 """Chunks in a state (S_LEN)."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -97,15 +99,25 @@ class Published:
             ]
         )
 
-    def train(self, first: int, threads: int, windows: int = 4) -> dict[str, Any]:
-        """An epoch of its trainer over so many windows. It steps once, at the epoch's end: a window bears a 32nd of that step."""
+    def train(self, first: int, threads: int) -> dict[str, Any]:
+        """An epoch of its trainer over two windows. It steps once, at the epoch's end: a window bears a 32nd of that step."""
         torch.set_num_threads(threads)
         self._policy.train()
-        trainer = importlib.import_module("plm_special.trainer").Trainer
-        steps = len(self._states[0])
-        count = -(-windows * WINDOW // steps)
-        data = self._data_set([(first + i) % len(self._recorded) for i in range(count)], windows * WINDOW)
-        run = trainer(
+        if not self._optimiser.state:
+            self._epoch(first)()
+        spent_s: list[float] = []
+        begin = self._optimiser.register_step_pre_hook(lambda *_: spent_s.append(-cpu_s()))
+        end = self._optimiser.register_step_post_hook(lambda *_: spent_s.append(cpu_s()))
+        used = measured(self._epoch(first))
+        begin.remove()
+        end.remove()
+        return shared(used, sum(spent_s), WINDOWS) | {"decisions": WINDOW, "at_once": WINDOW}
+
+    def _epoch(self, first: int) -> Callable[[], object]:
+        """Ready to run, on the windows from session `first` on."""
+        count = -(-WINDOWS * WINDOW // len(self._states[0]))
+        data = self._data_set([(first + i) % len(self._recorded) for i in range(count)], WINDOWS * WINDOW)
+        trainer = importlib.import_module("plm_special.trainer").Trainer(
             SimpleNamespace(),
             model=self._policy,
             optimizer=self._optimiser,
@@ -115,13 +127,7 @@ class Published:
             lr_scheduler=self._schedule,
             grad_accum_steps=ACCUMULATION,
         )
-        spent_s: list[float] = []
-        begin = self._optimiser.register_step_pre_hook(lambda *_: spent_s.append(-cpu_s()))
-        end = self._optimiser.register_step_post_hook(lambda *_: spent_s.append(cpu_s()))
-        used = measured(run.train_epoch)
-        begin.remove()
-        end.remove()
-        return shared(used, sum(spent_s), windows) | {"decisions": WINDOW, "at_once": WINDOW}
+        return trainer.train_epoch
 
     def _data_set(self, sessions: Sequence[int], steps: int | None = None) -> Any:
         """Its pool of (state, action, reward, last), as its `generate_exp_pool.py` fills it, cut into windows."""

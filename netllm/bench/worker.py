@@ -45,7 +45,7 @@ class Contender(Protocol):
         ...
 
     def train(self, first: int, threads: int) -> dict[str, Any]:
-        """Learn from recorded sessions, beginning with `first`: cost a decision learnt from."""
+        """Learn from recorded sessions, beginning with `first`: cost a decision learnt from. The first time it warms up before."""
         ...
 
 

@@ -60,7 +60,7 @@ page is written by the command below; nothing in it is typed by hand. Every numb
 
 def markdown(found: Row) -> str:
     """The page."""
-    rows = Rows([row for row in found["rows"] if row["repetition"] >= 0])
+    rows = Rows(found["rows"])
     labels = found["contenders"]
     introduction = INTRODUCTION.format(late=LATE, chunks=found["settings"]["chunks"], labels=_labels_at_once(rows))
     parts = ["# What a decision costs", introduction]

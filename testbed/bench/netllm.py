@@ -226,21 +226,20 @@ def _label(tokens: str, dtype: str) -> str:
 def plan(settings: NetllmSettings, contenders: Sequence[Contender]) -> Iterator[Row]:
     """What is measured, in order: rank, then deciding before training, then threads, then repetitions, in each of which all have a turn.
 
-    Beyond the first rank and number of threads only the main contenders are measured. Repetition -1 is not counted: it warms training up.
+    Beyond the first rank and number of threads only the main contenders are measured.
     """
     for rank in settings.ranks:
         for phase in ("decide", "train"):
             for threads in settings.threads if rank == settings.ranks[0] else settings.threads[:1]:
-                first = threads == settings.threads[0]
-                chosen = contenders if first and rank == settings.ranks[0] else contenders[:MAIN]
-                for repetition in range(-1 if first and phase == "train" and not settings.quick else 0, settings.repetitions):
+                chosen = contenders if (rank, threads) == (settings.ranks[0], settings.threads[0]) else contenders[:MAIN]
+                for repetition in range(settings.repetitions):
                     for each in chosen:
                         yield {"phase": phase, "contender": each.key, "rank": rank, "threads": threads, "repetition": repetition}
 
 
 def _take(worker: Worker, step: Row) -> Row:
     """Measure one step of the plan."""
-    number = max(step["repetition"], 0)
+    number = step["repetition"]
     if step["phase"] == "decide":
         found = worker.ask("decide", session=number, threads=step["threads"])
         return decided(found["cpu_s"], found["wall_s"]) | {"deciding_bytes": found["peak_rss_bytes"]}
