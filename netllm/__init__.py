@@ -1,12 +1,12 @@
 """A language model adapted for networking (NetLLM, SIGCOMM 2024): one frozen backbone, one small adapter per task.
 
-`collect` gathers experience in the simulator, `adapt` trains an adapter on it, `test` measures one. Importing this package loads no torch.
+`collect` gathers experience in the simulator, `adapt` trains an adapter on it, `test` measures it beside others. Importing this package loads no torch.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"collect": "netllm.experience", "adapt": "netllm.adapt", "test": "netllm.evaluate"}
+_HOMES = {"collect": "netllm.experience", "adapt": "netllm.adapt", "test": "netllm.suite.run"}
 
 __all__ = ["adapt", "collect", "test"]
 

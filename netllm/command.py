@@ -1,4 +1,4 @@
-"""The command lines of `scripts/adapt` and `scripts/evaluate`."""
+"""The command line of `scripts/adapt`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,13 +16,6 @@ def adapt_command(arguments: Sequence[str]) -> int:
     from netllm.adapt import AdaptSettings, adapt
 
     return _run("adapt", AdaptSettings, adapt, arguments)
-
-
-def evaluate_command(arguments: Sequence[str]) -> int:
-    """Measure; 0 when done, 2 for a user's mistake, 130 after Ctrl-C."""
-    from netllm.evaluate import EvaluateSettings, test
-
-    return _run("evaluate", EvaluateSettings, test, arguments)
 
 
 def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str]) -> int:

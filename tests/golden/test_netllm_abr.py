@@ -8,8 +8,8 @@ from controllers.abr.bba import BBA
 from controllers.api import AbrSession
 from netllm.adapt import student_of
 from netllm.adapter import SHIPPED, load_adapter, read_settings
-from netllm.evaluate import run_together
 from netllm.model import as_tensors
+from netllm.suite.play import run_together
 from netllm.tasks.abr import AbrReader, session_features
 from players.media import load_manifest, synthetic_manifest
 from testbed.errors import UserError

@@ -1,0 +1,211 @@
+"""An evaluation in Markdown: the page `docs/abr.md`, and the results in an adapter's model card."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from netllm.card import set_results
+from netllm.suite import words
+from netllm.suite.analysis import Analysis, Difference, SettingResult
+from netllm.suite.contenders import ABLATION, COMPARED, NETLLM
+from netllm.suite.header import Header
+
+_INTRO = """
+Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each
+trace's beginning, without noise. {qoe} Means are over traces with Student's 95 % intervals; sampling and training seeds are averaged first.
+The *offline optimum* knows the whole trace (dynamic programming through the same simulator): no causal policy reaches it.
+"""
+_PAIRED = """
+Paired on each trace. The strongest rule of a setting is the one with the highest mean on these very traces, chosen after the fact: the
+hardest to beat; where it is not the strongest of the default setting, that one stands in a second row. p is of the paired t test, adjusted
+by Holm for all {count} comparisons of {main} in this evaluation; the verdict needs p < 0.05, the intervals are not adjusted. The last
+column is the interval with the measurement unit or log as the unit of sampling, because traces of one are not independent.
+"""
+_ABLATED = """
+Each variant minus `{reference}`, paired on each trace after averaging training seeds; p adjusted by Holm for these {count} comparisons.
+"""
+
+
+def document(analysis: Analysis, header: Header) -> str:
+    """The whole page."""
+    intro, main = _INTRO.format(qoe=words.QOE), analysis.named(analysis.main).label
+    parts = ["# Adaptive bitrate streaming: how policies compare", intro, words.finding(analysis), "", *_notes(header)]
+    parts += [
+        "![QoE per setting and policy](abr.svg)",
+        "",
+        "## Settings",
+        "",
+        *_settings(analysis),
+        "",
+        "## QoE per chunk",
+        "",
+        *_means(analysis),
+    ]
+    parts += ["", "## Share of the offline optimum", "", *_shares(analysis), "", f"## {main} minus the strongest rule"]
+    parts += [_PAIRED.format(count=analysis.comparisons, main=main), *_forest(analysis)]
+    for result in analysis.settings:
+        parts += ["", f"## {result.name}: {result.prepared.setting.title}", "", *_policies(analysis, result)]
+    parts += [*_ablations(analysis), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
+    return "\n".join(parts) + "\n"
+
+
+def put_into_card(folder: Path, analysis: Analysis, header: Header) -> None:
+    """The results in the adapter's model card. The main policy must be the adapter."""
+    set_results(folder, card(analysis, header))
+
+
+def card(analysis: Analysis, header: Header) -> str:
+    """The results section of a model card."""
+    main = analysis.named(analysis.main)
+    who = f"`{main.name}` is this adapter. " if main.kind == NETLLM else ""
+    parts = [
+        "## Results",
+        "",
+        who + words.finding(analysis),
+        "",
+        *_notes(header),
+        words.QOE + " Mean ± 95 % interval over traces.",
+        "",
+        *_means(analysis),
+    ]
+    parts += [
+        "",
+        "Share of the offline optimum:",
+        "",
+        *_shares(analysis),
+        "",
+        f"{main.label} minus the strongest rule of each setting, paired:",
+    ]
+    parts += ["", *_forest(analysis)]
+    first = analysis.first()
+    parts += [
+        "",
+        f"On {first.prepared.setting.title}:",
+        "",
+        *_policies(analysis, first),
+        *_ablations(analysis),
+        "",
+        *_settings(analysis),
+        "",
+        *_made(header),
+    ]
+    return "\n".join(parts)
+
+
+def _notes(header: Header) -> list[str]:
+    said = [words.QUICK] if header.quick else []
+    return [*(f"> {note}\n" for note in (*said, *header.notes))]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Texts to the left, numbers to the right."""
+    filled = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    right = [all(row[i][:1] in "0123456789+<-\N{MINUS SIGN}\N{EN DASH}*" for row in filled) and i > 0 for i in range(len(headings))]
+    rule = ["---:" if each else "---" for each in right]
+    return ["| " + " | ".join(row) + " |" for row in (headings, rule, *filled)]
+
+
+def _settings(analysis: Analysis) -> list[str]:
+    rows = []
+    for result in analysis.settings:
+        setting = result.prepared.setting
+        note = f" ({setting.note})" if setting.note else ""
+        modelled = ", modelled, not measured" if result.prepared.source == "model" else ""
+        traces = f"{setting.traces} (sha256 `{result.prepared.sha256[:16]}`{modelled})"
+        rows.append((setting.name, traces, setting.video, words.sampled(result), (setting.unseen or "nothing but the traces") + note))
+    return _table(("setting", "traces", "video", "sampled", "unseen in training"), rows)
+
+
+def _names(analysis: Analysis) -> list[str]:
+    return [each.name for each in analysis.role(COMPARED)]
+
+
+def _means(analysis: Analysis) -> list[str]:
+    names = _names(analysis)
+    rows = []
+    for result in analysis.settings:
+        best = max((each.qoe.mean or 0.0 for each in result.compared()), default=0.0)
+        cells = []
+        for name in names:
+            outcome = result.outcomes.get(name)
+            said = words.within(outcome.qoe) if outcome else "can't play"
+            cells.append(f"**{said}**" if outcome and outcome.qoe.mean == best else said)
+        rows.append((result.name, *cells, words.number(float(result.optimum.mean()))))
+    return _table(("setting", *names, "optimum"), rows)
+
+
+def _shares(analysis: Analysis) -> list[str]:
+    names = _names(analysis)
+    rows = [
+        (result.name, *(words.percent(result.share(name)) if name in result.outcomes else words.DASH for name in names))
+        for result in analysis.settings
+    ]
+    return _table(("setting", *names), rows)
+
+
+_AGAINST = ("difference", "95 % interval", "p (Holm)", "won, lost, tied", "verdict", "interval over units or logs")
+
+
+def _against(found: Difference) -> tuple[str, ...]:
+    counts = f"{found.wins}, {found.losses}, {found.ties}"
+    mean = words.number(found.estimate.mean, 3, True)
+    return mean, words.interval(found.estimate), words.p_value(found.p_holm), counts, found.verdict, words.interval(found.grouped)
+
+
+def _forest(analysis: Analysis) -> list[str]:
+    rows = [(result.name, words.which(analysis, result, found), *_against(found)) for result, found in analysis.against_rules()]
+    return _table(("setting", "rule", *_AGAINST), rows)
+
+
+def _policies(analysis: Analysis, result: SettingResult) -> list[str]:
+    """Each policy with its components, and the main one minus it."""
+    rows = []
+    for each in sorted(result.compared(), key=lambda each: -(each.qoe.mean or 0.0)):
+        name, parts = each.contender.name, each.parts
+        found = result.against(name)
+        against = _against(found) if found else (words.DASH,) * len(_AGAINST)
+        made_of = (f"{parts['bitrate_mbps']:.3f}", f"{parts['rebuffer_s']:.4f}", f"{parts['switch_mbps']:.3f}")
+        rows.append((f"`{name}`", words.within(each.qoe), *made_of, *against))
+    label = analysis.named(analysis.main).label
+    lines = _table(("policy", "QoE", "Mbit/s", "stall s", "change Mbit/s", f"{label} minus it", *_AGAINST[1:]), rows)
+    return [*lines, *(f"\n`{name}` can't play it: {why}" for name, why in result.refused.items())]
+
+
+def _ablations(analysis: Analysis) -> list[str]:
+    rows = []
+    for result in analysis.settings:
+        for found in result.ablations:
+            outcome = result.outcomes[found.a]
+            seeds = f"{len(outcome.training.means)}, {words.number(outcome.training.sd)}"
+            rows.append((result.name, found.a, words.within(outcome.qoe), seeds, *_against(found)[:5]))
+    if not rows:
+        return []
+    said = _ABLATED.format(reference=analysis.reference, count=analysis.ablation_comparisons)
+    return ["", "## Ablations", said, *_table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
+
+
+def _seeds(analysis: Analysis) -> list[str]:
+    rows = []
+    for each in analysis.with_seeds():
+        if each.role == ABLATION:
+            continue
+        for result in analysis.settings:
+            if (outcome := result.outcomes.get(each.name)) is not None:
+                spreads = [f"{len(spread.means)}, {words.number(spread.sd)}" for spread in (outcome.sampling, outcome.training)]
+                rows.append((f"`{each.name}`", result.name, words.within(outcome.qoe), *spreads))
+    if not rows:
+        return []
+    return ["", "## Seeds", "", *_table(("policy", "setting", "QoE", "sampling seeds, sd", "training seeds, sd"), rows)]
+
+
+def _made(header: Header) -> list[str]:
+    weights = [f"{each['name']} {name} `{sha256[:12]}`" for each in header.policies for name, sha256 in each["weights"].items()]
+    rows = [
+        ("date, commit", f"{header.utc}, `{header.commit}`"),
+        ("command", f"`{header.command}`"),
+        ("hardware", header.hardware),
+        ("versions", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
+        ("seeds", f"0 to {header.samples - 1} for policies that draw random numbers"),
+        ("weights, sha256", "; ".join(weights) or "none"),
+        ("computing time", f"{sum(header.seconds.values()) / 60:.1f} min"),
+    ]
+    return _table(("", ""), rows)

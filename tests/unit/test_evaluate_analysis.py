@@ -1,0 +1,165 @@
+"""The statistics of an evaluation, on sessions made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from controllers.loader import PolicyReference
+from netllm.suite.analysis import analyse, holm, ratio_of_means, t_test
+from netllm.suite.cells import CELL, Cell
+from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.suite.play import OPTIMUM
+from netllm.suite.settings import Playback, Prepared, Setting
+from netllm.suite.words import finding
+from tests.abr_cases import session, steady
+
+SETTING = Setting("toy", "Toy", "toy", "toy", "all")
+
+
+def contender(name, kind=RULE, role=COMPARED, members=1):
+    return Contender(name, name.upper(), "#123456", "", kind, role, (Member(PolicyReference(name, name), name),) * members)
+
+
+def prepared(units, groups=None, setting=SETTING):
+    groups = groups or units
+    playbacks = tuple(Playback(steady(1.0 + i), 0.0, unit, group) for i, (unit, group) in enumerate(zip(units, groups, strict=True)))
+    return Prepared(setting, session(), playbacks, "path", "0" * 64, "")
+
+
+def cell(*qoe):
+    return Cell(tuple((value, *(0.1 * i for i in range(1, len(CELL)))) for value in qoe))
+
+
+def analysis(played, who, units="abcdefghij", groups=None, reference="netllm"):
+    """`played`: policy to QoE per unit, or to {(member, seed): QoE per unit}."""
+    cells = {}
+    for policy, values in played.items():
+        for (member, seed), row in (values if isinstance(values, dict) else {(0, 0): values}).items():
+            cells["toy", policy, member, seed] = cell(*row)
+    cells.setdefault(("toy", OPTIMUM, 0, 0), cell(*[2.0] * len(units)))
+    return analyse([prepared(list(units), groups)], who, cells, reference)
+
+
+def test_holm_steps_down():
+    assert holm([0.01, 0.04, 0.03, None]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06), None]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_test_agrees_with_the_interval():
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.3, 0.6, 1.2):
+        values = rng.normal(shift, 1.0, 12)
+        half = stats.t.ppf(0.975, 11) * stats.sem(values)
+        assert (t_test(values) < 0.05) == (abs(values.mean()) > half)
+    assert t_test(np.zeros(5)) == 1.0
+    assert t_test(np.ones(5)) == 0.0
+    assert t_test(np.array([1.0, 2.0])) is None
+
+
+def test_the_share_of_the_optimum_is_a_ratio_of_means_with_an_interval_that_covers():
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(300):
+        bases = rng.uniform(0.5, 3.0, 40)
+        values = 0.8 * bases + rng.normal(0, 0.2, 40)
+        found = ratio_of_means(values, bases)
+        assert found.mean == pytest.approx(values.mean() / bases.mean())
+        hits += found.ci95[0] <= 0.8 <= found.ci95[1]
+    assert 270 <= hits <= 297
+    assert ratio_of_means(np.ones(4), -np.ones(4)).mean is None
+
+
+def test_differences_are_paired_and_the_strongest_rule_is_the_one_of_the_setting():
+    base = np.arange(10.0)
+    who = [contender("netllm", NETLLM), contender("bba"), contender("mpc"), contender("pensieve", LEARNED)]
+    found = analysis({"netllm": base + 0.5, "bba": base, "mpc": base + 0.25, "pensieve": base + 0.4}, who).settings[0]
+    assert [each.b for each in found.differences] == ["pensieve", "mpc", "bba"]
+    assert found.strongest_rule("netllm") == "mpc"
+    against = found.against("mpc")
+    assert against.estimate.mean == pytest.approx(0.25) and against.estimate.ci95 == pytest.approx((0.25, 0.25))
+    assert (against.wins, against.losses, against.ties) == (10, 0, 0) and against.verdict == "better"
+    assert found.share("netllm").mean == pytest.approx((base + 0.5).mean() / 2)
+
+
+def test_a_weak_difference_is_not_clear_once_there_are_many_comparisons():
+    rng = np.random.default_rng(5)
+    own = rng.normal(0, 1, 10)
+    values = rng.normal(0, 1, 10)
+    shifted = own - (values - values.mean()) - 2.5 * stats.sem(values)  # p is about 0.03
+    who = [contender("netllm", NETLLM), contender("a"), contender("b"), contender("c")]
+    alone = analysis({"netllm": own, "a": shifted}, who[:2]).settings[0].against("a")
+    among = analysis({"netllm": own, "a": shifted, "b": own + values, "c": own - values}, who).settings[0].against("a")
+    assert alone.verdict == "better" and among.verdict == "not clear"
+    assert alone.p == among.p and alone.estimate == among.estimate
+
+
+def test_seeds_are_averaged_per_trace_and_their_spread_stands_apart():
+    base = np.arange(10.0)
+    who = [contender("netllm", NETLLM), contender("genet", LEARNED, members=2)]
+    played = {(member, seed): base + member + 0.1 * seed for member in (0, 1) for seed in (0, 1, 2)}
+    outcome = analysis({"netllm": base, "genet": played}, who).settings[0].outcomes["genet"]
+    assert outcome.by_unit == pytest.approx(base + 0.6)
+    assert outcome.training.means == pytest.approx((4.6, 5.6)) and outcome.training.sd == pytest.approx(np.sqrt(0.5))
+    assert outcome.sampling.means == pytest.approx((5.0, 5.1, 5.2)) and outcome.sampling.sd == pytest.approx(0.1)
+    assert outcome.qoe.n == 10
+
+
+def test_sessions_of_one_unit_are_averaged_before_the_interval():
+    who = [contender("netllm", NETLLM), contender("bba")]
+    found = analysis({"netllm": [1, 3, 5, 7, 9, 11], "bba": [0] * 6}, who, units="aabbcc").settings[0]
+    assert found.outcomes["netllm"].qoe.n == 3
+    assert found.outcomes["netllm"].by_unit.tolist() == [2, 6, 10]
+    assert found.against("bba").estimate.n == 3
+
+
+def test_groups_give_an_interval_of_their_own():
+    who = [contender("netllm", NETLLM), contender("bba")]
+    found = analysis({"netllm": [1, 1, 1, 1, 2, 3], "bba": [0] * 6}, who, units="abcdef", groups=["x"] * 4 + ["y", "z"]).settings[0]
+    against = found.against("bba")
+    assert against.estimate.n == 6 and against.grouped.n == 3 and against.grouped.mean == pytest.approx(2.0)
+
+
+def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
+    base = np.arange(10.0)
+    who = [contender("netllm", NETLLM), contender("bba"), *(contender(name, NETLLM, ABLATION, 2) for name in ("full", "no lora"))]
+    two = {(member, 0): base + member for member in (0, 1)}
+    less = {key: row - 0.5 for key, row in two.items()}
+    found = analysis({"netllm": base, "bba": base, "full": two, "no lora": less}, who, reference="full")
+    assert found.comparisons == found.ablation_comparisons == 1
+    (ablation,) = found.settings[0].ablations
+    assert (ablation.a, ablation.b, ablation.verdict) == ("no lora", "full", "worse")
+    assert ablation.estimate.mean == pytest.approx(-0.5)
+    assert [each.b for each in found.settings[0].differences] == ["bba"]
+
+
+def test_who_can_not_play_is_left_out_of_means_and_named():
+    who = [contender("netllm", NETLLM), contender("bba"), contender("mpc")]
+    cells = {("toy", name, 0, 0): cell(*range(10)) for name in ("netllm", "bba", OPTIMUM)}
+    cells["toy", "mpc", 0, 0] = Cell((), refused="five levels")
+    found = analyse([prepared(list("abcdefghij"))], who, cells, "netllm").settings[0]
+    assert found.refused == {"mpc": "five levels"} and "mpc" not in found.outcomes
+    assert [each.b for each in found.differences] == ["bba"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "word"), [(0.5, "better than the strongest rule there, BBA"), (-0.5, "worse than"), (0.0, "is not clear")]
+)
+def test_the_finding_says_no_more_than_the_intervals(shift, word):
+    base = np.arange(10.0)
+    wobble = 0.01 * np.array([1, -1] * 5)
+    said = finding(analysis({"netllm": base + shift + wobble, "bba": base}, [contender("netllm", NETLLM), contender("bba")]))
+    assert word in said and "% of the offline optimum" in said
+
+
+def test_the_finding_tells_how_other_settings_went():
+    base = np.arange(10.0)
+    who = [contender("netllm", NETLLM), contender("bba")]
+    settings = [replace(SETTING, name=name) for name in ("default", "far", "near")]
+    cells = {}
+    for setting, shift in zip(settings, (0.5, -0.5, 0.0), strict=True):
+        cells |= {(setting.name, name, 0, 0): cell(*row) for name, row in (("netllm", base + shift), ("bba", base), (OPTIMUM, base + 9))}
+    said = finding(analyse([prepared(list("abcdefghij"), setting=each) for each in settings], who, cells, "netllm"))
+    assert said.endswith("Against the strongest rule of each other setting it is worse in far; not clear in near.")

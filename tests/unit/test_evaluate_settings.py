@@ -1,0 +1,101 @@
+"""The settings of an evaluation: what is played in each, and that it is the same on every machine."""
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from netllm.suite.settings import DEFAULT, SETTINGS, STARTS, chosen, doubling_video, prepare
+from players.media import load_manifest
+from testbed.errors import UserError
+from traces.leakage import find_leaks
+from traces.store import resolve
+from traces.synthetic import synthetic_trace
+from traces.synthetic_test import FLOOR_KBPS, wide_traces
+
+
+def ready(name, quick=False):
+    """The setting, or a skip when its traces or video are not on this machine."""
+    setting = SETTINGS[name]
+    try:
+        if setting.traces != "wide" and resolve(setting.traces, fetch=False).source != "store":
+            pytest.skip(f"{setting.traces} is not on this machine")
+        return prepare(setting, quick)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_wide_traces_are_the_same_on_every_machine():
+    traces = wide_traces()
+    total = hashlib.sha256("".join(trace.sha256 for trace in traces).encode()).hexdigest()
+    assert len(traces) == 100
+    assert total == "f522b7ee2587dce734250c9175c1f9742ca6a99d66a041a05ca7fa73745b9fce", "the wide set has changed"
+    assert wide_traces(3) == traces[:3]
+    assert wide_traces(3, seed=1) != traces[:3]
+
+
+def test_wide_traces_are_wider_than_the_ones_pensieve_describes():
+    rates = np.array([trace.rates_bps for trace in wide_traces()]) / 1e6  # (traces, seconds)
+    assert rates.min() == FLOOR_KBPS / 1000
+    assert rates.max() > 8 > 4.3
+    means = rates.mean(axis=1)
+    assert means.min() < 0.7 and means.max() > 3.5
+    assert all(trace.duration_s == 320 for trace in wide_traces(5))
+
+
+def test_wide_traces_share_nothing_with_synthetic_training_traces():
+    rng = np.random.default_rng(0)
+    assert find_leaks([synthetic_trace(rng) for _ in range(20)], wide_traces(20)) == ()
+
+
+def test_the_doubling_video_doubles_and_varies():
+    video = doubling_video()
+    assert video.levels == 5 <= 6
+    assert all(high == 2 * low for low, high in pairwise(video.bitrates_bps))
+    relative = np.array(video.sizes_bytes) / (np.array(video.bitrates_bps) / 8 * video.chunk_s)
+    assert 0.84 < relative.min() < 0.87 and 1.13 < relative.max() < 1.16
+    assert abs(relative.mean() - 1) < 0.01
+
+
+def test_unseen_stands_for_all_but_the_default_and_no_setting_is_played_twice():
+    names = [each.name for each in chosen(["default", "unseen", "lte"])]
+    assert names == list(SETTINGS) and names[0] == DEFAULT
+
+
+def test_every_setting_but_the_default_says_what_is_unseen():
+    assert [name for name, each in SETTINGS.items() if not each.unseen] == [DEFAULT]
+
+
+def test_an_unknown_setting_is_one_sentence():
+    with pytest.raises(UserError, match=r"setting 'norwya' is unknown, did you mean norway.*fcc/valid@video1"):
+        chosen(["norwya"])
+    with pytest.raises(UserError, match="video 'video9' is unknown"):
+        prepare(chosen(["fcc/test@video9"])[0])
+
+
+def test_the_default_setting_is_the_published_one():
+    found = ready(DEFAULT)
+    session = found.session
+    assert (session.chunks, session.rtt_s, session.buffer_cap_s, session.first_level) == (48, 0.08, 60.0, 0)
+    assert len(found.units) == len(found.playbacks) == 100 > found.groups
+    assert {each.offset_s for each in found.playbacks} == {0.0}
+    assert session.video == load_manifest("video1")
+
+
+def test_lte_files_are_played_from_several_starts_and_count_once():
+    found = ready("lte")
+    assert len(found.playbacks) == 3 * STARTS and len(found.units) == found.groups == 3
+    assert len({(each.unit, each.offset_s) for each in found.playbacks}) == len(found.playbacks)
+
+
+def test_quick_takes_few_traces_from_all_over_the_set():
+    found, whole = ready(DEFAULT, quick=True), ready(DEFAULT)
+    assert len(found.playbacks) == 6
+    assert found.playbacks[0] == whole.playbacks[0] and found.playbacks[-1] == whole.playbacks[-1]
+    assert found.identity != whole.identity
+
+
+def test_the_identity_of_a_setting_holds_traces_video_and_path():
+    identities = {ready(name, quick=True).identity for name in (DEFAULT, "video2", "norway", "ladder", "path")}
+    assert len(identities) == 5
