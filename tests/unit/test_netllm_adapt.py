@@ -47,6 +47,7 @@ def settings(tmp_path):
         rounds=1,
         round_sessions=3,
         validate_minutes=1e9,
+        validation_sessions=3,
         checkpoint_minutes=0.0,
         collect=collect,
         lora=LoraSettings(rank=2),
@@ -132,7 +133,7 @@ def endless(out, llm, traces):
     """What the killed process runs."""
     collect = CollectSettings(sessions=6, traces=(str(traces),), videos=("synthetic",), chunks=8, held_out=0.25)
     return AdaptSettings(
-        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0,
+        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0, validation_sessions=3,
         collect=collect, lora=LoraSettings(rank=2), optimiser=OptimiserSettings(batch=3, warmup_steps=2),
     )  # fmt: skip
 
