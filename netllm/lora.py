@@ -82,8 +82,9 @@ class Adapted(nn.Module):
         name = self._active.adapter
         if name not in self._scale:
             return self.base_layer(x)
-        a, b = self.lora_a[name].to(x.dtype), (self._scale[name] * self.lora_b[name]).to(x.dtype)
-        return self.base_layer(x) + nn.functional.linear(nn.functional.linear(x, a), b)
+        a, b = self.lora_a[name].to(x.dtype), self.lora_b[name].to(x.dtype)
+        added = nn.functional.linear(nn.functional.linear(x, a), b)
+        return torch.add(self.base_layer(x), added, alpha=self._scale[name])
 
 
 class Switch:

@@ -144,7 +144,7 @@ def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
     save_file(_moments(model, optimiser), scratch / "moments.safetensors")
     os.replace(scratch, target)
     pointer = folder / f".{POINTER}"
-    pointer.write_text(json.dumps({"folder": target.name, **asdict(progress)}), encoding="utf-8")
+    pointer.write_text(json.dumps({"folder": target.name, "model": _what(model), **asdict(progress)}), encoding="utf-8")
     os.replace(pointer, folder / POINTER)
     for old in folder.glob("checkpoint-*"):
         if old != target:
@@ -165,11 +165,20 @@ def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
 def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress:
     facts: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
     newest = folder / facts.pop("folder")
+    if (other := facts.pop("model")) != _what(model):
+        differing = sorted(name for name, value in _what(model).items() if other.get(name) != value)
+        raise ValueError(f"{', '.join(differing)} differ")
     weights = load_file(newest / "weights.safetensors")
     model.load_state_dict({name.removeprefix("modules."): tensor for name, tensor in weights.items() if name.startswith("modules.")})
     model.switch.load({name.removeprefix("lora."): tensor for name, tensor in weights.items() if name.startswith("lora.")})
     _set_moments(model, optimiser, load_file(newest / "moments.safetensors"))
     return Progress(**facts)
+
+
+def _what(model: TaskModel) -> dict[str, Any]:
+    """What a checkpoint fits, as JSON gives it back."""
+    what = {"task": asdict(model.task), "lora": asdict(model.switch.settings), "llm": model.backbone.name}  # type: ignore[call-overload]
+    return json.loads(json.dumps(what))
 
 
 def _weights(model: TaskModel) -> dict[str, torch.Tensor]:

@@ -15,16 +15,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from netllm import training
-from netllm.adapt import AdaptSettings, Run, adapt
+from netllm.adapt import AdaptSettings, Run, adapt, score_of
 from netllm.adapter import load_adapter, read_settings
 from netllm.command import adapt_command
-from netllm.experience import CollectSettings
+from netllm.experience import CollectSettings, Job
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
 from netllm.training import OptimiserSettings, loss_of, make_optimiser, pick, set_rate, stack, train_step
 from testbed.errors import UserError
+from testbed.metrics import summarise
 from tests.unit.test_netllm_experience import write_trace
-from tests.unit.tiny_models import lively, save_tiny
+from tests.unit.tiny_models import a_session, lively, played, save_tiny
 
 torch.set_num_threads(1)
 QUIET = Console(quiet=True)
@@ -133,7 +134,8 @@ def endless(out, llm, traces):
     """What the killed process runs."""
     collect = CollectSettings(sessions=6, traces=(str(traces),), videos=("synthetic",), chunks=8, held_out=0.25)
     return AdaptSettings(
-        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0, validation_sessions=3,
+        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0,
+        validation_sessions=3,
         collect=collect, lora=LoraSettings(rank=2), optimiser=OptimiserSettings(batch=3, warmup_steps=2),
     )  # fmt: skip
 
@@ -159,6 +161,28 @@ def test_resuming_with_another_rank_is_one_sentence(settings):
     with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(.*\), wanted the settings the run was started with"):
         other.start()
     other.model.switch.remove()
+
+
+def test_resuming_with_another_context_is_one_sentence(settings):
+    """All shapes fit, and still it would be another model."""
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    run._advance()
+    run.model.switch.remove()
+    other = Run(replace(settings, resume=True, task=AbrTask(context_steps=4)), QUIET)
+    with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(task differ\), wanted the settings the run was started with"):
+        other.start()
+    other.model.switch.remove()
+
+
+def test_families_count_alike_in_validation():
+    video = a_session(20).video
+    batch = [Job(a_session(20), None, 0.0, "greedy", 0.0, i, family) for i, family in enumerate(["a", "b", "b"])]
+    histories = [played(seed, 20)[1] for seed in (1, 2, 3)]
+    one, two, three = (summarise(history, video).qoe for history in histories)
+    score = score_of(batch, histories)
+    assert score.qoe == pytest.approx((one + (two + three) / 2) / 2)
+    assert score.families == pytest.approx({"a": one, "b": (two + three) / 2})
 
 
 def test_training_overfits_a_few_sessions(settings):
