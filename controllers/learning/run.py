@@ -6,7 +6,6 @@ Equal seeds, versions and iterations give equal weights on one machine: every dr
 import csv
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,7 @@ from controllers.learning.playbacks import Playbacks
 from controllers.learning.ppo import Design, Learner, PpoSettings, play_out
 from controllers.weights import HEADER
 from testbed.clock import now_s, utc_now
-from testbed.commit import checkout_commit
+from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -181,7 +180,7 @@ class Run:
             "policy": self.world.name,
             "utc": utc_now().isoformat(timespec="seconds"),
             "commit": checkout_commit(),
-            "command": command_line(sys.argv[1:]),
+            "command": command_line("scripts/train", sys.argv[1:]),
             "seed": self.settings.seed,
             "iteration": self.standing.iteration,
             "minutes": round(self.standing.elapsed_s / 60, 1),
@@ -229,12 +228,6 @@ class Run:
             head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.standing.iteration]
             path.write_text("".join([head, *kept]), encoding="utf-8")
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """How to do it again, in any folder."""
-    kept = [word for before, word in zip(["", *arguments], arguments, strict=False) if "--out" not in (before, word) and word != "--resume"]
-    return shlex.join(["scripts/train", *(word for word in kept if not word.startswith("--out="))])
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], key: str, facts: dict[str, Any]) -> None:

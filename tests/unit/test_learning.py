@@ -20,6 +20,7 @@ from controllers.learning.ppo import Learner, PpoSettings, play_out
 from controllers.learning.run import Run, TrainSettings
 from controllers.weights import read_story, read_weights
 from players.media import synthetic_manifest
+from testbed.commit import command_line
 from testbed.errors import UserError
 from testbed.metrics import chunk_qoe
 from testbed.sim.abr import AbrSimulator, run_session
@@ -186,6 +187,6 @@ def test_features_have_no_holes_at_a_session_s_start_and_end(videos):
 
 def test_the_story_tells_the_command_without_folders():
     assert (
-        training_run.command_line(["pensieve", "--out", "/somewhere", "--seed", "3", "--resume", "--out=x"])
+        command_line("scripts/train", ["pensieve", "--out", "/somewhere", "--seed", "3", "--resume", "--out=x"])
         == "scripts/train pensieve --seed 3"
     )
