@@ -64,7 +64,7 @@ class CellStore:
     def path(self, setting: str, policy: str, seed: int, identities: Sequence[str]) -> Path:
         """Where the cell is kept; its name can be read, its end is the hash."""
         key = hashlib.sha256(repr((FORMAT, seed, *identities)).encode()).hexdigest()[:16]
-        said = re.sub(r"[^\w.=-]+", "_", f"{setting}--{policy}")[:80]
+        said = "--".join(re.sub(r"[^\w.=-]+", "_", part)[-40:] for part in (setting, policy))
         return self.folder / f"{said}--{seed}--{key}.parquet"
 
     def read(self, path: Path) -> Cell | None:

@@ -47,9 +47,8 @@ SIMULATION = (
     "traces/formats.py",
 )
 """Sources that decide what any playback gives."""
-MODEL = ("netllm/*.py", "netllm/tasks/*.py")
-"""Sources that decide what a language model answers, but for `TRAINING`."""
-TRAINING = frozenset({"__init__.py", "adapt.py", "card.py", "command.py", "experience.py", "teaching.py", "training.py"})
+MODEL = tuple(f"netllm/{name}.py" for name in ("adapter", "backbone", "context", "encoders", "heads", "lora", "model", "tasks/*"))
+"""Sources that decide what a language model answers."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")
 _COLOURS = ("#7048e8", "#0c8599", "#e8590c", "#5c940d", "#a61e4d", "#1864ab", "#862e9c", "#495057", "#d9480f", "#2b8a3e")
 
@@ -216,7 +215,7 @@ def weights_of(factory: PolicyFactory) -> list[Path]:
 @cache
 def hash_tree(patterns: tuple[str, ...]) -> str:
     """Of the sources that `patterns` find in the checkout."""
-    files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern) if file.name not in TRAINING})
+    files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern)})
     return hashlib.sha256("".join(f"{file.name} {_hash_file(str(file))}\n" for file in files).encode()).hexdigest()
 
 

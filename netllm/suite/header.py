@@ -150,7 +150,7 @@ def _command() -> str:
     program = Path(sys.argv[0]).name
     if program != "evaluate":
         return "netllm.test(...)"
-    return _without_folders(shlex.join([f"scripts/{program}", *sys.argv[1:]]))
+    return shlex.join([f"scripts/{program}", *map(_without_folders, sys.argv[1:])])
 
 
 def _without_folders(text: str) -> str:

@@ -40,7 +40,8 @@ def export(analysis: Analysis, folder: Path, form: str) -> list[Path]:
     with matplotlib.rc_context(_STYLE):
         for stem, plot in plots.items():
             figure = Figure(figsize=(_COLUMN_INCHES, 2.4), layout="constrained")
-            if plot(analysis, figure.add_subplot()):
+            axes = figure.add_subplot()
+            if plot(analysis, axes):
                 written.append(_save(figure, folder / f"{stem}.{form}"))
     return written
 
@@ -79,7 +80,7 @@ def _panel(axes: Axes, result: SettingResult) -> None:
     axes.set_yticks(range(len(ordered)), [each.contender.label for each in ordered])
     axes.set_ylim(-0.7, len(ordered) - 0.3)
     axes.grid(axis="y", visible=False)
-    axes.set_title(result.prepared.setting.title, fontsize=8)
+    axes.set_title(result.prepared.setting.title[-40:], fontsize=8)
 
 
 def _differences(analysis: Analysis, axes: Axes) -> bool:
@@ -91,7 +92,7 @@ def _differences(analysis: Analysis, axes: Axes) -> bool:
             axes.plot(found.estimate.ci95, [i, i], color=colour, linewidth=3, solid_capstyle="butt")
         axes.plot([found.estimate.mean], [i], "o", color=colour, markeredgecolor="white", markersize=6)
     axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [f"{each.name} ({analysis.named(found.b).label})" for each, found in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [f"{each.name[-24:]} ({analysis.named(found.b).label[:16]})" for each, found in reversed(rows)])
     axes.set_xlabel(f"{analysis.named(analysis.main).label} minus a rule, QoE per chunk")
     return bool(rows)
 
@@ -99,6 +100,8 @@ def _differences(analysis: Analysis, axes: Axes) -> bool:
 def _ablations(analysis: Analysis, axes: Axes) -> bool:
     """Each variant minus the reference, settings side by side."""
     variants = [each for each in analysis.role(ABLATION) if each.name != analysis.reference]
+    if not variants:
+        return False
     for k, variant in enumerate(variants):
         found = [next((d for d in result.ablations if d.a == variant.name), None) for result in analysis.settings]
         at = [i + (k - (len(variants) - 1) / 2) * 0.8 / len(variants) for i in range(len(found))]
@@ -108,10 +111,10 @@ def _ablations(analysis: Analysis, axes: Axes) -> bool:
         known = [(x, each.estimate.mean) for x, each in zip(at, found, strict=True) if each is not None]
         axes.plot([x for x, _ in known], [mean for _, mean in known], "o", color=variant.colour, markersize=3.5, label=variant.label)
     axes.axhline(0, color="#222222", linewidth=0.8)
-    axes.set_xticks(range(len(analysis.settings)), [each.name for each in analysis.settings], rotation=30, ha="right")
+    axes.set_xticks(range(len(analysis.settings)), [each.name[-24:] for each in analysis.settings], rotation=30, ha="right")
     axes.set_ylabel(f"minus {analysis.reference}, QoE per chunk")
     axes.legend(fontsize=6)
-    return bool(variants)
+    return True
 
 
 def _cdf(analysis: Analysis, axes: Axes) -> bool:
