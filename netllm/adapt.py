@@ -177,6 +177,7 @@ class Run:
     def start(self) -> None:
         """Collect or read experience, and take up the last checkpoint."""
         first = self.settings.experience or self._first_pool()
+        self.header = self._checked(first)
         self.pools.append(prepare(self.task, experience.read(first)))
         if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser)):
             self.progress = found
@@ -195,6 +196,15 @@ class Run:
             self.console.print(f"collecting {self.settings.collect.sessions} sessions")
             experience.collect(path, self.settings.collect)
         return path
+
+    def _checked(self, path: Path) -> dict[str, Any]:
+        """The header of an experience file that keeps validation apart from it, and has the teachers of this run."""
+        header, teachers = experience.read_header(path), list(self.settings.collect.teachers)
+        if header["held_out"] != self.sources.held_out_groups:
+            raise UserError(f"{path}: holds back other traces than this run validates on, wanted the same traces, share and seed")
+        if header["teachers"] != teachers:
+            raise UserError(f"{path}: was labelled by {', '.join(header['teachers'])}, wanted {', '.join(teachers)} as in this run")
+        return header
 
     def train(self) -> None:
         """Until the budget is spent; Ctrl-C leaves a checkpoint."""
@@ -331,7 +341,7 @@ class Run:
                 "dagger_rounds": self.progress.rounds,
                 "dtype": settings.dtype,
                 "optimiser": asdict(settings.optimiser),
-                "experience": experience.header(settings.collect, self.sources),
+                "experience": self.header,
                 "sessions": [len(pool) for pool in self.pools],
                 "hardware": f"{_processor()}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},

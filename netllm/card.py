@@ -61,7 +61,7 @@ def _teachers(facts: dict[str, Any]) -> str:
 
 
 def _settings(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts["settings"].items() if name not in ("name", "ladder_bps"))
+    return ", ".join(f"{name} {value}" for name, value in facts["settings"].items() if name != "ladder_bps")
 
 
 def _training(trained: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import nn
@@ -63,7 +63,7 @@ class AbrTask:
     with w > 1 what lies further back may still come through L layers, up to L (w - 1) + 1 chunks, as in any sliding window."""
     return_token: bool = True
     """Tell the return still wanted (the conditioning of NetLLM, section 4.3)."""
-    name: str = "abr"
+    name: ClassVar[str] = "abr"
 
     @property
     def choices(self) -> int:

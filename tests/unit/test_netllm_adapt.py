@@ -18,7 +18,7 @@ from netllm import training
 from netllm.adapt import AdaptSettings, Run, adapt, score_of
 from netllm.adapter import load_adapter, read_settings
 from netllm.command import adapt_command
-from netllm.experience import CollectSettings, Job
+from netllm.experience import CollectSettings, Job, collect
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
 from netllm.training import OptimiserSettings, loss_of, make_optimiser, pick, set_rate, stack, train_step
@@ -173,6 +173,17 @@ def test_resuming_with_another_context_is_one_sentence(settings):
     with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(task differ\), wanted the settings the run was started with"):
         other.start()
     other.model.switch.remove()
+
+
+def test_experience_made_elsewhere_is_learnt_from_if_it_fits(settings, tmp_path):
+    path = collect(tmp_path / "mine.parquet", replace(settings.collect, sessions=4))
+    fitting = replace(settings, steps=1, rounds=0, experience=path)
+    assert read_settings(adapt(fitting, QUIET))["trained"]["experience"]["settings"]["sessions"] == 4
+    for change, message in (({"seed": 5}, "holds back other traces"), ({"teachers": ("bba",)}, "was labelled by scenario_mpc, wanted bba")):
+        run = Run(replace(fitting, out=tmp_path / str(change), collect=replace(settings.collect, **change)), QUIET)
+        with pytest.raises(UserError, match=message):
+            run.start()
+        run.model.switch.remove()
 
 
 def test_families_count_alike_in_validation():
