@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from netllm.suite.contenders import NETLLM, Contender, Member
 from netllm.suite.settings import Prepared
 from testbed.clock import utc_now
-from testbed.commit import checkout_commit
+from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field, versions
 
 _FOLDERS = re.compile(r"(?<![\w.])[~/][^\s,=+]*/")
@@ -150,7 +149,7 @@ def _command() -> str:
     program = Path(sys.argv[0]).name
     if program != "evaluate":
         return "netllm.test(...)"
-    return shlex.join([f"scripts/{program}", *map(_without_folders, sys.argv[1:])])
+    return command_line(f"scripts/{program}", [_without_folders(word) for word in sys.argv[1:]])
 
 
 def _without_folders(text: str) -> str:
