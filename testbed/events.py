@@ -18,6 +18,7 @@ from testbed.records import (
     HostRow,
     LatenessRow,
     LinkRow,
+    OptimumRow,
     PlaybackEndRow,
     RunHeader,
     SimulatedRow,
@@ -52,6 +53,8 @@ class Run:
     traces: dict[str, TraceRow] = field(default_factory=dict)
     """By the trace's sha256."""
     lateness: tuple[LatenessRow, ...] = ()
+    optima: dict[tuple[str, float], OptimumRow] = field(default_factory=dict)
+    """By the trace's sha256 and the offset, seconds; also those that could not be computed."""
     end: EndRow | None = None
     """None when the run was killed or is still going on."""
     truncated: bool = False
@@ -102,6 +105,7 @@ class _Reader:
         self.traces: dict[str, TraceRow] = {}
         self.lateness: list[LatenessRow] = []
         self.twins: dict[str, SimulatedRow] = {}
+        self.optima: dict[tuple[str, float], OptimumRow] = {}
         self.truncated = False
         self._names = {row: name for name, row in TABLES.items()}
         self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in TABLES}
@@ -136,6 +140,8 @@ class _Reader:
                 self.lateness.append(event)
             case SimulatedRow():
                 self.twins[event.trial_id] = event
+            case OptimumRow():
+                self.optima[event.trace_sha256, event.offset_s] = event
             case TrialRow():
                 self.trials.append(event)
             case PlaybackEndRow():
@@ -154,18 +160,22 @@ class _Reader:
         """The run read so far."""
         if self.header is None:
             raise UserError(f"{self.path} is empty, wanted a header line")
-        trials = [self._with_twin(trial) for trial in self.trials]
+        trials = [self._with_optimum(self._with_twin(trial)) for trial in self.trials]
         self._rows["trials"] = list(trials)
         for name in TABLES:
             self._flush(name)
         tables = {name: pl.concat(frames) for name, frames in self._frames.items()}
-        return Run(self.header, tuple(trials), tables, self.traces, tuple(self.lateness), self.end, self.truncated)
+        return Run(self.header, tuple(trials), tables, self.traces, tuple(self.lateness), self.optima, self.end, self.truncated)
 
     def _with_twin(self, trial: TrialRow) -> TrialRow:
         twin = self.twins.get(trial.trial_id)
         if twin is None:
             return trial
         return msgspec.structs.replace(trial, simulated_qoe=twin.qoe, replayed_qoe=twin.replayed_qoe, parts_at_chunk=twin.parts_at_chunk)
+
+    def _with_optimum(self, trial: TrialRow) -> TrialRow:
+        optimum = self.optima.get((trial.trace_sha256, trial.offset_s))
+        return trial if optimum is None else msgspec.structs.replace(trial, optimum_qoe=optimum.qoe)
 
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from testbed.live import LiveView, print_summary
 from testbed.owned import require_root, undisturbed
 from testbed.prepared import Prepared, describe_policies, job, prepare
 from testbed.recorder import Recorder, twins
-from testbed.records import RunHeader
+from testbed.records import OptimumRow, RunHeader
 from testbed.results import ResultFolder, check_base, rebuild, trace_row
 from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
@@ -56,6 +56,7 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
             if not prepared.experiment.simulate:
                 view.note("running the same trials in the simulator twin")
                 _add_twins(prepared, recorder, folder)
+            _add_optima(prepared, view, folder)
         if lost := len(prepared.trials) - recorder.closed:
             raise TestbedError(f"{lost} of {len(prepared.trials)} trials left no result, wanted all")
         reason = "complete"
@@ -75,6 +76,19 @@ def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> 
         folder.extend(twins(prepared, recorder.played))
     except (TestbedError, UserError) as error:
         recorder.note(f"no comparison with the simulator: {error}")
+
+
+def _add_optima(prepared: Prepared, view: LiveView, folder: ResultFolder) -> None:
+    """Put each trace's offline optimum beside its trials, now that no trial is played."""
+    from testbed.optima import one_a_cell, optima  # compiled code, which a mistake in the command line shouldn't wait for
+
+    view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
+
+    def take(row: OptimumRow) -> None:
+        folder.append(row)
+        view.advance()
+
+    optima(prepared, take)
 
 
 def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:

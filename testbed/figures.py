@@ -16,7 +16,7 @@ HEIGHT = 330
 _TOP = 28
 LEAST_RATIO_FOR_LOG = 8
 """Abscissae that spread over more than this factor get a logarithmic axis."""
-STRIP_WIDTH = 300
+STRIP_WIDTH = 230
 WIDE_STRIP_WIDTH = 480
 STRIP_HEIGHT = 34
 
@@ -30,6 +30,13 @@ class Look:
     label: str
     colour: str
     citation: str = ""
+    dashed: bool = False
+    """The offline optimum's, which is no policy."""
+
+    @property
+    def line(self) -> str:
+        """CSS classes of its lines."""
+        return "ln upper" if self.dashed else "ln"
 
     def group(self, body: str) -> str:
         """SVG in this policy's colour, hidden when the reader switches the policy off."""
@@ -53,14 +60,15 @@ def strip_axis(scale: Scale, label: str) -> str:
     return figure(scale.end + 8, 22, label, ticks, "strip")
 
 
-def strip(look: Look, estimate: Estimate, values: Sequence[float], scale: Scale, zero: bool = False) -> str:
-    """A table cell: one faint dot a trace, the 95 % interval as a bar, the mean as the policy's marker."""
+def strip(look: Look, estimate: Estimate, values: Sequence[float], scale: Scale, zero: bool = False, upper: float | None = None) -> str:
+    """A table cell: one faint dot a trace, the 95 % interval as a bar, the mean as the policy's marker; `upper`: the optimum's mean."""
     y = STRIP_HEIGHT / 2
     grid = "".join(line(scale(t), 0, scale(t), STRIP_HEIGHT, "zero" if zero and abs(t) < 1e-12 else "grid") for t in scale.ticks(5))
     spots = ((scale(v), y + 5 * math.sin(7.3 * i)) for i, v in enumerate(values))
     dots = "".join(f'<circle class="dot" cx="{num(cx)}" cy="{num(cy)}" r="2.4"/>' for cx, cy in spots)
     bar = line(scale(estimate.ci95[0]), y, scale(estimate.ci95[1]), y, "ci") if estimate.ci95 else ""
     mean = marker(scale(estimate.mean), y, look.number, "mean", 4.6) if estimate.mean is not None else ""
+    grid += "" if upper is None else line(scale(upper), 0, scale(upper), STRIP_HEIGHT, "bound")
     said = "no valid trial" if estimate.mean is None else f"{look.label}: mean {estimate.mean:.3f}"
     return figure(scale.end + 8, STRIP_HEIGHT, said, [grid, f'<g class="p{look.number}">{dots}{bar}{mean}</g>'], "strip")
 
@@ -74,7 +82,7 @@ def cdf(series: Mapping[Look, Sequence[float]], x_label: str, of: str, title: st
     frame = Frame(Scale(low, high, 46, WIDTH - 14), Scale(0, 1, HEIGHT - 46, _TOP))
     parts = [frame.axes(x_label, f"share of {of} at or below")]
     for look, values in series.items():
-        parts.append(look.group(frame.line(_cdf_points(sorted(values), low, high))))
+        parts.append(look.group(frame.line(_cdf_points(sorted(values), low, high), look.line)))
     return figure(WIDTH, HEIGHT, title, parts)
 
 

@@ -77,6 +77,8 @@ class LiveView:
         self._by_trial: dict[str, _LaneState] = {}
         self._lock = threading.Lock()
         self._live: Live | None = None
+        self._stage: tuple[str, int, str] | None = None  # what is done, how many, of what
+        self._stage_done = 0
 
     def __enter__(self) -> "LiveView":
         self._started_s = self._clock()
@@ -122,6 +124,18 @@ class LiveView:
             qoe = "" if row.qoe is None else f"QoE {row.qoe:.2f}, "
             self.note(f"{self._counted()} {row.policy} on {row.trace}: {qoe}{row.fallbacks} fallbacks")
 
+    def stage(self, what: str, total: int, of: str) -> None:
+        """What goes on after the trials: `what` of `total` things, each told by `advance`."""
+        with self._lock:
+            self._stage, self._stage_done = (what, total, of), 0
+        if self._live is None:
+            self.note(f"{what} of {total} {of}{'' if total == 1 else 's'}")
+
+    def advance(self) -> None:
+        """One more of the stage's things is done."""
+        with self._lock:
+            self._stage_done += 1
+
     def note(self, text: str) -> None:
         """A sentence for the user, above the table."""
         self.console.print(Text(text), soft_wrap=True)
@@ -157,12 +171,20 @@ class LiveView:
         )
 
     def _progress(self) -> Table:
+        if self._stage:
+            return self._stage_progress(*self._stage)
         done = self.share_done()
         line = Table.grid(padding=(0, 1))
         invalid = f", [red]{self.invalid} invalid[/]" if self.invalid else ""
         repeated = f", [yellow]{self.repeated} played again[/]" if self.repeated else ""
         counted = f"{self.ended} of {self.total_trials} trials{invalid}{repeated}"
         line.add_row(ProgressBar(total=1.0, completed=done, width=30), counted, self._left(done))
+        return line
+
+    def _stage_progress(self, what: str, total: int, of: str) -> Table:
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(total, 1), completed=self._stage_done, width=30)
+        line.add_row(bar, f"{what}: {self._stage_done} of {total} {of}{'' if total == 1 else 's'}")
         return line
 
     def share_done(self) -> float:

@@ -72,6 +72,18 @@ def _means(page: Page, axes: Axes) -> bool:
         if row["ci95"]:
             low, high = row["ci95"]
             axes.errorbar(i, row["mean"], [[row["mean"] - low], [high - row["mean"]]], color="#222222", capsize=2.5, linewidth=1)
+    if page.upper and rows:
+        bound = page.summary["optimum"]["mean"]
+        axes.axhline(bound, color=page.upper.colour, linewidth=1, linestyle="--")
+        axes.annotate(
+            "offline optimum",
+            (1, bound),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+        )
     turned = len(rows) > 5
     axes.set_xticks(range(len(rows)), [look.label for look, _ in rows], rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.set_ylabel(_metric(page))
@@ -86,6 +98,8 @@ def _cdf(page: Page, axes: Axes) -> bool:
         if values:
             axes.ecdf(values, color=look.colour, linestyle=_DASHES[look.number % len(_DASHES)], label=look.label)
             drawn = True
+    if page.upper and drawn:
+        axes.ecdf([row.qoe for row in page.optima], color=page.upper.colour, linestyle="--", linewidth=1, label=page.upper.label)
     axes.set_xlabel(f"{_metric(page)}, mean of a trial")
     axes.set_ylabel("share of trials")
     if drawn:

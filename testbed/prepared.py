@@ -105,7 +105,8 @@ def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
     )
     if not (told := ", ".join(what for what, given in unknown if given)):
         return ""
-    return f"the simulator leaves out {told}" + ("" if experiment.simulate else ": so do the simulated twins of these trials")
+    too = "" if experiment.simulate else ": so do the simulated twins of these trials, and their offline optimum"
+    return f"the simulator leaves out {told}{too}"
 
 
 def describe_policies(experiment: Experiment, video: Manifest | None = None) -> tuple[PolicyCard, ...]:
@@ -150,15 +151,16 @@ def _named_as_asked(card: PolicyCard, llm: str | None) -> PolicyCard:
     return dataclasses.replace(card, name=card.name.removesuffix(added), label=card.label.removesuffix(added)) if llm else card
 
 
-def job(prepared: Prepared, trial: Trial, levels: tuple[int, ...] = ()) -> SimulationJob:
-    """A trial as work for the simulator twin: under its policy, or with the `levels` that an emulated trial chose."""
+def job(prepared: Prepared, trial: Trial, levels: tuple[int, ...] = (), optimum_grid_s: float | None = None) -> SimulationJob:
+    """A trial as work for the simulator twin: under its policy, with the `levels` that an emulated trial chose, or at the optimum."""
     return SimulationJob(
         trial_id=trial.trial_id,
-        policy=prepared.references[trial.policy],
+        policy="" if optimum_grid_s else prepared.references[trial.policy],
         session=session(trial, prepared.video, prepared.experiment),
         seed=trial.seed,
         offset_s=trial.offset_s,
         levels=levels,
+        optimum_grid_s=optimum_grid_s,
         rate_trace=trial.trace if isinstance(trial.trace, RateTrace) else None,
         opportunity_trace=trial.trace if isinstance(trial.trace, OpportunityTrace) else None,
     )

@@ -158,6 +158,8 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """Share of the trial in which the relay process could have run and did not get a core."""
     link_notes: str = ""
     """What the link's verdict does not judge and a reader should know."""
+    optimum_qoe: float | None = None
+    """The offline optimum of the same trace and offset, in the simulator (also of an emulated trial), mean per chunk as `qoe`."""
 
 
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow
@@ -244,6 +246,31 @@ class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", t
     """First chunk whose level differs from the emulated trial's; None when all are the same."""
 
 
+class OptimumRow(msgspec.Struct, frozen=True, kw_only=True, tag="optimum", tag_field="event"):
+    """The offline optimum of a trace from one offset: the best playback found in the simulator. It becomes `TrialRow.optimum_qoe`.
+
+    Means are per chunk over chunks 1 .. N-1, as in `TrialRow`; lists have an entry for each chunk, chunk 0 included.
+    """
+
+    trace: str
+    trace_sha256: str
+    offset_s: float
+    grid_s: float
+    """Of trace time: playbacks within one cell competed."""
+    qoe: float | None
+    reason: str = ""
+    """Why there is none; else empty."""
+    bitrate_mbps: float | None = None
+    rebuffer_s: float | None = None
+    switch_mbps: float | None = None
+    startup_s: float | None = None
+    wall_s: float | None = None
+    bitrates_bps: list[int] = []
+    request_s: list[float] = []
+    """Seconds from the first request."""
+    chunk_qoe: list[float] = []
+
+
 class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="event"):
     """The last line of a run that was not killed."""
 
@@ -252,5 +279,5 @@ class EndRow(msgspec.Struct, frozen=True, kw_only=True, tag="end", tag_field="ev
     """`complete`, or what ended it early, for example `interrupted`."""
 
 
-Event = RunHeader | TraceRow | Row | LatenessRow | HostRow | SimulatedRow | EndRow
+Event = RunHeader | TraceRow | Row | LatenessRow | HostRow | SimulatedRow | OptimumRow | EndRow
 """One line of `events.jsonl`."""

@@ -15,15 +15,26 @@ from testbed import figures, linkpage, stats
 from testbed.events import Run
 from testbed.figures import Look
 from testbed.linkpage import LinkPage
-from testbed.records import TrialRow
+from testbed.records import OptimumRow, TrialRow
 from testbed.results import as_trace
 from testbed.sessions import groups, selection_sentence
-from testbed.summary import AGREEMENT_LEAST, AGREEMENT_SHARE, COMPONENTS, agrees, comparisons, main_policy, modelled, policy_names
+from testbed.summary import (
+    AGREEMENT_LEAST,
+    AGREEMENT_SHARE,
+    COMPONENTS,
+    agrees,
+    comparisons,
+    gaps_to_optimum,
+    main_policy,
+    modelled,
+    policy_names,
+)
 from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).with_name("templates")
 TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
+OPTIMUM = "Offline optimum"
 METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
@@ -99,6 +110,21 @@ class Page:
         """By policy name, in the order asked for."""
         described = self.run.header.policies
         return {name: _look(i, name, described.get(name, {})) for i, name in enumerate(policy_names(self.run))}
+
+    @cached_property
+    def upper(self) -> Look | None:
+        """How the offline optimum looks; None in a run without."""
+        return Look(len(self.looks), "", OPTIMUM, "#8a857c", dashed=True) if self.summary["optimum"] else None
+
+    @cached_property
+    def shown(self) -> list[Look]:
+        """All that figures draw: the policies, then the offline optimum."""
+        return [*self.looks.values(), *([self.upper] if self.upper else [])]
+
+    @cached_property
+    def optima(self) -> list[OptimumRow]:
+        """The offline optimum of each trace and offset that has one."""
+        return [row for row in self.run.optima.values() if row.qoe is not None]
 
     @cached_property
     def trials(self) -> dict[str, list[TrialRow]]:
@@ -206,14 +232,41 @@ class Page:
         """The QoE table: a strip and the numbers for each policy."""
         values = {name: list(stats.per_trace(trials).values()) for name, trials in self.trials.items()}
         estimates = {name: _estimate(self.summary["policies"][name], len(values[name])) for name in self.looks}
-        scale = figures.strip_scale(list(estimates.values()), list(values.values()))
+        best_known = self.summary["optimum"]
+        bound = best_known["mean"] if best_known else None
+        scale = figures.strip_scale(list(estimates.values()), list(values.values()), include=() if bound is None else (bound,))
         rows = []
         for name, look in self.looks.items():
-            strip = figures.strip(look, estimates[name], values[name], scale)
+            strip = figures.strip(look, estimates[name], values[name], scale, upper=bound)
             rows.append({"look": look, "strip": Markup(strip), "traces": len(values[name]), **self.summary["policies"][name]})
         best = stats.strongest({name: e.mean for name, e in estimates.items()}, self.run.header.metric)
         axis = figures.strip_axis(scale, f"{self.metric} {self.run.header.unit}")
-        return {"axis": Markup(axis), "rows": rows, "best": best, "components": COMPONENTS.get(self.run.header.task, ())}
+        optimum = None
+        if self.upper and best_known:
+            strip = figures.strip(self.upper, _estimate(best_known, best_known["n"]), [row.qoe for row in self.optima], scale, upper=bound)
+            optimum = {"look": self.upper, "strip": Markup(strip), **best_known}
+        components = COMPONENTS.get(self.run.header.task, ())
+        return {"axis": Markup(axis), "rows": rows, "best": best, "components": components, "optimum": optimum}
+
+    def gaps(self) -> dict[str, Any] | None:
+        """How far each policy stays below the offline optimum; None in a run without."""
+        found = {name: list(gaps_to_optimum(trials).values()) for name, trials in self.trials.items()}
+        if self.upper is None or not any(found.values()):
+            return None
+        estimates = {name: stats.estimate(values) for name, values in found.items()}
+        scale = figures.strip_scale(list(estimates.values()), list(found.values()), include=(0.0,), width=figures.WIDE_STRIP_WIDTH)
+        rows = [
+            {
+                "look": look,
+                "strip": Markup(figures.strip(look, estimates[name], found[name], scale, zero=True)),
+                "share": self.summary["policies"][name]["share_of_optimum"],
+                "gap": self.summary["policies"][name]["gap_to_optimum"],
+            }
+            for name, look in self.looks.items()
+            if found[name]
+        ]
+        axis = figures.strip_axis(scale, "gap")
+        return {"axis": Markup(axis), "rows": rows, "grid_s": self.summary["optimum"]["grid_s"]}
 
     def differences(self) -> dict[str, Any] | None:
         """The forest of paired differences; None when there is nothing to compare."""
@@ -234,6 +287,7 @@ class Page:
         """CDF per trial, or per chunk where there are few trials."""
         if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
             series = {self.looks[n]: [t.qoe for t in trials if t.qoe is not None] for n, trials in self.trials.items()}
+            series |= {self.upper: [row.qoe for row in self.optima if row.qoe is not None]} if self.upper else {}
             label = f"{self.metric} {self.run.header.unit}, mean of a trial"
             return {"of": "trials", "svg": Markup(figures.cdf(series, label, "trials", "Distribution over trials"))}
         chunks = self.run.tables["chunks"].filter(pl.col("index") > 0)
@@ -241,12 +295,14 @@ class Page:
             self.looks[n]: chunks.filter(pl.col("trial_id").is_in([t.trial_id for t in trials]))["qoe"].to_list()
             for n, trials in self.trials.items()
         }
+        series |= {self.upper: [qoe for row in self.optima for qoe in row.chunk_qoe[1:]]} if self.upper else {}
         label = f"{self.metric} of a chunk, first chunks left out"
         return {"of": "chunks", "svg": Markup(figures.cdf(series, label, "chunks", "Distribution over chunks"))}
 
     def parts(self) -> Markup:
         """What QoE is made of."""
         rows = {look: self.summary["policies"][name]["components"] for name, look in self.looks.items()}
+        rows |= {self.upper: self.summary["optimum"]["components"]} if self.upper else {}
         return Markup(figures.components(rows, "What QoE is made of")) if self.run.header.task == "abr" else Markup()
 
     def scatters(self) -> list[dict[str, Any]]:
@@ -266,6 +322,8 @@ class Page:
             for name, look in self.looks.items()
         }
         if any(cloud.values()):
+            points = [(rates[row.trace_sha256], row.qoe or 0.0, row.trace) for row in self.optima if row.trace_sha256 in rates]
+            cloud |= {self.upper: points} if self.upper else {}
             drawn = figures.scatter(cloud, "mean capacity of the trace, Mbit/s", self.metric, "QoE against capacity")
             found.append({"title": "Hard and easy traces", "text": "One point a policy and trace.", "svg": Markup(drawn)})
         return found
@@ -346,7 +404,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
         "percent": percent,
     }
     environment.filters.update(filters)
-    shown = groups(run, page.looks)
+    shown = groups(run, page.looks, page.upper)
     return environment.get_template("report.html.j2").render(
         page=page,
         run=run,

@@ -35,9 +35,11 @@ class Group:
     title: str
     about: str
     drawn: tuple[dict[str, Any], ...]
+    optimum: float | None = None
+    """The offline optimum of this trace and offset."""
 
 
-def groups(run: Run, looks: Mapping[str, Look]) -> list[Group]:
+def groups(run: Run, looks: Mapping[str, Look], upper: Look | None = None) -> list[Group]:
     """The groups to draw: all when there is room, else a spread from the main policy's worst trace to its best, failed ones first."""
     by_key: dict[_GroupKey, list[TrialRow]] = defaultdict(list)
     for trial in run.trials:
@@ -47,7 +49,7 @@ def groups(run: Run, looks: Mapping[str, Look]) -> list[Group]:
     if len(keys) > room:
         keys = _spread(by_key, room, main_policy(list(looks)))
     many_seeds = len({key[3] for key in by_key}) > 1
-    return [_group(run, looks, key, by_key[key], many_seeds) for key in keys]
+    return [_group(run, looks, key, by_key[key], many_seeds, upper) for key in keys]
 
 
 def selection_sentence(run: Run, shown: Sequence[Group]) -> str:
@@ -74,19 +76,20 @@ def _spread(by_key: Mapping[_GroupKey, Sequence[TrialRow]], room: int, main: str
     return [*troubled, *(others[i] for i in places)]
 
 
-def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], many_seeds: bool) -> Group:
+def _group(run: Run, looks: Mapping[str, Look], key: _GroupKey, trials: Sequence[TrialRow], many_seeds: bool, upper: Look | None) -> Group:
     ordered = sorted(trials, key=lambda trial: (looks[trial.policy].number, trial.attempt))
     sessions = [_session(run, trial) for trial in ordered]
     reach = extent(sessions)
     items = tuple(
-        {"look": looks[s.trial.policy], "trial": s.trial, "svg": Markup(timeline(looks[s.trial.policy], s, reach))} for s in sessions
+        {"look": looks[s.trial.policy], "trial": s.trial, "svg": Markup(timeline(looks[s.trial.policy], s, reach, upper))} for s in sessions
     )
     about = []
     if (trace := run.traces.get(key[1])) is not None:
         about.append(f"mean capacity {mbps_from_bps(as_trace(trace).mean_rate_bps):.2f} Mbit/s")
     about += [f"from {key[2]:g} s"] if key[2] else []
     about += [f"seed {key[3]}"] if many_seeds else []
-    return Group(key[0], ", ".join(about), items)
+    optimum = run.optima.get((key[1], key[2]))
+    return Group(key[0], ", ".join(about), items, optimum.qoe if optimum else None)
 
 
 def _session(run: Run, trial: TrialRow) -> Session:
@@ -103,6 +106,7 @@ def _session(run: Run, trial: TrialRow) -> Session:
         delivered=_rates(of_trial["links"], "down", ARRIVED_BYTES, end_s),
         up_allowed=_rates(of_trial["links"], "up", pl.col("allowed_bytes"), end_s),
         up_delivered=_rates(of_trial["links"], "up", ARRIVED_BYTES, end_s),
+        optimum=run.optima.get((trial.trace_sha256, trial.offset_s)),
     )
 
 

@@ -114,7 +114,7 @@ class _Worker:
     def _give_up(self) -> None:
         """End the trial that hangs, and the further ones of its policy: each would hang as long."""
         hung = self._left.popleft()
-        reason = f"policy did not answer for {self._silence_s:g} s"
+        reason = f"{hung.who} did not answer for {self._silence_s:g} s"
         self._on_row(ended_early(hung.trial_id, reason))
         others = [job for job in self._left if job.policy == hung.policy and not job.levels]
         self._left = deque(job for job in self._left if job not in others)

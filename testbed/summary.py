@@ -10,6 +10,9 @@
 | policies.NAME.policy_ms | of that, what the policy itself computed |
 | policies.NAME.simulation | the simulator twin on the same trials: its mean, emulation minus it, whether that is within 10 % or 0.1 |
 | policies.NAME.simulation.same_levels_mean | the twin's mean when it plays the very levels that the emulated trials chose |
+| optimum | the offline optimum, of an emulated run in the simulator, too: mean and ci95 over `n` traces, components, `grid_s`; or null |
+| policies.NAME.share_of_optimum | mean QoE over the mean optimum of the same traces (a ratio of means); null where that is not above 0 |
+| policies.NAME.gap_to_optimum | the optimum minus the policy, paired by trace: mean, ci95, traces; `trials_above` it, or null |
 | comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
 | fidelity | over ALL trials, invalid ones included, of a repeated one the last attempt: the links' verdict and what it rests on |
 | fidelity.verdict | `fail` if one trial's link failed |
@@ -21,6 +24,7 @@
 | unfinished | trials that began but did not end (the run was cut short) |
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +62,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "trace": trace,
         "host": {**header.versions, **header.host},
         "policies": policies,
+        "optimum": optimum(run),
         "comparisons": [_comparison(c) for c in comparisons(run)],
         "fidelity": fidelity(run),
         "unfinished": run.unfinished,
@@ -98,6 +103,7 @@ def notes(run: Run) -> list[str]:
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if again := repeated(run):
         found.append(_played_again(again))
+    found += [*_without_optimum(run), *_above_optimum(run)]
     ended = len(stats.last_attempts(run.trials))
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
@@ -195,7 +201,82 @@ def _policy(run: Run, name: str) -> dict[str, Any]:
         "decisions": sum(t.decisions for t in valid),
         "fallbacks": sum(t.fallbacks for t in valid),
         "simulation": _simulation(valid),
+        "share_of_optimum": _share_of_optimum(valid),
+        "gap_to_optimum": _gap_to_optimum(valid),
     }
+
+
+def optimum(run: Run) -> dict[str, Any] | None:
+    """The offline optimum over the run's traces, the offsets of a trace averaged first; None where none was computed."""
+    found = [row for row in run.optima.values() if row.qoe is not None]
+    if not found:
+        return None
+
+    def over_traces(field: str) -> stats.Estimate:
+        by_trace: dict[str, list[float]] = defaultdict(list)
+        for row in found:
+            by_trace[row.trace_sha256].append(getattr(row, field))
+        return stats.estimate([sum(values) / len(values) for values in by_trace.values()])
+
+    qoe = over_traces("qoe")
+    return {
+        "mean": qoe.mean,
+        "ci95": list(qoe.ci95) if qoe.ci95 else None,
+        "n": qoe.n,
+        "grid_s": max(row.grid_s for row in found),
+        "components": {c: over_traces(c).mean for c in COMPONENTS.get(run.header.task, ())},
+    }
+
+
+def gaps_to_optimum(valid: Sequence[TrialRow]) -> dict[stats.TraceKey, float]:
+    """The optimum minus ONE policy's valid trials, by trace."""
+    both = _with_optimum(valid)
+    policy, best = stats.per_trace(both, "qoe"), stats.per_trace(both, "optimum_qoe")
+    return {key: best[key] - policy[key] for key in policy}
+
+
+def _with_optimum(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    return [t for t in trials if t.valid and t.qoe is not None and t.optimum_qoe is not None]
+
+
+def _share_of_optimum(valid: Sequence[TrialRow]) -> float | None:
+    both = _with_optimum(valid)
+    policy, best = _mean(both, "qoe"), _mean(both, "optimum_qoe")
+    return policy / best if policy is not None and best is not None and best > 0 else None
+
+
+def _gap_to_optimum(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
+    gap = stats.estimate(list(gaps_to_optimum(valid).values()))
+    if gap.mean is None:
+        return None
+    above = len(_above(_with_optimum(valid)))
+    return {"mean": gap.mean, "ci95": list(gap.ci95) if gap.ci95 else None, "traces": gap.n, "trials_above": above}
+
+
+def _above(trials: Sequence[TrialRow]) -> list[float]:
+    """By how much trials score more than their optimum, for those that do."""
+    return [over for t in trials if t.qoe is not None and t.optimum_qoe is not None and (over := t.qoe - t.optimum_qoe) > stats.TIE]
+
+
+def _without_optimum(run: Run) -> list[str]:
+    """A sentence on traces whose optimum could not be computed."""
+    without = [row for row in run.optima.values() if row.qoe is None]
+    if not without:
+        return []
+    reasons = "; ".join(dict.fromkeys(row.reason for row in without))
+    return [f"{len(without)} of {len(run.optima)} traces have no offline optimum: {reasons}."]
+
+
+def _above_optimum(run: Run) -> list[str]:
+    """A sentence on trials that score more than what is called the optimum."""
+    both = _with_optimum(stats.last_attempts(run.trials))
+    if not (over := _above(both)):
+        return []
+    emulated = "it is the simulated path's, from which an emulated one differs a little"
+    simulated = "it is a lower bound, found on a grid of the trace's time"
+    why = emulated if run.header.mode == "emulation" else simulated
+    many = f"{len(over)} of {len(both)} trials" if len(both) > 1 else "The trial"
+    return [f"{many} score{'' if len(over) > 1 else 's'} above the offline optimum, by up to {max(over):.3f}: {why}."]
 
 
 def _decision_ms(run: Run, valid: Sequence[TrialRow], column: str) -> dict[str, float | None]:

@@ -12,6 +12,8 @@ _WIDE = 100
 """Columns from which the metric's components fit, too."""
 MODELLED = "modelled, not measured"
 """What every table and report says of traces that were drawn from a model."""
+OPTIMUM = "optimum: the offline one, which knows the whole trace, simulated; share: mean over the optimum's on the same traces"
+"""What the last row and the column on the offline optimum are."""
 _METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT, s", "mae_deg": "MAE, degrees"}
 _COMPONENTS = {
     "bitrate_mbps": ("bitrate\nMbit/s", 2),
@@ -25,6 +27,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     """Print a summary (the content of `summary.json`): policies, differences, what to know before believing them."""
     console = console or Console()
     console.print(_policies(summary, console.width >= _WIDE))
+    if summary["optimum"]:
+        console.print(f"[dim]{OPTIMUM}[/]", highlight=False, soft_wrap=True)
     for pair in summary["comparisons"]:
         console.print(f"{escape(pair['a'])} - {escape(pair['b'])}: {_difference(pair)}", highlight=False, soft_wrap=True)
     verdict, fidelity = summary["fidelity"]["verdict"], summary["fidelity"]
@@ -49,21 +53,30 @@ def _policies(summary: Mapping[str, Any], wide: bool) -> Table:
     metric = _METRICS.get(summary["metric"], summary["metric"])
     shown = list(dict.fromkeys(c for row in summary["policies"].values() for c in row["components"] if wide))
     parts = [_COMPONENTS.get(c, (c, 2))[0] for c in shown]
-    for heading in (metric, "95 % interval", *parts, "decision\np50, p99 ms", "fallbacks", "valid\ntrials"):
+    share = ["share"] if summary["optimum"] else []
+    for heading in (metric, *share, "95 % interval", *parts, "decision\np50, p99 ms", "fallbacks", "valid\ntrials"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in summary["policies"].items():
-        table.add_row(escape(name), *_cells(row, shown))
+        table.add_row(escape(name), *_cells(row, shown, bool(share)))
+    if summary["optimum"]:
+        table.add_row("[dim]optimum[/]", *_optimum_cells(summary["optimum"], shown))
     return table
 
 
-def _cells(row: Mapping[str, Any], components: Sequence[str]) -> list[str]:
+def _optimum_cells(optimum: Mapping[str, Any], components: Sequence[str]) -> list[str]:
+    parts = [_number(optimum["components"].get(c), _COMPONENTS.get(c, (c, 2))[1]) for c in components]
+    return [f"[dim]{cell}[/]" for cell in (_number(optimum["mean"]), "", _interval(optimum["ci95"]), *parts, "", "", "")]
+
+
+def _cells(row: Mapping[str, Any], components: Sequence[str], share: bool) -> list[str]:
     valid = row["trials"] - row["invalid"]
     trials = f"[red]{valid} of {row['trials']}[/]" if row["invalid"] else str(valid)
     fallbacks = f"[yellow]{row['fallbacks']}[/]" if row["fallbacks"] else "0"
     decision = row["decision_ms"]
     parts = [_number(row["components"].get(c), _COMPONENTS.get(c, (c, 2))[1]) for c in components]
     waits = "-" if decision["p50"] is None else f"{_ms(decision['p50'])}, {_ms(decision['p99'])}"
-    return [f"[bold]{_number(row['mean'])}[/]", _interval(row["ci95"]), *parts, waits, fallbacks, trials]
+    of_optimum = [_percent(row["share_of_optimum"])] if share else []
+    return [f"[bold]{_number(row['mean'])}[/]", *of_optimum, _interval(row["ci95"]), *parts, waits, fallbacks, trials]
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
@@ -73,6 +86,10 @@ def _difference(pair: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _interval(ci95: Sequence[float] | None, digits: int = 2) -> str:

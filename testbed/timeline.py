@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from testbed.figures import Look
-from testbed.records import ChunkRow, DecisionRow, StallRow, TraceRow, TrialRow
+from testbed.records import ChunkRow, DecisionRow, OptimumRow, StallRow, TraceRow, TrialRow
 from testbed.results import as_trace
 from testbed.svg import Frame, Point, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.units import bits_from_bytes, mbps_from_bps, ms_from_s
@@ -40,6 +40,8 @@ class Session:
     up_allowed: tuple[Sequence[float], Sequence[float]] = ((), ())
     """The same of what an uplink trace allowed; empty without one."""
     up_delivered: tuple[Sequence[float], Sequence[float]] = ((), ())
+    optimum: OptimumRow | None = None
+    """The best playback of the same trace and offset, in the simulator."""
 
     @property
     def end_s(self) -> float:
@@ -93,14 +95,16 @@ def extent(sessions: Sequence[Session]) -> Extent:
     return Extent(max((s.end_s for s in sessions), default=1.0), rate_mbps, max([8.0, *(c.buffer_s * 1.1 for c in chunks)]))
 
 
-def timeline(look: Look, session: Session, reach: Extent) -> str:
-    """The drawing of one trial."""
+def timeline(look: Look, session: Session, reach: Extent, upper: Look | None = None) -> str:
+    """The drawing of one trial; `upper` is how the offline optimum looks."""
     x = Scale(0, reach.end_s, _LEFT, _RIGHT)
     rate = Frame(x, Scale(0, reach.rate_mbps, _RATE_BOTTOM, _RATE_TOP))
     buffer = Frame(x, Scale(0, reach.buffer_s, _BUFFER_BOTTOM, _BUFFER_TOP))
     parts = [_grid(rate, "Mbit/s", 4), _grid(buffer, "buffer, s", 2), _time_axis(x)]
     parts.append(_link(session, rate))
     parts += [_stall(stall, x) for stall in session.stalls]
+    if upper and session.optimum:
+        parts.append(upper.group(_optimum(session.optimum, rate)))
     parts.append(look.group(_buffer(session, buffer) + _levels(session.chunks, rate)))
     parts.append(_measured(session.chunks, rate))
     parts.append(_decisions(session.decisions, x))
@@ -165,6 +169,13 @@ def _levels(chunks: Sequence[ChunkRow], frame: Frame) -> str:
     edges = [*(c.request_s for c in chunks), chunks[-1].end_s]
     points = step_points(edges, [mbps_from_bps(c.bitrate_bps) for c in chunks])
     return frame.line(points, "ln level")
+
+
+def _optimum(optimum: OptimumRow, frame: Frame) -> str:
+    """The bitrates of the offline optimum, as far as the axis reaches."""
+    end_s = min(optimum.wall_s or 0.0, frame.x.high)
+    shown = [(s, mbps_from_bps(bps)) for s, bps in zip(optimum.request_s, optimum.bitrates_bps, strict=True) if s < end_s]
+    return frame.line(step_points([*(s for s, _ in shown), end_s], [mbps for _, mbps in shown]), "ln upper thin")
 
 
 def _measured(chunks: Sequence[ChunkRow], frame: Frame) -> str:

@@ -32,8 +32,15 @@ class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
     offset_s: float
     levels: tuple[int, ...] = ()
     """When given, these levels (of all chunks) are played and `policy` is not asked."""
+    optimum_grid_s: float | None = None
+    """When given, the levels of the offline optimum are played, found with cells of so much trace time, and `policy` is not asked."""
     rate_trace: RateTrace | None = None
     opportunity_trace: OpportunityTrace | None = None
+
+    @property
+    def who(self) -> str:
+        """What chooses the levels, for sentences on what befell it."""
+        return "policy" if self.optimum_grid_s is None else "the search"
 
     @property
     def trace(self) -> Trace:
@@ -80,9 +87,9 @@ def _factory(reference: str) -> PolicyFactory:
 
 def simulate(job: SimulationJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
     """The rows of one simulated trial, as a player would have written them. `alive` is called after each decision."""
-    if job.levels:
+    if levels := job.levels or _optimal_levels(job, alive):
         simulator = AbrSimulator(job.trace, job.session, job.offset_s)
-        yield from chunk_rows(job.trial_id, job.session.video, [simulator.step(level) for level in job.levels])
+        yield from chunk_rows(job.trial_id, job.session.video, [simulator.step(level) for level in levels])
         return
     policy = _Timed(_factory(job.policy)(), alive)
     chunks = run_session(job.trace, job.session, policy, job.seed, job.offset_s)
@@ -114,6 +121,15 @@ def simulate(job: SimulationJob, alive: Callable[[], None] = lambda: None) -> It
     )
 
 
+def _optimal_levels(job: SimulationJob, alive: Callable[[], None]) -> tuple[int, ...]:
+    """Of the offline optimum; none when it isn't asked for."""
+    if job.optimum_grid_s is None:
+        return ()
+    from testbed.sim.kept import kept_optimum  # compiled code, which other jobs don't need
+
+    return kept_optimum(job.trace, job.session, job.offset_s, job.optimum_grid_s, alive).levels
+
+
 def _guarded(job: SimulationJob, alive: Callable[[], None]) -> Iterator[Row]:
     """A policy that raises ends its own trial, not the experiment."""
     try:
@@ -121,7 +137,7 @@ def _guarded(job: SimulationJob, alive: Callable[[], None]) -> Iterator[Row]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's policy may raise
-        yield ended_early(job.trial_id, f"policy {raised(error)}")
+        yield ended_early(job.trial_id, f"{job.who} {raised(error)}")
 
 
 def ended_early(trial_id: str, reason: str) -> PlaybackEndRow:

@@ -15,6 +15,7 @@ TRACES = 5
 HEADINGS = (
     "Setting",
     "QoE per chunk",
+    "Gap to the offline optimum",
     "NetLLM minus each other policy",
     "Distribution over trials",
     "What QoE is made of",
@@ -39,7 +40,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fake = FakeRun(traces=TRACES, policies=tuple(POLICIES), fallback_share=0.05, invalid_every=13, notes=["a note"], uplink=True)
+    fake = FakeRun(
+        traces=TRACES, policies=tuple(POLICIES), fallback_share=0.05, invalid_every=13, notes=["a note"], uplink=True, optimum=True
+    )
     folder = ResultFolder.create(tmp_path_factory.mktemp("results"), fake.header(), datetime(2026, 11, 23, tzinfo=UTC))
     folder.extend(list(fake.events())[1:])
     folder.close()
@@ -68,7 +71,9 @@ def test_expected_elements_are_there(page):
     headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent).join('|')")
     for heading in HEADINGS:
         assert heading in headings
-    assert count(page, "table.qoe tbody tr") == len(POLICIES)
+    assert count(page, "table.qoe tbody tr") == len(POLICIES) + 1
+    assert "Offline optimum" in page.evaluate("document.querySelector('table.qoe tbody tr.upper').textContent")
+    assert count(page, "table.qoe .bound") == len(POLICIES) + 1
     assert count(page, "svg.timeline") == len(POLICIES)
     assert page.evaluate("document.querySelectorAll('svg.timeline').length") == TRACES * len(POLICIES)
     assert count(page, "path.fallback") > 0
@@ -90,6 +95,16 @@ def test_policy_can_be_switched_off_and_on_in_all_figures(page):
     assert page.evaluate("document.querySelector('button[data-toggle=\"1\"]').getAttribute('aria-pressed')") == "false"
     page.evaluate("document.querySelector('button[data-toggle=\"1\"]').click()")
     assert count(page, "[data-p='1']") == before
+
+
+def test_optimum_is_a_dashed_line_that_can_be_switched_off(page):
+    lines = "path.ln.upper"
+    assert count(page, lines) == 1 + len(POLICIES)  # the distribution, and each trial that is open
+    assert page.evaluate(f"getComputedStyle(document.querySelector({lines!r})).strokeDasharray") != "none"
+    button = f"document.querySelector('button[data-toggle=\"{len(POLICIES)}\"]')"
+    assert page.evaluate(f"{button}.textContent") == "Offline optimum"
+    page.evaluate(f"{button}.click()")
+    assert count(page, f"[data-p='{len(POLICIES)}']") == 0 and count(page, "svg.timeline") == len(POLICIES)
 
 
 def test_pointer_reads_a_chunk(page):

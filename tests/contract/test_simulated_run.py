@@ -26,6 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (work / "mine.py").write_text(MINE)
     (work / "step.txt").write_text("".join(f"{second} {1 + second // 150}\n" for second in range(0, 301, 5)))
     monkeypatch.chdir(work)
+    monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
     return work
 
 
@@ -44,6 +45,24 @@ def test_records_of_a_simulated_run(folder: Path) -> None:
     assert set(rows["offset_s"]) == {100.0}
     assert rows["valid"].all()
     assert rows.filter(polars.col("policy") == "mine")["qoe"].n_unique() == 1
+
+
+def test_the_offline_optimum_is_above_all_and_found_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--simulate", "--trace", "step.txt", "--policies", "mine.py,bba", "--offset-s", "7"]
+    assert main(command) == 0
+    first = json.loads((folder / "results" / "latest" / "summary.json").read_text())
+    rows = trials(folder / "results")
+    assert rows["optimum_qoe"].n_unique() == 1 and (rows["qoe"] <= rows["optimum_qoe"] + 1e-9).all()
+    assert first["optimum"]["mean"] == rows["optimum_qoe"][0] and first["optimum"]["n"] == 1
+    assert all(0 < policy["share_of_optimum"] < 1 for policy in first["policies"].values())
+    assert "Gap to the offline optimum" in (folder / "results" / "latest" / "report.html").read_text()
+    said = capsys.readouterr().out
+    assert "finding the offline optimum of 1 trace" in said and "knows the whole trace" in said
+    (entry,) = (tmp_path / "cache" / "optimum").iterdir()
+    made_ns = entry.stat().st_mtime_ns
+    assert main(command) == 0
+    assert json.loads((folder / "results" / "latest" / "summary.json").read_text())["optimum"] == first["optimum"]
+    assert entry.stat().st_mtime_ns == made_ns
 
 
 def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

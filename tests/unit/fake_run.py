@@ -15,6 +15,7 @@ from testbed.records import (
     HostRow,
     LatenessRow,
     LinkRow,
+    OptimumRow,
     RunHeader,
     StallRow,
     TraceRow,
@@ -54,6 +55,7 @@ class FakeRun:
     repeated: bool = False
     """Invalid trials are played again at the end, and are valid then."""
     uplink: bool = False
+    optimum: bool = False
 
     def header(self) -> RunHeader:
         """Its first line."""
@@ -92,16 +94,20 @@ class FakeRun:
         if self.mode == "emulation":
             yield from host(BOOTED_S + 20.0 + 400.0 * (self.traces * len(self.seeds) + self.repeated))
         for index in range(self.traces):
-            trace = make_trace(index, rng)
+            trace, best = make_trace(index, rng), 0.0
             yield trace
             for seed in self.seeds:
                 for lane, policy in enumerate(self.policies):
                     invalid = bool(self.invalid_every) and number % self.invalid_every == self.invalid_every - 1
                     began_at_s = BOOTED_S + 20.0 + 400.0 * (index * len(self.seeds) + self.seeds.index(seed))
-                    yield from self._trial(f"t{number:04d}", policy, trace, seed, lane, invalid, rng, began_at_s)
+                    for event in self._trial(f"t{number:04d}", policy, trace, seed, lane, invalid, rng, began_at_s):
+                        best = max(best, event.qoe or 0.0) if isinstance(event, TrialRow) else best
+                        yield event
                     if invalid and self.repeated:
                         again.append((f"t{number:04d}r1", policy, trace, seed, lane))
                     number += 1
+            if self.optimum:
+                yield optimum(trace, self.chunks, best)
         began_at_s = BOOTED_S + 20.0 + 400.0 * self.traces * len(self.seeds)
         for trial in again:
             yield from self._trial(*trial, False, rng, began_at_s, 2)
@@ -210,6 +216,25 @@ def make_trace(index: int, rng: np.random.Generator) -> TraceRow:
         sha256=f"{index:064x}",
         edges_s=[5.0 * i for i in range(65)],
         rates_bps=[float(r) for r in np.clip(rates, 0.3, 9.0) * 1e6],
+    )
+
+
+def optimum(trace: TraceRow, count: int, best: float) -> OptimumRow:
+    """A tenth better than the `best` of the trace's trials, in equal chunks that alternate between two levels. Not a playback."""
+    return OptimumRow(
+        trace=trace.trace,
+        trace_sha256=trace.sha256,
+        offset_s=0.0,
+        grid_s=0.2,
+        qoe=best + 0.1,
+        bitrate_mbps=best + 0.3,
+        rebuffer_s=0.0,
+        switch_mbps=0.2,
+        startup_s=0.5,
+        wall_s=CHUNK_S * count,
+        bitrates_bps=[LADDER_BPS[2 + i // 5 % 2] for i in range(count)],
+        request_s=[CHUNK_S * i for i in range(count)],
+        chunk_qoe=[best + 0.1] * count,
     )
 
 

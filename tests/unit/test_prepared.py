@@ -89,7 +89,7 @@ def test_what_the_simulator_leaves_out_is_said(tmp_path: Path, down, up, setting
     trace = write(tmp_path / "down", x_csv=down)
     uplink = write(tmp_path / "up", y_csv=up) if up else None
     notes = [note for note in prepared(trace, uplink=uplink, simulate=simulate, **settings).notes if "simulator" in note]
-    rest = "" if simulate else ": so do the simulated twins of these trials"
+    rest = "" if simulate else ": so do the simulated twins of these trials, and their offline optimum"
     assert notes == ([f"the simulator leaves out {told}{rest}"] if told else [])
 
 

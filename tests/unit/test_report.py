@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from testbed import stats
 from testbed.events import Run, read_run
 from testbed.paper import export
-from testbed.records import RunHeader, TraceRow, TrialRow
+from testbed.records import OptimumRow, RunHeader, TraceRow, TrialRow
 from testbed.report import Page, render
 from testbed.results import ResultFolder, rebuild
 from testbed.sessions import ARRIVED_BYTES, _rates
@@ -189,6 +189,81 @@ def test_agreement_with_the_simulator_is_within_ten_per_cent_or_a_tenth(tmp_path
     assert "They are inside when the simulator plays the very levels" in text
     row = summary["policies"]["bba"]["simulation"]
     assert row["same_levels_mean"] == pytest.approx(summary["policies"]["bba"]["mean"] - 0.01)
+
+
+def test_policies_are_measured_by_the_offline_optimum(tmp_path):
+    run = run_of(tmp_path, FakeRun(traces=6, optimum=True, invalid_every=7))
+    summary = summarise(run)
+    best = {sha256: row.qoe for (sha256, _), row in run.optima.items()}
+    assert summary["optimum"]["mean"] == pytest.approx(np.mean(list(best.values())))
+    assert (summary["optimum"]["n"], summary["optimum"]["grid_s"]) == (6, 0.2)
+    assert set(summary["optimum"]["components"]) == set(summary["policies"]["bba"]["components"])
+    for name, row in summary["policies"].items():
+        valid = [t for t in run.trials if t.policy == name and t.valid]
+        of_traces = [best[t.trace_sha256] for t in valid]
+        assert row["share_of_optimum"] == pytest.approx(row["mean"] / np.mean(of_traces))
+        assert row["gap_to_optimum"]["mean"] == pytest.approx(np.mean(of_traces) - row["mean"])
+        low, high = row["gap_to_optimum"]["ci95"]
+        assert low <= row["gap_to_optimum"]["mean"] <= high and row["gap_to_optimum"]["traces"] == len(valid)
+
+
+def test_a_run_without_optimum_says_nothing_of_it(tmp_path):
+    summary = summarise(run_of(tmp_path, FakeRun()))
+    assert summary["optimum"] is None
+    assert {(row["share_of_optimum"], row["gap_to_optimum"]) for row in summary["policies"].values()} == {(None, None)}
+    assert "ptimum" not in outline(page_of(tmp_path, FakeRun())).text
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [("emulation", "it is the simulated path's, from which an emulated one"), ("simulation", "it is a lower bound")],
+)
+def test_a_trial_above_its_optimum_is_told(tmp_path, mode, why):
+    def place(event):
+        if isinstance(event, OptimumRow):
+            return msgspec.structs.replace(event, qoe=1.0)
+        over = getattr(event, "trial_id", "") == "t0001"
+        return msgspec.structs.replace(event, qoe=1.25 if over else 0.5) if isinstance(event, TrialRow) else event
+
+    run = run_of(tmp_path, FakeRun(traces=3, policies=("netllm", "bba"), mode=mode, optimum=True), place)
+    summary = summarise(run)
+    assert [row["gap_to_optimum"]["trials_above"] for row in summary["policies"].values()] == [0, 1]
+    assert f"1 of 6 trials scores above the offline optimum, by up to 0.250: {why}" in " ".join(summary["notes"])
+    text = outline(render(run, summary)).text
+    assert ("an emulated trial differs from it a little and may even exceed it" in text) == (mode == "emulation")
+
+
+def test_an_optimum_that_could_not_be_computed_is_a_note(tmp_path):
+    def fail(event):
+        if isinstance(event, OptimumRow):
+            return msgspec.structs.replace(event, qoe=None, reason="the search raised MemoryError")
+        return event
+
+    run = run_of(tmp_path, FakeRun(traces=2, optimum=True), fail)
+    summary = summarise(run)
+    assert summary["optimum"] is None and not any(row["invalid"] for row in summary["policies"].values())
+    assert "2 of 2 traces have no offline optimum: the search raised MemoryError." in summary["notes"]
+    assert "of optimum" not in outline(render(run, summary)).text
+
+
+def test_a_share_of_an_optimum_that_is_not_above_zero_says_nothing(tmp_path):
+    def sink(event):
+        return msgspec.structs.replace(event, qoe=-1.0) if isinstance(event, OptimumRow) else event
+
+    row = summarise(run_of(tmp_path, FakeRun(optimum=True), sink))["policies"]["bba"]
+    assert row["share_of_optimum"] is None and row["gap_to_optimum"]["mean"] is not None
+
+
+def test_page_draws_the_optimum_in_table_and_figures(tmp_path):
+    fake = FakeRun(traces=6, policies=("netllm", "bba"), optimum=True)
+    page = page_of(tmp_path, fake)
+    text = outline(page).text
+    for said in ("Share", "Offline optimum", "Gap to the offline optimum", "knows the whole trace", "lower bound", "0.2 s"):
+        assert said in text
+    assert page.count('class="bound"') == 3  # a strip for each policy, and the optimum's own
+    assert page.count('class="ln upper"') == 1 and page.count('class="ln upper thin"') == 12  # the distribution; each trial
+    assert export(read_run(tmp_path / "latest"), tmp_path, "svg")
+    assert "offline optimum" in (tmp_path / "qoe_mean.svg").read_text() and "Offline optimum" in (tmp_path / "qoe_cdf.svg").read_text()
 
 
 def test_modelled_traces_are_said_to_be_in_every_table(tmp_path):

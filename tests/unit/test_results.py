@@ -188,6 +188,15 @@ def test_twins_score_joins_its_trial(tmp_path):
     assert run.tables["trials"]["simulated_qoe"][1] == -3.5
 
 
+def test_the_optimum_joins_the_trials_of_its_trace_and_offset(tmp_path):
+    folder = written(tmp_path, FakeRun(traces=2, policies=("netllm", "bba"), chunks=4, optimum=True))
+    folder.close()
+    run = read_run(folder.path)
+    best = {sha256: row.qoe for (sha256, _), row in run.optima.items()}
+    assert len(best) == 2 and run.tables["trials"]["optimum_qoe"].to_list() == [best[trial.trace_sha256] for trial in run.trials]
+    assert read_run(written(tmp_path).path).tables["trials"]["optimum_qoe"].to_list() == [None, None]
+
+
 def test_many_rows_are_read_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("testbed.events._BATCH_ROWS", 7)
     folder = written(tmp_path)

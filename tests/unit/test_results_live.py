@@ -119,6 +119,35 @@ def test_final_table_tells_of_repeats_and_the_host(tmp_path):
     assert "4 of 5" not in text
 
 
+def test_what_comes_after_the_trials_is_told():
+    out = console()
+    with LiveView(2, 10, out) as view:
+        view.stage("finding the offline optimum", 2, "trace")
+        view.advance()
+        progress = console()
+        progress.print(view.renderable())
+    assert "finding the offline optimum of 2 traces" in out.file.getvalue()
+    assert "finding the offline optimum: 1 of 2 traces" in progress.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_final_table_ends_with_the_optimum(tmp_path, width):
+    folder = ResultFolder.create(tmp_path, FakeRun(optimum=True).header(), datetime(2026, 1, 1, tzinfo=UTC))
+    folder.extend(list(FakeRun(optimum=True).events())[1:])
+    folder.close()
+    summary = summarise(read_run(folder.path))
+    out = console(width)
+    print_summary(summary, out)
+    lines = out.file.getvalue().splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("optimum: "))]
+    assert not any(len(line.rstrip()) > width or "…" in line for line in table)
+    assert "share" in out.file.getvalue() and "knows the whole trace" in out.file.getvalue()
+    (last,) = [line for line in table if line.strip().startswith("optimum  ")]
+    assert f"{summary['optimum']['mean']:.2f}" in last
+    (netllm,) = [line for line in table if line.strip().startswith("netllm  ")]
+    assert f"{100 * summary['policies']['netllm']['share_of_optimum']:.0f} %" in netllm
+
+
 @pytest.mark.parametrize("width", [80, 130])
 def test_final_table_says_what_matters_whole(tmp_path, width):
     fake = FakeRun(traces=5, source="model", invalid_every=5, ended=False)
