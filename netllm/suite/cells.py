@@ -51,7 +51,7 @@ class Cell:
     refused: str = ""
     """Why the policy can't play this setting; there are no sessions then."""
     seconds: float = 0.0
-    """What it took."""
+    """CPU time it took, of the thread that played it."""
 
 
 class CellStore:

@@ -38,7 +38,7 @@ class Header:
     """Reference, identity, weights and their story, of every member."""
     notes: tuple[str, ...]
     seconds: dict[str, float]
-    """Computing time per policy, over all settings, of the cells as they were played."""
+    """CPU time per policy, over all settings, of the cells as they were played."""
 
     def as_json(self) -> str:
         """For the results' metadata."""

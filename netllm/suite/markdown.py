@@ -206,6 +206,6 @@ def _made(header: Header) -> list[str]:
         ("versions", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
         ("seeds", f"0 to {header.samples - 1} for policies that draw random numbers"),
         ("weights, sha256", "; ".join(weights) or "none"),
-        ("computing time", f"{sum(header.seconds.values()) / 60:.1f} min"),
+        ("CPU time, all sessions", f"{sum(header.seconds.values()) / 60:.1f} min"),
     ]
     return _table(("", ""), rows)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 import testbed
 from netllm.suite import words
-from netllm.suite.analysis import Analysis, Difference, Outcome, SettingResult
+from netllm.suite.analysis import Analysis, Difference, SettingResult
 from netllm.suite.contenders import ABLATION, COMPARED, SEEDS
 from netllm.suite.drawings import Point, panel, shares
 from netllm.suite.header import Header
@@ -96,22 +96,23 @@ class Page:
         if not found:
             return None
         many = [each for each in found if each.estimate.n >= LEAST_FOR_SCALE] or list(found)
-        scale = figures.strip_scale([each.estimate for each in many], [each.values for each in many], include=(0.0,))
+        scale = figures.strip_scale([each.estimate for each in many], [], include=(0.0,))
         rows = []
         for each, result in zip(found, results, strict=True):
             look = self.looks[getattr(each, shown)]
-            drawn = figures.strip(look, each.estimate, each.values, scale, zero=True)
+            drawn = figures.strip(look, each.estimate, (), scale, zero=True)
             rows.append({"look": look, "difference": each, "result": result, "strip": Markup(drawn)})
         return {"axis": Markup(figures.strip_axis(scale, "difference in QoE")), "rows": rows}
 
     def table(self, result: SettingResult) -> dict[str, Any]:
         """QoE, share of the optimum and components of all that are compared."""
         outcomes = result.compared()
-        scale = figures.strip_scale([each.qoe for each in outcomes], [each.by_unit.tolist() for each in outcomes])
+        optimum = float(result.optimum.mean())
+        scale = figures.strip_scale([each.qoe for each in outcomes], [], include=(optimum,))
         rows = []
         for each in sorted(outcomes, key=lambda each: -(each.qoe.mean or 0.0)):
             look = self.looks[each.contender.name]
-            drawn = figures.strip(look, each.qoe, each.by_unit.tolist(), scale)
+            drawn = figures.strip(look, each.qoe, (), scale)
             rows.append({"look": look, "outcome": each, "share": result.share(each.contender.name), "strip": Markup(drawn)})
         return {"axis": Markup(figures.strip_axis(scale, "QoE per chunk")), "rows": rows}
 
@@ -132,14 +133,25 @@ class Page:
         return [
             {"look": self.looks[each.name], "result": result, "outcome": result.outcomes[each.name]}
             for each in self.analysis.with_seeds()
+            if each.role != ABLATION
             for result in self.analysis.settings
             if each.name in result.outcomes
         ]
 
-    def variants(self, result: SettingResult) -> list[Outcome]:
-        """The reference and the ablations on a setting."""
+    def variants(self) -> list[dict[str, Any]]:
+        """The reference and the ablations, with their outcome and difference on each setting (None where they can't play)."""
         wanted = [self.analysis.reference, *(each.name for each in self.analysis.role(ABLATION) if each.name != self.analysis.reference)]
-        return [result.outcomes[name] for name in wanted if name in result.outcomes]
+        return [
+            {
+                "look": self.looks[name],
+                "seeds": len(self.analysis.named(name).members),
+                "cells": [
+                    {"outcome": result.outcomes.get(name), "difference": next((each for each in result.ablations if each.a == name), None)}
+                    for result in self.analysis.settings
+                ],
+            }
+            for name in wanted
+        ]
 
     def refusals(self) -> list[tuple[str, str, str]]:
         """Policy, setting, reason."""

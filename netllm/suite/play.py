@@ -19,7 +19,7 @@ from controllers.loader import raised
 from netllm.suite.cells import CELL, Cell, CellStore
 from netllm.suite.contenders import CHECKOUT, NETLLM, SIMULATION, Contender, hash_tree
 from netllm.suite.settings import Setting, prepare
-from testbed.clock import now_s
+from testbed.clock import thread_cpu_s
 from testbed.errors import UserError
 from testbed.metrics import SessionSummary, summarise
 from testbed.sim.abr import AbrSimulator, run_session
@@ -162,11 +162,11 @@ def _quiet() -> None:
 
 def play(task: Task) -> Cell:
     """The sessions of a policy, or the optimum, one after the other."""
-    began_s, prepared = now_s(), prepare(task.setting, task.quick)
+    began_s, prepared = thread_cpu_s(), prepare(task.setting, task.quick)
     if task.contender is None:
         known = [optimum_of(each.trace, prepared.session, each.offset_s) for each in prepared.playbacks]
         blank = (float("nan"),) * (len(CELL) - 1)
-        return Cell(tuple((value, *blank) for value in known), seconds=now_s() - began_s)
+        return Cell(tuple((value, *blank) for value in known), seconds=thread_cpu_s() - began_s)
     policy = task.contender.members[task.member].make()
     sessions, random = [], False
     for number, each in enumerate(prepared.playbacks):
@@ -174,13 +174,13 @@ def play(task: Task) -> Cell:
         try:
             chunks = run_session(each.trace, prepared.session, policy, seed, each.offset_s)
         except UserError as error:
-            return Cell((), refused=_sentence(error), seconds=now_s() - began_s)
+            return Cell((), refused=_sentence(error), seconds=thread_cpu_s() - began_s)
         except Exception as error:  # whatever a user's policy may raise
             where = f"on setting {task.setting.name}, trace {each.trace.name}"
             raise UserError(f"policy {task.policy!r} failed {where}: it {raised(error)}") from error
         random = random or _moved(policy, seed)
         sessions.append(_columns(summarise(chunks, prepared.session.video)))
-    return Cell(tuple(sessions), random, seconds=now_s() - began_s)
+    return Cell(tuple(sessions), random, seconds=thread_cpu_s() - began_s)
 
 
 def optimum_of(trace: Trace, session: AbrSession, offset_s: float) -> float:
@@ -202,7 +202,7 @@ def _play_together(task: Task, batch: int) -> Cell:
     from netllm.adapt import student_of  # torch takes seconds: only who measures a language model pays
 
     assert task.contender is not None
-    began_s, prepared = now_s(), prepare(task.setting, task.quick)
+    began_s, prepared = thread_cpu_s(), prepare(task.setting, task.quick)
     model = task.contender.members[task.member].model()
     played: list[SessionSummary] = []
     for start in range(0, len(prepared.playbacks), batch):
@@ -211,8 +211,8 @@ def _play_together(task: Task, batch: int) -> Cell:
             decide = student_of(model, model.task)
             played += run_together([each.trace for each in part], prepared.session, decide, [each.offset_s for each in part])
         except UserError as error:
-            return Cell((), refused=_sentence(error), seconds=now_s() - began_s)
-    return Cell(tuple(map(_columns, played)), seconds=now_s() - began_s)
+            return Cell((), refused=_sentence(error), seconds=thread_cpu_s() - began_s)
+    return Cell(tuple(map(_columns, played)), seconds=thread_cpu_s() - began_s)
 
 
 def run_together(

@@ -117,7 +117,7 @@ def _play(settings: EvaluateSettings, prepared: Sequence[Prepared], who: Sequenc
 
 
 def _seconds(cells: Cells) -> dict[str, float]:
-    """Computing time per policy."""
+    """CPU time per policy."""
     found: dict[str, float] = defaultdict(float)
     for (_, policy, _, _), cell in cells.items():
         found[policy] += cell.seconds
