@@ -139,9 +139,9 @@ def score_of(batch: Sequence[Job], played: Sequence[Sequence[Chunk]]) -> Score:
     by_family: dict[str, list[float]] = {}
     for job, chunks in zip(batch, played, strict=True):
         by_family.setdefault(job.family, []).append(summarise(chunks, job.session.video).qoe)
-    estimates = {family: estimate(values) for family, values in by_family.items()}
-    ci95 = float(np.sqrt(sum(each.half_width**2 for each in estimates.values()))) / len(estimates)
-    return Score(float(np.mean([each.mean for each in estimates.values()])), ci95, {name: each.mean for name, each in estimates.items()})
+    half_widths = [estimate(values).half_width for values in by_family.values()]  # NaN where there are too few sessions
+    families = {family: float(np.mean(values)) for family, values in by_family.items()}
+    return Score(float(np.mean(list(families.values()))), float(np.linalg.norm(half_widths)) / len(families), families)
 
 
 def adapt(settings: AdaptSettings | None = None, console: Console | None = None) -> Path:
