@@ -5,6 +5,7 @@ After the rows of a job it writes `Finished`; while a trial is computed, an empt
 The process that builds the network is root and must not load a user's policy or torch; this one runs as the user and may.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ import msgspec
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
 from controllers.loader import Fault, PolicyFactory, claim_stdout, load, parse_reference, raised, take_stdin
+from testbed.cache import cache_folder
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
@@ -125,6 +127,7 @@ def _optimal_levels(job: SimulationJob, alive: Callable[[], None]) -> tuple[int,
     """Of the offline optimum; none when it isn't asked for."""
     if job.optimum_grid_s is None:
         return ()
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))  # the user may own neither this checkout nor a home
     from testbed.sim.kept import kept_optimum  # compiled code, which other jobs don't need
 
     return kept_optimum(job.trace, job.session, job.offset_s, job.optimum_grid_s, alive).levels

@@ -7,6 +7,7 @@ import polars
 import pytest
 
 from testbed.cli import main
+from testbed.errors import TestbedError
 
 MINE = """
 from controllers.api import AbrPolicy
@@ -63,6 +64,27 @@ def test_the_offline_optimum_is_above_all_and_found_once(folder: Path, tmp_path:
     assert main(command) == 0
     assert json.loads((folder / "results" / "latest" / "summary.json").read_text())["optimum"] == first["optimum"]
     assert entry.stat().st_mtime_ns == made_ns
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "note"),
+    [
+        (TestbedError("no worker"), 0, "1 of 1 traces have no offline optimum: no worker."),
+        (KeyboardInterrupt(), 130, "The run ended early (interrupted): the numbers are of the 1 trials that ended."),
+    ],
+)
+def test_trials_stand_without_the_optimum(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, note: str
+) -> None:
+    def fail(jobs: object, on_row: object) -> None:
+        raise error
+
+    monkeypatch.setattr("testbed.optima.simulate", fail)
+    assert main(["--simulate", "--trace", "step.txt", "--policies", "bba"]) == code
+    summary = json.loads((folder / "results" / "latest" / "summary.json").read_text())
+    assert (summary["policies"]["bba"]["trials"], summary["policies"]["bba"]["invalid"], summary["optimum"]) == (1, 0, None)
+    assert note in summary["notes"]
+    assert not (tmp_path / "cache").exists() and trials(folder / "results")["valid"].all()
 
 
 def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
