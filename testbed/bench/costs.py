@@ -98,7 +98,7 @@ def _facts(found: Row) -> list[Sequence[str]]:
         ("NetLLM's commit", (code["commit"] or MISSING) + (", **changed**" if code["changed"] else ", unchanged")),
         ("versions", "; ".join(dict.fromkeys(versions))),
         ("backbone", settings["llm"]),
-        ("sessions", f"on {settings['trace']}; {settings['repetitions']} repetitions, in each of which all decide the same session"),
+        ("sessions", f"on {settings['trace']}; repetitions: {settings['repetitions']}, in each of which all decide the same session"),
         ("host", f"{host['os']}, kernel {host['kernel']}, {host['cores']} cores of {host['cpu_model']}"),
         ("load average, 1 min", f"{host['load_1min']:.2f} before, {found['load_after']:.2f} after, this benchmark's own part included"),
     ]
