@@ -11,8 +11,6 @@ machine; with `--minutes` the number of steps, and so the weights, depend on its
 
 import csv
 import platform
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +27,7 @@ from rich.progress import Progress as ProgressBar
 from controllers.api import AbrObservation, Chunk
 from netllm import experience
 from netllm.adapter import new_model, save_adapter
-from netllm.backbone import CHECKOUT, DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
 from netllm.card import write_card
 from netllm.experience import CollectSettings, Episode, Job
 from netllm.lora import LoraSettings
@@ -49,6 +47,7 @@ from netllm.training import (
     train_step,
 )
 from testbed.clock import now_s, utc_now
+from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.stats import estimate
@@ -158,7 +157,7 @@ class Run:
     """One training run: the model, the pools of experience, and how far it is."""
 
     def __init__(self, settings: AdaptSettings, console: Console) -> None:
-        self.settings, self.console, self.commit = settings, console, _commit()
+        self.settings, self.console, self.commit = settings, console, checkout_commit() or "unknown"
         if settings.out.exists() and any(settings.out.iterdir()) and not settings.resume:
             raise UserError(f"{settings.out}: is not empty, wanted a new folder (or --resume)")
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -372,19 +371,10 @@ def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObserva
     return decide
 
 
-def _commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 def _command() -> str:
     """How to do it again, but for the folders."""
     program = Path(sys.argv[0])
-    return shlex.join([f"{program.parent.name}/{program.name}", *sys.argv[1:]]) if program.name == "adapt" else "netllm.adapt(...)"
+    return command_line(f"scripts/{program.name}", sys.argv[1:]) if program.name in ("adapt", "ablate") else "netllm.adapt(...)"
 
 
 def _processor() -> str:

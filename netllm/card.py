@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+CARD = "README.md"
 RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- end of results -->"
 
 
 def write_card(folder: Path, curve: Path | None = None) -> Path:
     """Write `README.md` from `netllm.json`; results of an earlier test are kept."""
     facts = json.loads((folder / "netllm.json").read_text(encoding="utf-8"))
-    path = folder / "README.md"
+    path = folder / CARD
     lines = [*_front(facts), *_training(facts["trained"]), *_validation(facts["validation"])]
     if curve is not None and curve.is_file():
         (folder / "curve.csv").write_bytes(curve.read_bytes())
@@ -25,7 +26,7 @@ def write_card(folder: Path, curve: Path | None = None) -> Path:
 
 def set_results(folder: Path, text: str) -> None:
     """Put the results of a test into the card."""
-    path = folder / "README.md"
+    path = folder / CARD
     card = path.read_text(encoding="utf-8") if path.is_file() else write_card(folder).read_text(encoding="utf-8")
     before, _, rest = card.partition(RESULTS_START)
     _, _, after = rest.partition(RESULTS_END)

@@ -1,4 +1,4 @@
-"""The command line of `scripts/adapt`."""
+"""The command lines of `scripts/adapt` and `scripts/ablate`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +16,13 @@ def adapt_command(arguments: Sequence[str]) -> int:
     from netllm.adapt import AdaptSettings, adapt
 
     return _run("adapt", AdaptSettings, adapt, arguments)
+
+
+def ablate_command(arguments: Sequence[str]) -> int:
+    """Train with one thing changed at a time; the same codes."""
+    from netllm.ablate import AblateSettings, ablate
+
+    return _run("ablate", AblateSettings, ablate, arguments)
 
 
 def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str]) -> int:

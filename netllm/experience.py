@@ -20,8 +20,8 @@ import tyro
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
 from controllers.loader import load
-from netllm.ladders import draw_video, find_video
 from netllm.teaching import Teachers
+from players.ladders import draw_video, find_video
 from players.media import load_manifest
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
@@ -62,7 +62,7 @@ class CollectSettings:
     sub_ladders: float = 0.08
     """Share of sessions whose video has only some of the levels."""
     scaled_ladders: float = 0.1
-    """Share of sessions whose video has other bitrates, and sizes (see `netllm/ladders.py`)."""
+    """Share of sessions whose video has other bitrates, and sizes (see `players/ladders.py`)."""
     other_paths: float = 0.15
     """Share of sessions with another round trip (10 to 400 ms) and another buffer cap (15 to 60 s)."""
     noise: float = 0.1
@@ -70,7 +70,7 @@ class CollectSettings:
     behaviours: tuple[str, ...] = (*("teacher",) * 8, *("noisy",) * 5, "bba", "robust_mpc", "robust_mpc", *("random",) * 4)
     """Who decides, in turn: policies (`bba`, `robust_mpc+jumps=adjacent`, `~/mine.py`); `teacher`; `noisy`, the teacher with 15 % random
     levels; `random`, a walk over neighbouring levels, which meets states that no policy seeks."""
-    teachers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--teachers"])] = ("scenario_mpc",)
+    teachers: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--teachers"])] = ("pensieve", "pensieve+weights=pensieve-2")
     """Policies whose probabilities label every state; of several, the geometric mean."""
 
 

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from controllers.ladder import places
 from netllm.experience import Episode
 from netllm.model import ALLOWED, TaskModel, as_tensors
-from netllm.tasks.abr import AbrTask, session_features, slots
+from netllm.tasks.abr import AbrTask, session_features
 from testbed.errors import UserError
 
 LABEL = "label"
@@ -69,7 +70,8 @@ def prepare(task: AbrTask, episodes: Sequence[Episode]) -> list[dict[str, np.nda
 def _prepared(task: AbrTask, episode: Episode) -> dict[str, np.ndarray]:
     features = session_features(task, episode.session, episode.chunks)
     labels = np.zeros((len(episode.chunks) - 1, task.choices), dtype=np.float32)
-    labels[:, list(slots(episode.session.video.bitrates_bps, task.ladder_bps))] = episode.labels
+    for level, slot in enumerate(places(episode.session.video.bitrates_bps, task.ladder_bps).slot_of_level):
+        labels[:, slot] += episode.labels[:, level]
     return features | {LABEL: labels, WEIGHT: np.ones(len(labels), dtype=np.float32)}
 
 

@@ -39,7 +39,7 @@ class NetLLM(AbrPolicy):
         from netllm.tasks.abr import AbrReader, check_session
 
         super().reset(session, seed)
-        check_session(self._model, self._task, session)
+        check_session(self._model, session)
         self._reader: AbrReader = AbrReader(self._model, self._task)
 
     def decide(self, observation: AbrObservation) -> int:

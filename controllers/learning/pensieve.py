@@ -10,8 +10,9 @@ from torch import nn
 from controllers.abr import pensieve
 from controllers.abr.pensieve import FEATURES, SAMPLES, SLOTS, Seen, ahead_of, relative_sizes
 from controllers.api import AbrSession, Manifest
-from controllers.learning.playbacks import Playbacks, Pool, Videos, varied
+from controllers.learning.playbacks import Playbacks, Pool, Videos
 from controllers.learning.ppo import Learner
+from players.ladders import draw_video
 from players.media import load_manifest
 from testbed.sim.batch import Integers
 from traces.training import Grouped, Mix, Sources, load_sources, validation
@@ -27,6 +28,8 @@ REBUILT = 10
 VIDEOS = ("video1", "video1", "video1", "video2", "synthetic")
 VALIDATION = 256
 """Validation traces a family. With 64, the ranking of two policies changes with the draw (measured: by 0.02)."""
+OTHERS = 10
+"""Other ladders in a pool."""
 VARIED = 0.15
 """Share of sessions whose video has another ladder."""
 
@@ -113,7 +116,7 @@ class PensieveWorld:
             return
         self._number = number
         rng = np.random.default_rng([self._seed, 2, number])
-        other = [varied(rng, video) for video in self._own for _ in range(2)]
+        other = [draw_video(rng, VIDEOS, scaled=1.0, sub_ladders=0.5) for _ in range(OTHERS)]
         self._pool = Pool([self._mix.draw(rng)[0] for _ in range(self._traces)])
         self._videos = Videos([*self._own, *other], self._chunks)
 

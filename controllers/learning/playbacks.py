@@ -132,14 +132,3 @@ class Playbacks:
     def mean_qoe(self) -> Floats:
         """QoE per decided chunk of each session, (sessions,)."""
         return self.qoe[1 : self.chunk].mean(axis=0)
-
-
-def varied(rng: np.random.Generator, video: Manifest) -> Manifest:
-    """The video with another ladder: bitrates at 0.7 to 1.4 times, sizes off by up to a fifth more, and now and then fewer levels."""
-    keep = np.arange(video.levels)
-    if rng.random() < 0.5:
-        keep = np.sort(rng.choice(video.levels, int(rng.integers(3, video.levels)), replace=False))
-    scale, more = np.exp(rng.uniform(np.log(0.7), np.log(1.4))), rng.uniform(0.8, 1.2)
-    bitrates = tuple(round(video.bitrates_bps[level] * scale) for level in keep)
-    sizes = tuple(tuple(max(round(row[level] * scale * more), 1) for level in keep) for row in video.sizes_bytes)
-    return Manifest(f"{video.name} varied", video.chunk_s, bitrates, sizes)

@@ -8,20 +8,21 @@
 | history | throughput and download time of the last 8 chunks, in logs |
 | sizes | per level: bitrate, size relative to nominal, expected download time, and that time over the buffer |
 
-Features are relative to the ladder: a level is known by its bitrate, placed at the nearest slot of the ladder trained on, so that a video
-with fewer levels works too. Rates are in logs of Mbit/s. The past is also in the context: no feature has to carry it all.
+Features are relative to the ladder: a level is known by its bitrate, placed at the nearest slot of the ladder trained on
+(`controllers/ladder.py`), so that other ladders work too. Rates are in logs of Mbit/s. The past is also in the context: no feature has to
+carry it all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 from typing import ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
 from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
+from controllers.ladder import LADDER_BPS, places
 from netllm.encoders import ChoiceEncoder, ScalarEncoder, SeriesEncoder, TableEncoder
 from netllm.model import ALLOWED, STEP, Reader, TaskModel
 from testbed.errors import UserError
@@ -48,7 +49,7 @@ MODALITIES = (ACTION, RETURN, "scalars", "history", "sizes")
 class AbrTask:
     """The task's settings, kept in the adapter."""
 
-    ladder_bps: tuple[int, ...] = (300_000, 750_000, 1_200_000, 1_850_000, 2_850_000, 4_300_000)
+    ladder_bps: tuple[int, ...] = LADDER_BPS
     """The ladder trained on (Pensieve, section 5.1): the slots of action, sizes and head."""
     hidden: int = 256
     """Width inside the encoders (feature size of NetLLM's ABR code)."""
@@ -88,23 +89,16 @@ class AbrTask:
         return {name: made[name]() for group in self.groups for name in group}
 
 
-@lru_cache(maxsize=1024)
-def slots(bitrates_bps: tuple[int, ...], ladder_bps: tuple[int, ...]) -> tuple[int, ...]:
-    """The slot of each level: in order, no slot twice, nearest in log bitrate. Raises `UserError` when there are more levels than slots."""
-    if bitrates_bps == ladder_bps:
-        return tuple(range(len(ladder_bps)))
-    if len(bitrates_bps) > len(ladder_bps):
-        raise UserError(f"the video has {len(bitrates_bps)} levels, wanted at most the {len(ladder_bps)} that the adapter was trained with")
-    logs, ladder = np.log(bitrates_bps), np.log(ladder_bps)
-    return min(combinations(range(len(ladder_bps)), len(bitrates_bps)), key=lambda chosen: float(np.abs(ladder[list(chosen)] - logs).sum()))
-
-
 @dataclass(frozen=True)
 class _Video:
-    """A manifest as arrays, in what the features need."""
+    """A manifest as arrays, in what the features need. Of a ladder longer than the task's some levels are not used."""
 
-    places: np.ndarray
-    """Slot of each level, (levels,)."""
+    slots: np.ndarray
+    """Slots that hold a level, (used,)."""
+    used: np.ndarray
+    """The level in each, (used,)."""
+    slot_of_level: np.ndarray
+    """(levels,)"""
     log_mbps: np.ndarray
     """Log of each level's bitrate in Mbit/s, (levels,)."""
     mbit: np.ndarray
@@ -117,8 +111,9 @@ class _Video:
 def _video(video: Manifest, ladder_bps: tuple[int, ...]) -> _Video:
     bitrates_mbps = mbps_from_bps(np.array(video.bitrates_bps, dtype=float))
     mbit = mbps_from_bps(bits_from_bytes(1)) * np.array(video.sizes_bytes, dtype=float)
-    places = np.array(slots(video.bitrates_bps, ladder_bps))
-    return _Video(places, np.log(bitrates_mbps), mbit, np.log(mbit / (bitrates_mbps * video.chunk_s)))
+    place = places(video.bitrates_bps, ladder_bps)
+    where = (np.array(each) for each in (place.slots, place.levels, place.slot_of_level))
+    return _Video(*where, np.log(bitrates_mbps), mbit, np.log(mbit / (bitrates_mbps * video.chunk_s)))
 
 
 @dataclass(frozen=True)
@@ -150,11 +145,11 @@ def _seen(history: Sequence[Chunk], buffer_s: float | None, first: int) -> _Seen
     buffers = (left - waited)[before]  # the buffer at a decision is what the chunk before left, less the pause at a full buffer
     if buffer_s is not None:
         buffers[-1] = buffer_s
-    places = before[:, None] + np.arange(1 - SAMPLES, 1)  # (T, SAMPLES)
-    known, places = places >= 0, np.maximum(places, 0)
+    rows = before[:, None] + np.arange(1 - SAMPLES, 1)  # (T, SAMPLES)
+    known, rows = rows >= 0, np.maximum(rows, 0)
     log_s = np.log(times)
     log_mbps = np.log(mbps_from_bps(bits_from_bytes(1)) * sizes) - log_s
-    return _Seen(chunks, buffers, levels[before].astype(int), stalls[before], waited[before], log_mbps[places], log_s[places], known)
+    return _Seen(chunks, buffers, levels[before].astype(int), stalls[before], waited[before], log_mbps[rows], log_s[rows], known)
 
 
 def session_features(
@@ -169,11 +164,11 @@ def session_features(
     harmonic_mbps = 1 / _mean(np.exp(-seen.log_mbps), seen.known, HARMONIC)  # (T,)
     reached = np.concatenate([[0.0, 0.0], np.cumsum(chunk_qoe(history, session.video)[1:])])  # reached[c]: over chunks 1 .. c - 1
     allowed = np.zeros((steps, choices), dtype=bool)
-    allowed[:, video.places] = True
+    allowed[:, video.slots] = True
     wanted = task.target_qoe * (session.chunks - 1) - reached[seen.chunks]
     series = np.stack([np.where(seen.known, seen.log_mbps, NO_RATE_LOG), np.where(seen.known, seen.log_s, 0.0), seen.known], axis=1)
     return {
-        ACTION: np.where(seen.chunks > 1, video.places[seen.last_level], choices).astype(np.int64),
+        ACTION: np.where(seen.chunks > 1, video.slot_of_level[seen.last_level], choices).astype(np.int64),
         RETURN: (wanted[:, None] / RETURN_SCALE).astype(np.float32),
         "scalars": _scalars(session, video, seen, harmonic_mbps, choices).astype(np.float32),
         "history": series.astype(np.float32),
@@ -194,7 +189,7 @@ def _scalars(session: AbrSession, video: _Video, seen: _Seen, harmonic_mbps: np.
     mean = _mean(rates, seen.known)
     spread = np.sqrt(_mean((rates - mean[:, None]) ** 2, seen.known))
     lowest = np.where(seen.known, rates, np.inf)[:, -HARMONIC:].min(axis=1)
-    now = [buffer_s / 10, buffer_s / session.buffer_cap_s, np.log1p(buffer_s), video.places[seen.last_level] / choices]
+    now = [buffer_s / 10, buffer_s / session.buffer_cap_s, np.log1p(buffer_s), video.slot_of_level[seen.last_level] / choices]
     now += [video.log_mbps[seen.last_level], np.minimum(session.chunks - seen.chunks, 10) / 10]
     now += [seen.chunks / session.chunks, np.log1p(seen.last_rebuffer_s), seen.last_waited_s / 4]
     now += [np.full(len(buffer_s), session.rtt_s * 10)]
@@ -204,18 +199,19 @@ def _scalars(session: AbrSession, video: _Video, seen: _Seen, harmonic_mbps: np.
 
 def _ahead(session: AbrSession, video: _Video, chunks: np.ndarray) -> np.ndarray:
     """Log size over nominal of the next chunks, averaged over levels, (T, AHEAD); 0 beyond the end of the session."""
-    places = chunks[:, None] + np.arange(AHEAD)
-    logs = video.log_relative.mean(axis=1)[np.minimum(places, len(video.log_relative) - 1)]
-    return np.where(places < session.chunks, logs, 0.0)
+    ahead = chunks[:, None] + np.arange(AHEAD)
+    logs = video.log_relative.mean(axis=1)[np.minimum(ahead, len(video.log_relative) - 1)]
+    return np.where(ahead < session.chunks, logs, 0.0)
 
 
 def _sizes(video: _Video, seen: _Seen, harmonic_mbps: np.ndarray, choices: int) -> np.ndarray:
     """The next chunk per level, (T, ROWS, choices); zeros where the ladder has no level."""
-    expected_s = video.mbit[seen.chunks] / harmonic_mbps[:, None]  # (T, levels)
+    expected_s = video.mbit[seen.chunks][:, video.used] / harmonic_mbps[:, None]  # (T, used)
     over_buffer = np.clip(np.log(expected_s / (seen.buffer_s[:, None] + 0.1)), -3, 3)
-    rows = [np.ones_like(expected_s), np.broadcast_to(video.log_mbps, expected_s.shape), video.log_relative[seen.chunks]]
+    rows = [np.ones_like(expected_s), np.broadcast_to(video.log_mbps[video.used], expected_s.shape)]
+    rows.append(video.log_relative[seen.chunks][:, video.used])
     table = np.zeros((len(expected_s), ROWS, choices))
-    table[:, :, video.places] = np.stack([*rows, np.log(expected_s), over_buffer], axis=1)
+    table[:, :, video.slots] = np.stack([*rows, np.log(expected_s), over_buffer], axis=1)
     return table
 
 
@@ -239,9 +235,8 @@ class AbrReader:
         return result
 
 
-def check_session(model: TaskModel, task: AbrTask, session: AbrSession) -> None:
-    """Raise `UserError` when the ladder has too many levels, or the session more tokens than the backbone knows positions for."""
-    slots(session.video.bitrates_bps, task.ladder_bps)
+def check_session(model: TaskModel, session: AbrSession) -> None:
+    """Raise `UserError` when the session has more tokens than the backbone knows positions for."""
     if session.chunks * model.step_tokens > model.backbone.max_tokens:
         longest = model.backbone.max_tokens // model.step_tokens
         raise UserError(
@@ -251,5 +246,5 @@ def check_session(model: TaskModel, task: AbrTask, session: AbrSession) -> None:
 
 def choose(log_probabilities: np.ndarray, observation: AbrObservation, task: AbrTask) -> int:
     """The most probable level that the video has."""
-    places = slots(observation.video.bitrates_bps, task.ladder_bps)
-    return int(np.argmax(log_probabilities[list(places)]))
+    place = places(observation.video.bitrates_bps, task.ladder_bps)
+    return place.levels[int(np.argmax(log_probabilities[list(place.slots)]))]

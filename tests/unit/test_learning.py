@@ -15,10 +15,11 @@ from controllers.api import AbrSession
 from controllers.learning import run as training_run
 from controllers.learning.command import train_command
 from controllers.learning.pensieve import Actor, PensieveDesign, PensieveWorld, seen_by
-from controllers.learning.playbacks import FUTURE_S, Playbacks, Pool, Videos, varied
+from controllers.learning.playbacks import FUTURE_S, Playbacks, Pool, Videos
 from controllers.learning.ppo import Learner, PpoSettings, play_out
 from controllers.learning.run import Run, TrainSettings
 from controllers.weights import read_story, read_weights
+from players.ladders import find_video
 from players.media import synthetic_manifest
 from testbed.commit import command_line
 from testbed.errors import UserError
@@ -41,14 +42,14 @@ def replace_name(trace, name):
 
 @pytest.fixture
 def videos():
-    rng = np.random.default_rng(3)
-    return [synthetic_manifest(), varied(rng, synthetic_manifest()), varied(rng, synthetic_manifest()), varied(rng, synthetic_manifest())]
+    return [find_video(f"synthetic{more}") for more in ("", "*0.8*1.1", "@0,2,5", "*1.3*0.9@1,2,4,5")]
 
 
 @pytest.fixture
 def world(monkeypatch):
     """Sessions that need no catalogued data."""
     monkeypatch.setattr("controllers.learning.pensieve.load_manifest", lambda name: synthetic_manifest())
+    monkeypatch.setattr("controllers.learning.pensieve.VIDEOS", ("synthetic",) * 5)
     found = some_traces(6)
     sources = Sources(tuple(found[:4]), tuple(found[4:]), ())
     return lambda seed=1: PensieveWorld(seed, sources, chunks=8, traces=6, count=8)

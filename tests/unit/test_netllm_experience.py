@@ -10,7 +10,7 @@ import pytest
 from controllers.abr.scenario_mpc import ScenarioMPC, plan_values
 from controllers.api import AbrObservation, AbrSession
 from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
-from netllm.ladders import at_other_bitrates, find_video, with_levels
+from players.ladders import at_other_bitrates, find_video, with_levels
 from netllm.tasks.abr import AbrTask
 from netllm.teaching import LEAST, Teachers
 from netllm.training import prepare
@@ -39,7 +39,7 @@ def own(tmp_path):
     folder.mkdir()
     for number in range(8):
         write_trace(folder / f"mine_{number}", number)
-    return CollectSettings(sessions=10, traces=(str(folder),), videos=("synthetic",), chunks=12, held_out=0.25)
+    return CollectSettings(teachers=("scenario_mpc",), sessions=10, traces=(str(folder),), videos=("synthetic",), chunks=12, held_out=0.25)
 
 
 def needs(reference):

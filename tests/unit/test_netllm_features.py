@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controllers.api import AbrObservation, AbrSession, Chunk
-from netllm.ladders import with_levels
-from netllm.tasks.abr import AbrTask, choose, session_features, slots
+from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
+from netllm.tasks.abr import AbrTask, choose, session_features
+from players.ladders import with_levels
 from players.media import synthetic_manifest
-from testbed.errors import UserError
 from testbed.metrics import chunk_qoe
 from tests.unit.tiny_models import a_session, played
 
@@ -90,23 +89,6 @@ def test_an_action_enters_with_the_step_after_it():
     assert session_features(TASK, session, history)["action"].tolist() == [none_yet, *(chunk.level for chunk in history[1:-1])]
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True).map(sorted))
-def test_levels_of_the_trained_ladder_keep_their_slots(levels):
-    assert slots(tuple(LADDER[level] for level in levels), LADDER) == tuple(levels)
-
-
-@given(st.lists(st.integers(100_000, 20_000_000), min_size=1, max_size=6, unique=True).map(sorted))
-def test_any_ladder_of_up_to_six_levels_has_slots_in_order(bitrates):
-    found = slots(tuple(bitrates), LADDER)
-    assert list(found) == sorted(set(found)) and len(found) == len(bitrates)
-    assert found[0] >= 0 and found[-1] < len(LADDER)
-
-
-def test_a_ladder_with_too_many_levels_is_refused():
-    with pytest.raises(UserError, match="the video has 7 levels, wanted at most the 6"):
-        slots((1, 2, 3, 4, 5, 6, 7), LADDER)
-
-
 def test_a_shorter_ladder_masks_what_it_lacks_and_never_chooses_it():
     video = with_levels(synthetic_manifest(), (0, 2, 5))
     history = tuple(Chunk(index, level, video.sizes_bytes[index][level], 1.0, 0.0, 4.0) for index, level in enumerate((0, 1)))
@@ -118,5 +100,14 @@ def test_a_shorter_ladder_masks_what_it_lacks_and_never_chooses_it():
     assert choose(np.array([-3.0, 0.0, -2.0, 0.0, 0.0, -1.0]), observation, TASK) == 2
 
 
-def test_levels_between_the_slots_go_to_the_nearest():
-    assert slots((600_000, 1_500_000, 2_400_000), LADDER) == (1, 3, 4)  # 1500 is nearer to 1850 than to 1200 in logs
+def test_of_a_longer_ladder_six_levels_are_used_and_the_others_are_told_as_their_neighbours():
+    base = synthetic_manifest()
+    bitrates = (300_000, 500_000, 750_000, 1_200_000, 1_850_000, 2_850_000, 3_500_000, 4_300_000)
+    video = Manifest("eight", base.chunk_s, bitrates, tuple(tuple(bps // 2 for bps in bitrates) for _ in base.sizes_bytes))
+    history = tuple(Chunk(index, level, video.sizes_bytes[index][level], 1.0, 0.0, 4.0) for index, level in enumerate((0, 6)))
+    observation = AbrObservation(AbrSession("x", video, 48), history, 4.0)
+    features = newest(observation)
+    assert features["allowed"].all()
+    assert features["action"] in (4, 5), "3.5 Mbit/s is told as one of its neighbours"
+    assert choose(np.array([-9.0, -9.0, -9.0, -9.0, -9.0, 0.0]), observation, TASK) == 7
+    assert choose(np.array([-9.0, 0.0, -9.0, -9.0, -9.0, -9.0]), observation, TASK) == 2
