@@ -76,12 +76,12 @@ def _means(page: Page, axes: Axes) -> bool:
         bound = page.summary["optimum"]["mean"]
         axes.axhline(bound, color=page.upper.colour, linewidth=1, linestyle="--")
         axes.annotate(
-            "offline optimum",
+            "offline\noptimum",
             (1, bound),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 2),
+            xytext=(3, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
             fontsize=7,
         )
     turned = len(rows) > 5

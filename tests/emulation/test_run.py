@@ -155,6 +155,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> Non
     assert set(trials["congestion_control"]) == {"cubic"}
     assert trials["uncounted_losses"].sum() == 0
     assert trials["simulated_qoe"].null_count() == 0
+    assert (trials["optimum_qoe"].null_count(), trials["optimum_qoe"].n_unique()) == (0, 1)
     assert (trials.unnest("drops")["queue"] + trials["packets_out"] <= trials["packets_in"]).all()
     host = polars.read_parquet(folder / "host.parquet").sort("at_s")
     assert host["at_s"][0] - host["window_s"][0] < trials["began_at_s"].min() and host["at_s"][-1] > trials["began_at_s"].max()

@@ -263,7 +263,7 @@ def test_page_draws_the_optimum_in_table_and_figures(tmp_path):
     assert page.count('class="bound"') == 3  # a strip for each policy, and the optimum's own
     assert page.count('class="ln upper"') == 1 and page.count('class="ln upper thin"') == 12  # the distribution; each trial
     assert export(read_run(tmp_path / "latest"), tmp_path, "svg")
-    assert "offline optimum" in (tmp_path / "qoe_mean.svg").read_text() and "Offline optimum" in (tmp_path / "qoe_cdf.svg").read_text()
+    assert ">offline</" in (tmp_path / "qoe_mean.svg").read_text() and "Offline optimum" in (tmp_path / "qoe_cdf.svg").read_text()
 
 
 def test_modelled_traces_are_said_to_be_in_every_table(tmp_path):
