@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats as distributions
 
 from netllm.suite.cells import CELL, Cell
-from netllm.suite.contenders import ABLATION, COMPARED, RULE, SEEDS, Contender
+from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, RULE, SEEDS, Contender
 from netllm.suite.play import OPTIMUM
 from netllm.suite.settings import DEFAULT, Prepared
 from testbed.stats import CONFIDENCE, LEAST_FOR_INTERVAL, TIE, Estimate, estimate, strongest
@@ -121,13 +121,22 @@ class SettingResult:
         """Those that are compared, in the order given."""
         return [each for each in self.outcomes.values() if each.contender.role == COMPARED]
 
-    def strongest_rule(self, main: str) -> str | None:
-        """The rule with the highest mean on this very setting: the hardest one to beat, chosen after the fact."""
-        return strongest({e.contender.name: e.qoe.mean for e in self.compared() if e.contender.kind == RULE and e.contender.name != main})
+    def strongest(self, kind: str, main: str) -> str | None:
+        """Of a kind, the policy with the highest mean on this very setting: the hardest one to beat, chosen after the fact."""
+        return strongest({e.contender.name: e.qoe.mean for e in self.compared() if e.contender.kind == kind and e.contender.name != main})
 
     def against(self, name: str | None) -> Difference | None:
         """The main policy minus `name`."""
         return next((each for each in self.differences if each.b == name), None)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The main policy against one that is hard to beat, and why that one was taken."""
+
+    result: SettingResult
+    difference: Difference
+    why: str
 
 
 @dataclass(frozen=True)
@@ -152,15 +161,17 @@ class Analysis:
         """The default setting, else the first."""
         return next((each for each in self.settings if each.name == DEFAULT), self.settings[0])
 
-    def against_rules(self) -> list[tuple[SettingResult, Difference]]:
-        """The main policy minus the strongest rule of each setting and, where that is another, minus the strongest of the default one."""
-        usual = self.first().strongest_rule(self.main)
-        return [
-            (each, found)
-            for each in self.settings
-            for name in dict.fromkeys((each.strongest_rule(self.main), usual))
-            if (found := each.against(name)) is not None
-        ]
+    def hardest(self) -> list[Rival]:
+        """The main policy minus each setting's strongest rule and strongest learned policy, and minus the default setting's strongest rule."""
+        usual = self.first().strongest(RULE, self.main)
+        found = []
+        for each in self.settings:
+            named = {usual: f"strongest rule on {self.first().name}"}  # one policy may be several of these: the last word counts
+            named |= {each.strongest(LEARNED, self.main): "strongest learned policy", each.strongest(RULE, self.main): "strongest rule"}
+            against = [(each.against(name), why) for name, why in named.items()]
+            rivals = [Rival(each, difference, why) for difference, why in against if difference is not None]
+            found += sorted(rivals, key=lambda rival: rival.difference.estimate.mean or 0.0)
+        return found
 
     @property
     def comparisons(self) -> int:

@@ -34,7 +34,7 @@ def panel(points: Sequence[Point], optimum: float | None, title: str) -> str:
     for tick in scale.ticks(4):
         parts += [line(scale(tick), 8, scale(tick), bottom, "grid"), text(scale(tick), bottom + 16, tick_label(tick), anchor="middle")]
     if optimum is not None:
-        parts += [line(scale(optimum), 4, scale(optimum), bottom, "deadline")]
+        parts += [line(scale(optimum), 4, scale(optimum), bottom, "bound")]
     for i, each in enumerate(points):
         y = 14 + ROW * (i + 0.5)
         parts.append(each.look.group(text(LABEL_WIDTH, y + 4, each.look.label, "lbl", "end") + _mark(each, scale, y)))
@@ -67,7 +67,7 @@ def shares(columns: Sequence[tuple[str, Sequence[Point]]], title: str) -> str:
     parts = []
     for tick in y.ticks(6):
         parts += [line(52, y(tick), WIDTH, y(tick), "grid"), text(44, y(tick) + 4, f"{100 * tick:.0f} %", anchor="end")]
-    parts.append(line(52, y(1.0), WIDTH, y(1.0), "deadline"))
+    parts.append(line(52, y(1.0), WIDTH, y(1.0), "bound"))
     for i, (name, points) in enumerate(columns):
         left = 56 + i * width
         parts.append(text(left + width / 2, HEIGHT - 10, name, anchor="middle"))

@@ -79,9 +79,10 @@ class Page:
         return {"outcome": outcome, "best": outcome is not None and outcome.qoe.mean == best, "refused": result.refused.get(name, "")}
 
     def forest(self) -> dict[str, Any] | None:
-        """The main policy minus the strongest rule of each setting and, where that is another, minus the strongest of the default one."""
-        rows = self.analysis.against_rules()
-        return self._strips([found for _, found in rows], [each for each, _ in rows], "b")
+        """The main policy minus those that are hardest to beat."""
+        rivals = self.analysis.hardest()
+        drawn = self._strips([each.difference for each in rivals], [each.result for each in rivals], "b")
+        return drawn and drawn | {"why": [each.why for each in rivals]}
 
     def differences(self, result: SettingResult) -> dict[str, Any] | None:
         """The main policy minus each other one on a setting."""
@@ -112,14 +113,14 @@ class Page:
         rows = []
         for each in sorted(outcomes, key=lambda each: -(each.qoe.mean or 0.0)):
             look = self.looks[each.contender.name]
-            drawn = figures.strip(look, each.qoe, (), scale)
+            drawn = figures.strip(look, each.qoe, (), scale, upper=optimum)
             rows.append({"look": look, "outcome": each, "share": result.share(each.contender.name), "strip": Markup(drawn)})
         return {"axis": Markup(figures.strip_axis(scale, "QoE per chunk")), "rows": rows}
 
     def cdf(self, result: SettingResult) -> Markup:
         """Distributions over traces, the optimum's in grey."""
         series = {self.looks[each.contender.name]: each.by_unit.tolist() for each in result.compared()}
-        upper = Look(len(self.looks), "optimum", "offline optimum", "#868e96")
+        upper = Look(len(self.looks), "optimum", "offline optimum", "#868e96", dashed=True)
         series[upper] = result.optimum.tolist()
         return Markup(figures.cdf(series, "QoE per chunk, mean of a trace", "traces", f"Distribution over traces, {result.name}"))
 

@@ -84,8 +84,9 @@ def _panel(axes: Axes, result: SettingResult) -> None:
 
 
 def _differences(analysis: Analysis, axes: Axes) -> bool:
-    """The main policy minus the strongest rules."""
-    rows = analysis.against_rules()
+    """The main policy minus those that are hardest to beat."""
+    rows = [(each.result, each.difference) for each in analysis.hardest()]
+    axes.get_figure().set_figheight(0.7 + 0.16 * len(rows))  # type: ignore[union-attr]
     for i, (_, found) in enumerate(reversed(rows)):
         colour = analysis.named(found.b).colour
         if found.estimate.ci95:
@@ -93,7 +94,7 @@ def _differences(analysis: Analysis, axes: Axes) -> bool:
         axes.plot([found.estimate.mean], [i], "o", color=colour, markeredgecolor="white", markersize=6)
     axes.axvline(0, color="#222222", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{each.name[-24:]} ({analysis.named(found.b).label[:16]})" for each, found in reversed(rows)])
-    axes.set_xlabel(f"{analysis.named(analysis.main).label} minus a rule, QoE per chunk")
+    axes.set_xlabel(f"{analysis.named(analysis.main).label} minus the other, QoE per chunk")
     return bool(rows)
 
 

@@ -5,10 +5,10 @@ is played again with the other sampling seeds.
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,13 @@ from testbed.clock import thread_cpu_s
 from testbed.errors import UserError
 from testbed.metrics import SessionSummary, summarise
 from testbed.sim.abr import AbrSimulator, run_session
-from testbed.sim.optimum import GRID_S, offline_optimum
+from testbed.sim.kept import kept_optimum
+from testbed.sim.optimum import GRID_S
 from traces.trace import Trace
 
 OPTIMUM = "optimum"
+CTRL_C_S = 0.5
+"""Ctrl-C is looked for this often while processes play: the kernel may give the signal to a thread of polars, which wakes nobody."""
 EXACT = (*SIMULATION, "testbed/sim/batch.py", "testbed/sim/optimum.py")
 """Sources that decide what the optimum is."""
 BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
@@ -138,9 +141,10 @@ def _missing_played(tasks: Mapping[Path, Task], processes: int, batch: int) -> I
 
 
 def _in_processes(tasks: Mapping[Path, Task], processes: int) -> Iterator[tuple[Path, Cell]]:
-    """At most `processes` cells at once. Ctrl-C ends the processes; a failed cell ends the evaluation."""
+    """At most `processes` cells at once. Ctrl-C, or a cell that fails, ends the processes; so does losing one."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share numba's and torch's threads
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_quiet) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_leave_ctrl_c_to_the_parent) as pool:
         running: dict[Future[Cell], Path] = {}
         waiting = list(tasks.items())
         try:
@@ -148,16 +152,21 @@ def _in_processes(tasks: Mapping[Path, Task], processes: int) -> Iterator[tuple[
                 while waiting and len(running) < processes:
                     path, task = waiting.pop(0)
                     running[pool.submit(play, task)] = path
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, CTRL_C_S, FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
-        finally:
+        except BaseException as error:
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a process of the evaluation was killed (out of memory?), wanted it to end: try fewer --processes"
+                ) from error
+            raise
 
 
-def _quiet() -> None:
-    """Ctrl-C is the parent's matter, and one process uses one core."""
+def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def play(task: Task) -> Cell:
@@ -185,7 +194,7 @@ def play(task: Task) -> Cell:
 
 def optimum_of(trace: Trace, session: AbrSession, offset_s: float) -> float:
     """Mean QoE per chunk of the offline optimum."""
-    return offline_optimum(trace, session, offset_s)
+    return kept_optimum(trace, session, offset_s).qoe
 
 
 def _moved(policy: AbrPolicy, seed: int) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from netllm.suite.analysis import Analysis, Difference, Outcome, SeedSpread, SettingResult
+from netllm.suite.contenders import LEARNED, RULE
 from netllm.suite.header import Header
 from testbed.stats import Estimate
 
@@ -30,7 +31,8 @@ def _setting(result: SettingResult, main: str) -> dict[str, Any]:
         "sessions": len(prepared.playbacks),
         "groups": prepared.groups,
         "optimum": float(result.optimum.mean()),
-        "strongest_rule": result.strongest_rule(main),
+        "strongest_rule": result.strongest(RULE, main),
+        "strongest_learned": result.strongest(LEARNED, main),
         "policies": {name: _outcome(result, name, each) for name, each in result.outcomes.items()},
         "refused": result.refused,
         "differences": [_difference(each) for each in result.differences],

@@ -1,6 +1,7 @@
 """Numbers and sentences for people, the same in the page, in Markdown and in the terminal."""
 
 from netllm.suite.analysis import Analysis, Difference, SettingResult
+from netllm.suite.contenders import LEARNED, RULE
 from testbed.stats import Estimate
 
 DASH = "\N{EN DASH}"
@@ -50,12 +51,6 @@ def sampled(result: SettingResult) -> str:
     return f"{units} traces" + (f" of {groups} units or logs" if groups < units else "")
 
 
-def which(analysis: Analysis, result: SettingResult, found: Difference) -> str:
-    """The rule of a difference, and why it was taken when it is not the strongest of the setting."""
-    there = found.b == result.strongest_rule(analysis.main)
-    return f"`{found.b}`" if there else f"`{found.b}` (strongest on {analysis.first().name})"
-
-
 def finding(analysis: Analysis) -> str:
     """The result in a few sentences, no stronger than the intervals allow."""
     label = analysis.named(analysis.main).label
@@ -65,33 +60,30 @@ def finding(analysis: Analysis) -> str:
     own, share = first.outcomes[analysis.main].qoe, first.share(analysis.main)
     said = f"{label} averages {within(own)} QoE per chunk on {first.prepared.setting.title}"
     said += f", {100 * share.mean:.0f} % of the offline optimum." if share.mean is not None else "."
-    rule = first.against(first.strongest_rule(analysis.main))
-    if rule is not None:
-        said += f" {_against(analysis, rule)}"
+    for kind, word in ((RULE, "strongest rule"), (LEARNED, "strongest learned policy")):
+        found = first.against(first.strongest(kind, analysis.main))
+        said += f" {_against(analysis, found, word)}" if found else ""
     return f"{said} {_elsewhere(analysis, first)}".strip()
 
 
-def _against(analysis: Analysis, found: Difference) -> str:
-    rival = analysis.named(found.b).label
-    size = (
-        f"{number(found.estimate.mean, 3, True)} ({interval(found.estimate)})"
-        if found.estimate.ci95
-        else number(found.estimate.mean, 3, True)
-    )
+def _against(analysis: Analysis, found: Difference, word: str) -> str:
+    rival, mean = analysis.named(found.b).label, number(found.estimate.mean, 3, True)
+    size = f"{mean} ({interval(found.estimate)})" if found.estimate.ci95 else mean
     if found.verdict == "not clear":
-        return f"Its difference from the strongest rule there, {rival}, is not clear: {size}."
-    return f"It is {found.verdict} than the strongest rule there, {rival}: {size}."
+        return f"Its difference from the {word} there, {rival}, is not clear: {size}."
+    return f"It is {found.verdict} than the {word} there, {rival}: {size}."
 
 
 def _elsewhere(analysis: Analysis, first: SettingResult) -> str:
-    """How the main policy fares against the strongest rule of each other setting."""
-    found = {each.name: each.against(each.strongest_rule(analysis.main)) for each in analysis.settings if each is not first}
-    verdicts = {name: each.verdict for name, each in found.items() if each is not None}
-    if not verdicts:
-        return ""
-    parts = [
-        f"{word} in {', '.join(names)}"
-        for word in ("better", "worse", "not clear")
-        if (names := [n for n, v in verdicts.items() if v == word])
-    ]
-    return f"Against the strongest rule of each other setting it is {'; '.join(parts)}."
+    """How the main policy fares against the strongest policies of each other setting."""
+    said = []
+    for kind, word in ((RULE, "rule"), (LEARNED, "learned policy")):
+        found = {each.name: each.against(each.strongest(kind, analysis.main)) for each in analysis.settings if each is not first}
+        verdicts = {name: each.verdict for name, each in found.items() if each is not None}
+        parts = [
+            f"{verdict} in {', '.join(names)}"
+            for verdict in ("better", "worse", "not clear")
+            if (names := [name for name, seen in verdicts.items() if seen == verdict])
+        ]
+        said += [f"Against the strongest {word} of each other setting it is {'; '.join(parts)}."] if parts else []
+    return " ".join(said)

@@ -1,8 +1,14 @@
 """An evaluation as a user runs it: what it writes, that it goes on where it stopped, and how it takes a user's mistakes."""
 
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -57,6 +63,11 @@ class Trained(AbrPolicy):
     def decide(self, observation):
         return self.level
 """
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -272,3 +283,20 @@ def test_a_command_names_no_folder_of_this_machine(monkeypatch):
 def test_a_user_error_of_the_traces_is_told(settings):
     with pytest.raises(UserError, match="neither a catalogued set nor a file or folder"):
         measure(replace(settings, settings=("nowhere/at/all@synthetic",)), QUIET)
+
+
+def test_ctrl_c_ends_the_processes_and_keeps_what_is_done(settings, mine):
+    mine.write_text(POLICIES.replace("return [][0]", "import time; time.sleep(60)"))
+    asked = ["abr", "--settings", *settings.settings, "--policies", "bba", f"{mine}:Broken", "--processes", "2", "--out", str(settings.out)]
+    code = "import sys; from netllm.suite.command import evaluate_command; sys.exit(evaluate_command(sys.argv[1:]))"
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *asked], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True
+    )
+    cells = settings.out / "cells"
+    while process.poll() is None and len(list(cells.glob("[!.]*"))) < 2:  # those of the optimum and of BBA
+        select.select([], [], [], 0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted; the same command goes on from here\n")
+    assert len(list(cells.iterdir())) == 2

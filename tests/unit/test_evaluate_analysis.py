@@ -77,7 +77,7 @@ def test_differences_are_paired_and_the_strongest_rule_is_the_one_of_the_setting
     who = [contender("netllm", NETLLM), contender("bba"), contender("mpc"), contender("pensieve", LEARNED)]
     found = analysis({"netllm": base + 0.5, "bba": base, "mpc": base + 0.25, "pensieve": base + 0.4}, who).settings[0]
     assert [each.b for each in found.differences] == ["pensieve", "mpc", "bba"]
-    assert found.strongest_rule("netllm") == "mpc"
+    assert found.strongest(RULE, "netllm") == "mpc" and found.strongest(LEARNED, "netllm") == "pensieve"
     against = found.against("mpc")
     assert against.estimate.mean == pytest.approx(0.25) and against.estimate.ci95 == pytest.approx((0.25, 0.25))
     assert (against.wins, against.losses, against.ties) == (10, 0, 0) and against.verdict == "better"
