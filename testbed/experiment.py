@@ -13,6 +13,7 @@ from rich.console import Console
 from testbed.clock import utc_now
 from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
+from testbed.optima import one_a_cell, optima
 from testbed.owned import require_root, undisturbed
 from testbed.prepared import Prepared, describe_policies, job, prepare
 from testbed.recorder import Recorder, twins
@@ -80,8 +81,6 @@ def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> 
 
 def _add_optima(prepared: Prepared, view: LiveView, folder: ResultFolder) -> None:
     """Put each trace's offline optimum beside its trials, now that no trial is played."""
-    from testbed.optima import one_a_cell, optima  # compiled code, which a mistake in the command line shouldn't wait for
-
     view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
 
     def take(row: OptimumRow) -> None:

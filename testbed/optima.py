@@ -7,13 +7,13 @@ from itertools import pairwise
 from testbed.errors import TestbedError, UserError
 from testbed.prepared import Prepared, job
 from testbed.records import ChunkRow, OptimumRow, PlaybackEndRow, Row
-from testbed.sim.optimum import GRID_S
+from testbed.sim.abr import OPTIMUM_GRID_S
 from testbed.simulation import simulate
 from testbed.trial import Trial
 from testbed.units import mbps_from_bps
 
 
-def optima(prepared: Prepared, on_row: Callable[[OptimumRow], None], grid_s: float = GRID_S) -> None:
+def optima(prepared: Prepared, on_row: Callable[[OptimumRow], None], grid_s: float = OPTIMUM_GRID_S) -> None:
     """One row for each trace and offset of the run goes to `on_row` (called from several threads) as it is made.
 
     What can't be computed is a row that says why.

@@ -13,8 +13,8 @@ import msgspec
 from controllers.api import AbrSession
 from testbed.cache import CHECKOUT, cache_folder
 from testbed.metrics import summarise
-from testbed.sim.abr import AbrSimulator
-from testbed.sim.optimum import GRID_S, Optimum, best_playback
+from testbed.sim.abr import OPTIMUM_GRID_S, AbrSimulator
+from testbed.sim.optimum import Optimum, best_playback
 from traces.trace import Trace
 
 CODE = (
@@ -34,7 +34,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def kept_optimum(
-    trace: Trace, session: AbrSession, offset_s: float = 0.0, grid_s: float = GRID_S, alive: Callable[[], None] = lambda: None
+    trace: Trace, session: AbrSession, offset_s: float = 0.0, grid_s: float = OPTIMUM_GRID_S, alive: Callable[[], None] = lambda: None
 ) -> Optimum:
     """`best_playback`, from the cache where it is known. An entry that is damaged, or whose levels score otherwise, is made anew.
 

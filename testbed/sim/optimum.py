@@ -15,13 +15,12 @@ from numba import njit
 
 from controllers.api import AbrSession
 from testbed.metrics import REBUF_PENALTY, SWITCH_PENALTY
+from testbed.sim.abr import OPTIMUM_GRID_S as GRID_S
 from testbed.sim.abr import PAYLOAD_SHARE, rates_of
 from testbed.sim.batch import Floats, Integers, State, Traces, advance
 from testbed.units import bytes_per_s_from_bps, mbps_from_bps
 from traces.trace import Trace
 
-GRID_S = 0.2
-"""Of trace time. On fcc/test, cells of 0.02 s find the same to the last digit, and on norway/test cells of 0.05 s."""
 ROUNDING = 1e-9
 """Equal scores differ by so much after some hundred additions."""
 MARGIN = 1e-6

@@ -20,7 +20,7 @@ class Mine(AbrPolicy):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with a policy and a trace, which is where they work."""
     work = tmp_path / "work"
     work.mkdir()
@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (work / "step.txt").write_text("".join(f"{second} {1 + second // 150}\n" for second in range(0, 301, 5)))
     monkeypatch.chdir(work)
     monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "numba"))  # compiled once for all tests
     return work
 
 

@@ -1,8 +1,13 @@
 """The optima of a run: one for each trace and offset, by worker processes, and a reason where there is none."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from testbed import optima as module
+from testbed.cache import CHECKOUT
 from testbed.errors import TestbedError
 from testbed.optima import one_a_cell, optima
 from testbed.prepared import PolicyCard, Prepared
@@ -20,6 +25,7 @@ TRACES = (varied(), steady(1.0), varied(0.5))
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     cards = tuple(PolicyCard(name, name, "#777777", "", name) for name in ("bba", "rate"))
     return Prepared(EXPERIMENT, cards, (), video(), plan(EXPERIMENT, ["bba", "rate"], TRACES), ())
 
@@ -41,7 +47,14 @@ def test_each_trace_has_one_and_a_second_run_reads_it(prepared, tmp_path):
         assert len(row.bitrates_bps) == len(row.request_s) == len(row.chunk_qoe) == 6 and row.wall_s > row.request_s[-1]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "optimum").iterdir()}
     assert len(kept) == 3 and rows(prepared) == first
+    assert any((tmp_path / "cache" / "numba").iterdir())  # compiled code, where the user may write
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_what_may_be_root_compiles_nothing():
+    """It would leave root's files in the checkout, and where nothing can be written the import fails."""
+    code = "import sys, testbed.cli, testbed.experiment; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, check=False).returncode == 0
 
 
 def test_policies_and_seeds_share_a_cell(prepared):
