@@ -99,7 +99,7 @@ class AdaptSettings:
     validate_minutes: float = 5.0
     """Time between two validations."""
     validation_sessions: int = 32
-    """Sessions of each family to validate with."""
+    """Sessions of each family to validate with. Few stalls weigh much: with 32, two looks at one model differ by 0.05."""
     checkpoint_minutes: float = 2.0
     """Time between two checkpoints."""
     experience: Path | None = None
