@@ -98,7 +98,7 @@ class AdaptSettings:
     """Sessions that the student plays in each."""
     validate_minutes: float = 5.0
     """Time between two validations."""
-    validation_sessions: int = 32
+    validation_sessions: int = 128
     """Sessions of each family to validate with. Few stalls weigh much: with 32, two looks at one model differ by 0.05."""
     checkpoint_minutes: float = 2.0
     """Time between two checkpoints."""
