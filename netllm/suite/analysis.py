@@ -162,7 +162,7 @@ class Analysis:
         return next((each for each in self.settings if each.name == DEFAULT), self.settings[0])
 
     def hardest(self) -> list[Rival]:
-        """The main policy minus each setting's strongest rule and strongest learned policy, and minus the default setting's strongest rule."""
+        """The main policy minus each setting's strongest rule and learned policy, and minus the default setting's strongest rule."""
         usual = self.first().strongest(RULE, self.main)
         found = []
         for each in self.settings:
