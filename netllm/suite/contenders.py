@@ -160,10 +160,20 @@ def _contender(named: Named, role: str, number: int = 0) -> Contender:
     kinds = {_kind(factory) for factory in factories}
     if len(kinds) > 1:
         raise UserError(f"family {name!r} holds policies of the kinds {', '.join(sorted(kinds))}, wanted one kind")
+    if kinds == {NETLLM}:
+        for reference in references:
+            _check_adapter(reference)
     label = name if name and name != NETLLM else first.policy_class.label if name else first.label
     colour = _COLOURS[number % len(_COLOURS)] if role == ABLATION else first.colour
     members = tuple(Member(factory.reference, _identity(factory), tuple(weights_of(factory))) for factory in factories)
     return Contender(name or first.name, label or first.name, colour, first.citation, kinds.pop(), role, members)
+
+
+def _check_adapter(reference: PolicyReference) -> None:
+    """Now, not when all others have been played."""
+    folder = Path(dict(reference.options).get("adapter") or SHIPPED).expanduser()
+    if not (folder / "netllm.json").is_file():
+        raise UserError(f"adapter {folder}: has no netllm.json, wanted a folder made by scripts/adapt")
 
 
 def _kind(factory: PolicyFactory) -> str:

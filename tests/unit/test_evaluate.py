@@ -232,6 +232,7 @@ def test_who_refuses_a_setting_is_named_not_counted(settings, mine):
         (("--policies", "both=bba,pensieve"), "family 'both' holds policies of the kinds learned, rule, wanted one kind"),
         (("--adapters", "no-lora"), "adapters 'no-lora': name or folder is missing, wanted NAME=FOLDER"),
         (("--adapters", "a=/nowhere"), "adapters 'a=/nowhere': /nowhere is no folder, wanted one made by scripts/adapt"),
+        (("--policies", "netllm+adapter={mine}"), "adapter .*mine.py: has no netllm.json, wanted a folder made by scripts/adapt"),
         (("--settings", "moon"), "setting 'moon' is unknown"),
         (("--samples", "0"), "--samples is 0, wanted at least 1"),
         (("--figures", "bmp"), "--figures is bmp, wanted one of pdf, png, svg"),
