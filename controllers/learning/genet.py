@@ -24,7 +24,7 @@ CHUNKS = 48
 VIDEO = "video1"
 PARTS = 16
 """Parts of a batch of sessions; each plays on real traces or in one environment."""
-TRACE_PARTS = 10
+TRACE_PARTS = 12
 """Parts on traces of `traces.training.Mix`, mostly real, with the default round trip and buffer cap (as in Genet's code for real ones)."""
 TRACES = 192
 """Traces drawn for those."""
