@@ -46,7 +46,8 @@ What the adapted language model costs beside NetLLM's published ABR code, on the
 page is written by the command below; nothing in it is typed by hand. Every number is a median over repetitions, the range in brackets.
 
 - **The same for all**: the backbone (checked: from the same input all compute the same), LoRA's rank, torch and its threads, the recorded
-  sessions. Contenders take turns within a repetition, and ratios are taken within it. CPU time is that of all threads of a process.
+  sessions. Contenders take turns within a repetition, and ratios are taken within it. CPU time is that of all threads of a process,
+  which sleep while they wait for each other.
 - **NetLLM's code** runs as it is, in an environment of its own with the packages that it pins: its policy, encoders, LoRA, data set and
   trainer, with windows of 20 steps of 8 tokens, batches of 1, and 32 windows an optimiser step. It computes in float32. *bfloat16* is no
   option of it: there the frozen weights are converted, and what enters and leaves the language model is cast.
