@@ -12,6 +12,9 @@ from testbed.simulation import simulate
 from testbed.trial import Trial
 from testbed.units import mbps_from_bps
 
+SILENCE_S = 600.0
+"""It is our own code, compiled the first time: only a machine that has no time for it lets it be silent for so long."""
+
 
 def optima(prepared: Prepared, on_row: Callable[[OptimumRow], None], grid_s: float = OPTIMUM_GRID_S) -> None:
     """One row for each trace and offset of the run goes to `on_row` (called from several threads) as it is made.
@@ -36,7 +39,7 @@ def optima(prepared: Prepared, on_row: Callable[[OptimumRow], None], grid_s: flo
                 tell(optimum_row(cells[row.trial_id], chunks, grid_s), row.trial_id)
 
     try:
-        simulate([job(prepared, trial, optimum_grid_s=grid_s) for trial in cells.values()], take)
+        simulate([job(prepared, trial, optimum_grid_s=grid_s) for trial in cells.values()], take, SILENCE_S)
     except (TestbedError, UserError, OSError) as error:
         for cell in cells.keys() - told:
             tell(_without(cells[cell], grid_s, str(error)), cell)

@@ -77,7 +77,7 @@ def test_the_offline_optimum_is_above_all_and_found_once(folder: Path, tmp_path:
 def test_trials_stand_without_the_optimum(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, note: str
 ) -> None:
-    def fail(jobs: object, on_row: object) -> None:
+    def fail(jobs: object, on_row: object, silence_s: object) -> None:
         raise error
 
     monkeypatch.setattr("testbed.optima.simulate", fail)

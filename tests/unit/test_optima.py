@@ -62,7 +62,7 @@ def test_policies_and_seeds_share_a_cell(prepared):
 
 
 def test_what_can_not_be_computed_says_why(prepared, monkeypatch):
-    def simulate(jobs, on_row):
+    def simulate(jobs, on_row, silence_s):
         assert [job.policy for job in jobs] == [""] * 3 and {job.optimum_grid_s for job in jobs} == {0.2}
         on_row(ended_early(jobs[0].trial_id, "the search raised MemoryError"))
         raise TestbedError("the simulation worker ended with code -9")
