@@ -50,7 +50,7 @@ def _front(facts: dict[str, Any]) -> list[str]:
         "",
         f"LoRA, encoders and head for the frozen backbone `{backbone['name']}` (width {backbone['width']}). Use: the policy `netllm`,",
         f"or `netllm.adapter.load_adapter(FOLDER)`. It imitates {_teachers(facts)}. Trained on FCC broadband and Norwegian 3G rates",
-        "and on synthetic traces between 0.4 and 5 Mbit/s; other rates, and ladders with more levels, are outside that. For research.",
+        "and on synthetic traces between 0.4 and 8 Mbit/s; other rates are outside that. For research.",
         "",
         f"Task settings: {_settings(facts)}; LoRA rank {facts['lora_rank']}.",
         "",
