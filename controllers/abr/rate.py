@@ -12,7 +12,7 @@ class RateBased(AbrPolicy):
     """
 
     label = "Rate-based"
-    colour = "#ff7f0e"
+    colour = "#bcbd22"
     citation = "Jiang et al., FESTIVE, CoNEXT 2012 (harmonic mean); as RB in Yin et al., SIGCOMM 2015"
 
     def __init__(self, window: int = 5) -> None:

@@ -34,7 +34,7 @@ class ScenarioMPC(AbrPolicy):
     """
 
     label = "ScenarioMPC"
-    colour = "#17becf"
+    colour = "#1b5e20"
     citation = "after Yin et al., SIGCOMM 2015, and stochastic MPC in Yan et al., Learning in situ (Fugu), NSDI 2020"
 
     def __init__(self, horizon: int = 5, spread: float = 0.4, temperature: float = 0.3) -> None:
