@@ -23,6 +23,8 @@ from testbed.stats import CONFIDENCE, LEAST_FOR_INTERVAL, TIE, Estimate, estimat
 
 Cells = Mapping[tuple[str, str, int, int], Cell]
 SIGNIFICANT = 0.05
+LEAST_FOR_SCALE = 10
+"""Units."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,11 @@ class Analysis:
 
 def _several(outcome: Outcome) -> bool:
     return len(outcome.training.means) > 1 or len(outcome.sampling.means) > 1
+
+
+def many_units(rivals: Sequence[Rival]) -> Sequence[Rival]:
+    """Those whose intervals may set the scale of a drawing: one over three files would flatten all others."""
+    return [each for each in rivals if each.difference.estimate.n >= LEAST_FOR_SCALE] or rivals
 
 
 def analyse(prepared: Sequence[Prepared], contenders: Sequence[Contender], cells: Cells, reference: str) -> Analysis:

@@ -55,7 +55,7 @@ def header(
 ) -> Header:
     """Gather the facts; notes on what the settings and the policies' training imply are added."""
     policies = tuple(_described(each, member) for each in contenders for member in each.members)
-    implied = [*_modelled(prepared), *_seen_videos(prepared, policies)]
+    implied = dict.fromkeys((*_modelled(prepared), *_seen_videos(prepared, policies)))
     return Header(
         utc=utc_now().isoformat(timespec="seconds"),
         commit=checkout_commit() or "unknown",

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 import testbed
 from netllm.suite import words
-from netllm.suite.analysis import Analysis, Difference, SettingResult
+from netllm.suite.analysis import LEAST_FOR_SCALE, Analysis, Difference, SettingResult
 from netllm.suite.contenders import ABLATION, COMPARED, SEEDS
 from netllm.suite.drawings import Point, panel, shares
 from netllm.suite.header import Header
@@ -23,8 +23,6 @@ from testbed.units import kbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).with_name("templates")
 STYLE = Path(testbed.__file__).with_name("templates")
-LEAST_FOR_SCALE = 10
-"""Intervals over fewer units don't set a column's scale: one over three files would flatten all others."""
 _COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
 

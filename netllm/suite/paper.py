@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from netllm.suite.analysis import Analysis, SettingResult
+from netllm.suite.analysis import Analysis, SettingResult, many_units
 from netllm.suite.contenders import ABLATION
 
 FORMATS = ("pdf", "png", "svg")
@@ -84,18 +84,24 @@ def _panel(axes: Axes, result: SettingResult) -> None:
 
 
 def _differences(analysis: Analysis, axes: Axes) -> bool:
-    """The main policy minus those that are hardest to beat."""
-    rows = [(each.result, each.difference) for each in analysis.hardest()]
-    axes.get_figure().set_figheight(0.7 + 0.16 * len(rows))  # type: ignore[union-attr]
-    for i, (_, found) in enumerate(reversed(rows)):
-        colour = analysis.named(found.b).colour
-        if found.estimate.ci95:
-            axes.plot(found.estimate.ci95, [i, i], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot([found.estimate.mean], [i], "o", color=colour, markeredgecolor="white", markersize=6)
+    """The main policy minus those that are hardest to beat. An interval over few units may leave the axis."""
+    rivals = analysis.hardest()
+    axes.get_figure().set_figheight(0.7 + 0.16 * len(rivals))  # type: ignore[union-attr]
+    for i, rival in enumerate(reversed(rivals)):
+        found, colour = rival.difference.estimate, analysis.named(rival.difference.b).colour
+        if found.ci95:
+            axes.plot(found.ci95, [i, i], color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
+        axes.plot([found.mean], [i], "o", color=colour, markersize=3.5)
+    ends = [end for rival in many_units(rivals) for end in rival.difference.estimate.ci95 or ()]
+    if ends:
+        margin = 0.06 * (max(0.0, *ends) - min(0.0, *ends))
+        axes.set_xlim(min(0.0, *ends) - margin, max(0.0, *ends) + margin)
     axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [f"{each.name[-24:]} ({analysis.named(found.b).label[:16]})" for each, found in reversed(rows)])
-    axes.set_xlabel(f"{analysis.named(analysis.main).label} minus the other, QoE per chunk")
-    return bool(rows)
+    names = [f"{each.result.name[-24:]} ({analysis.named(each.difference.b).label[:16]})" for each in reversed(rivals)]
+    axes.set_yticks(range(len(rivals)), names)
+    axes.set_title(f"{analysis.named(analysis.main).label} minus the other", fontsize=8)
+    axes.set_xlabel("difference in QoE per chunk")
+    return bool(rivals)
 
 
 def _ablations(analysis: Analysis, axes: Axes) -> bool:

@@ -81,7 +81,7 @@ def _elsewhere(analysis: Analysis, first: SettingResult) -> str:
         found = {each.name: each.against(each.strongest(kind, analysis.main)) for each in analysis.settings if each is not first}
         verdicts = {name: each.verdict for name, each in found.items() if each is not None}
         parts = [
-            f"{verdict} in {', '.join(names)}"
+            f"{verdict} in {'all' if len(names) == len(verdicts) > 1 else ', '.join(names)}"
             for verdict in ("better", "worse", "not clear")
             if (names := [name for name, seen in verdicts.items() if seen == verdict])
         ]
