@@ -195,8 +195,8 @@ def test_the_newest_environment_gets_its_share_and_the_others_what_is_left() -> 
 def test_a_search_finds_larger_gaps_than_chance() -> None:
     def gap(environment: Environment) -> float:
         return (
-            -((environment.rtt_s - 0.8) ** 2) * 4
-            - ((environment.buffer_cap_s - 100) / 250) ** 2
+            -(((environment.rtt_s - 0.17) / 0.1) ** 2)
+            - ((environment.buffer_cap_s - 25) / 50) ** 2
             - (np.log(environment.highest_mbps) - 2) ** 2
         )
 
