@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from controllers.abr.bba import BBA
+from controllers.loader import discover, load
 from netllm.adapter import save_adapter
 from netllm.suite import play as playing
 from netllm.suite.command import evaluate_command
@@ -279,6 +280,11 @@ def test_a_command_names_no_folder_of_this_machine(monkeypatch):
     asked = ["abr", "--adapters", "a=/some/where/one,/some/where/two", "--policies", "~/mine.py", "--settings", "fcc/valid@video1"]
     monkeypatch.setattr("sys.argv", ["scripts/evaluate", *asked])
     assert header._command() == "scripts/evaluate abr --adapters a=one,two --policies mine.py --settings fcc/valid@video1"
+
+
+def test_no_two_policies_share_a_colour():
+    colours = [load(name).colour for name in discover()]
+    assert len(set(colours)) == len(colours)
 
 
 def test_a_user_error_of_the_traces_is_told(settings):
