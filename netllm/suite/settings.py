@@ -67,8 +67,23 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("wide", "Wide synthetic, video1", WIDE, "video1", "the generator, its range and its 1 s changes", note=_WIDE_NOTE),
         Setting("wide-video2", "Wide synthetic, video2", WIDE, "video2", "the generator and the video", note=_WIDE_NOTE),
-        Setting("ladder", "FCC, five-level ladder", "fcc/test", DOUBLING, "the bitrates, their number, the sizes", note=_LADDER_NOTE),
-        Setting("path", "FCC, video1, 300 ms, 20 s", "fcc/test", "video1", "the round trip (300 ms) and the buffer cap (20 s)", 0.3, 20.0),
+        Setting(
+            "ladder",
+            "FCC, five-level ladder",
+            "fcc/test",
+            DOUBLING,
+            "this ladder and its sizes; training may vary ladders, but not to this one",
+            note=_LADDER_NOTE,
+        ),
+        Setting(
+            "path",
+            "FCC, video1, 300 ms, 20 s",
+            "fcc/test",
+            "video1",
+            "300 ms and 20 s as such; training may vary round trip and buffer cap, too",
+            0.3,
+            20.0,
+        ),
     )
 }
 
