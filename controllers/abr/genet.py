@@ -114,7 +114,7 @@ class Genet(AbrPolicy):
     """Genet (Xia et al., SIGCOMM 2022): Pensieve's network with three actions, one level down, stay, one level up.
 
     Trained here, with Genet's curriculum (see `controllers/learning/genet.py`) but PPO instead of A3C, on train splits only. Use is
-    sampled as in the published code: greedy, the authors' own weights lose a fifth of their QoE.
+    sampled as in the published code: greedy, the authors' own weights lose a fifth of their QoE. Ours gain a little, but Genet samples.
 
     | option | meaning |
     | --- | --- |
