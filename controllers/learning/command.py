@@ -18,10 +18,10 @@ def _pensieve(arguments: Sequence[str]) -> Path:
 
 
 def _genet(arguments: Sequence[str]) -> Path:
-    from controllers.learning.genet import GenetDesign, GenetWorld
+    from controllers.learning.genet import OPTIMISATION, GenetDesign, GenetWorld
     from controllers.learning.run import Run, TrainSettings
 
-    settings = tyro.cli(TrainSettings, prog="scripts/train genet", args=arguments)
+    settings = tyro.cli(TrainSettings, prog="scripts/train genet", args=arguments, default=TrainSettings(ppo=OPTIMISATION))
     return Run(GenetDesign(), GenetWorld(settings.seed, settings.ppo.iterations), settings).train()
 
 

@@ -15,7 +15,7 @@ from controllers.learning.curriculum import Curriculum, Environment, Trial, envi
 from controllers.learning.genet_baseline import play_baseline
 from controllers.learning.pensieve import ValidationSessions
 from controllers.learning.playbacks import Playbacks, Pool, Videos
-from controllers.learning.ppo import Learner, play_out
+from controllers.learning.ppo import Learner, PpoSettings, play_out
 from players.media import load_manifest
 from testbed.sim.batch import Integers
 from traces.training import Grouped, Mix, Sources, load_sources
@@ -35,6 +35,8 @@ ROUNDS = 9
 GAP_SESSIONS = 32
 """Traces, each played once by model and baseline, that a gap is measured on (the paper: 10)."""
 FLAT = len(ROWS) * SAMPLES
+OPTIMISATION = PpoSettings(iterations=300, sessions=1024, minibatch=4096, entropy=0.01)
+"""Half of the usual entropy bonus: what is sampled in use should not be noisier than it must."""
 
 
 class Actor(nn.Module):
