@@ -3,8 +3,9 @@
 The unit of sampling is the trace (a file, where a file is played from several starts): its sessions, seeds and training seeds are averaged
 first. So an interval says what other traces of the same kind would give; what other seeds would give stands apart, as a standard deviation
 of the seeds' means. Traces of one measurement unit or log are not independent; the same differences with that group as the unit stand
-beside (`grouped`). P values are of the paired t test, adjusted by Holm (Scandinavian Journal of Statistics 1979) over all comparisons of a
-table: the main policy against each other in each setting, and each ablation against its reference in each setting.
+beside (`grouped`). P values are of the paired t test, adjusted by Holm (Scandinavian Journal of Statistics 1979) over the comparisons on
+one setting: the main policy against each other, and apart from these each ablation against its reference. Settings are questions of their
+own: nothing is adjusted over them.
 """
 
 from collections import defaultdict
@@ -177,7 +178,7 @@ class Analysis:
 
     @property
     def comparisons(self) -> int:
-        """How many differences the p values are adjusted for."""
+        """How many differences of the main policy there are, over all settings."""
         return sum(len(each.differences) for each in self.settings)
 
     @property
@@ -207,22 +208,14 @@ def many_units(rivals: Sequence[Rival]) -> Sequence[Rival]:
 def analyse(prepared: Sequence[Prepared], contenders: Sequence[Contender], cells: Cells, reference: str) -> Analysis:
     """Work out all tables. The first contender is the main one."""
     main = contenders[0].name
-    results = [_setting(each, contenders, cells, main, reference) for each in prepared]
-    adjusted = iter(holm([each.p for result in results for each in result.differences]))
-    ablations = iter(holm([each.p for result in results for each in result.ablations]))
-    return Analysis(
-        tuple(
-            replace(
-                result,
-                differences=tuple(replace(each, p_holm=next(adjusted)) for each in result.differences),
-                ablations=tuple(replace(each, p_holm=next(ablations)) for each in result.ablations),
-            )
-            for result in results
-        ),
-        tuple(contenders),
-        main,
-        reference,
-    )
+    results = tuple(_setting(each, contenders, cells, main, reference) for each in prepared)
+    adjusted = tuple(replace(each, differences=_adjusted(each.differences), ablations=_adjusted(each.ablations)) for each in results)
+    return Analysis(adjusted, tuple(contenders), main, reference)
+
+
+def _adjusted(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    """With p values adjusted for the number of comparisons on one setting."""
+    return tuple(replace(each, p_holm=p) for each, p in zip(differences, holm([each.p for each in differences]), strict=True))
 
 
 def _setting(prepared: Prepared, contenders: Sequence[Contender], cells: Cells, main: str, reference: str) -> SettingResult:

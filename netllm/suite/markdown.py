@@ -17,12 +17,13 @@ The *offline optimum* knows the whole trace (dynamic programming through the sam
 _PAIRED = """
 Paired on each trace. The strongest rule and the strongest learned policy of a setting are those with the highest means on these very
 traces, chosen after the fact; where another rule is the strongest of the default setting, that one stands here, too. p is of the paired
-t test, adjusted by Holm for all {count} comparisons of {main} in this evaluation; the verdict needs p < 0.05, the intervals are not
-adjusted. The last column is the interval with the measurement unit or log as the unit of sampling, because traces of one are not
-independent.
+t test; of {count} comparisons of {main} in this evaluation, those on one setting are adjusted by Holm. The verdict needs p < 0.05, the
+intervals are not adjusted. The last column is the interval with the measurement unit or log as the unit of sampling, because traces of
+one are not independent.
 """
 _ABLATED = """
-Each variant minus `{reference}`, paired on each trace after averaging training seeds; p adjusted by Holm for these {count} comparisons.
+Each variant minus `{reference}`, paired on each trace after averaging training seeds; p adjusted by Holm for the variants on one setting
+({count} comparisons in all).
 """
 
 
@@ -74,7 +75,7 @@ def card(analysis: Analysis, header: Header) -> str:
         "",
         *_shares(analysis),
         "",
-        f"{main.label} minus the policies that are hardest to beat, paired (p adjusted by Holm for {analysis.comparisons} comparisons):",
+        f"{main.label} minus the policies that are hardest to beat, paired (p adjusted by Holm for the comparisons on one setting):",
     ]
     parts += ["", *_forest(analysis)]
     first = analysis.first()

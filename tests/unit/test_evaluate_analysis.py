@@ -163,3 +163,18 @@ def test_the_finding_tells_how_other_settings_went():
         cells |= {(setting.name, name, 0, 0): cell(*row) for name, row in (("netllm", base + shift), ("bba", base), (OPTIMUM, base + 9))}
     said = finding(analyse([prepared(list("abcdefghij"), setting=each) for each in settings], who, cells, "netllm"))
     assert said.endswith("Against the strongest rule of each other setting it is worse in far; not clear in near.")
+
+
+def test_p_values_are_adjusted_within_a_setting_not_over_settings():
+    rng = np.random.default_rng(7)
+    own, weak = rng.normal(0, 1, 10), rng.normal(0.9, 1, 10)
+    who = [contender("netllm", NETLLM), contender("bba"), contender("mpc")]
+    settings = [replace(SETTING, name=f"setting {i}") for i in range(5)]
+    cells = {}
+    for setting in settings:
+        rows = (("netllm", own), ("bba", own - weak), ("mpc", own - weak[::-1]), (OPTIMUM, own + 9))
+        cells |= {(setting.name, name, 0, 0): cell(*row) for name, row in rows}
+    found = analyse([prepared(list("abcdefghij"), setting=each) for each in settings], who, cells, "netllm")
+    assert found.comparisons == 10
+    for result in found.settings:
+        assert [each.p_holm for each in result.differences] == holm([each.p for each in result.differences])
