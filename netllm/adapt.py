@@ -200,7 +200,7 @@ class Run:
         """The header of an experience file that keeps validation apart from it, and has the teachers of this run."""
         header, teachers = experience.read_header(path), list(self.settings.collect.teachers)
         if header["held_out"] != self.sources.held_out_groups:
-            raise UserError(f"{path}: holds back other traces than this run validates on, wanted the same traces, share and seed")
+            raise UserError(f"{path}: holds back other traces than this run validates on, wanted the same traces and share")
         if header["teachers"] != teachers:
             raise UserError(f"{path}: was labelled by {', '.join(header['teachers'])}, wanted {', '.join(teachers)} as in this run")
         return header

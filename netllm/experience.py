@@ -48,7 +48,7 @@ class CollectSettings:
     sessions: int = 1600
     """Sessions in all."""
     seed: int = 1
-    """Of everything random: traces, offsets, noise."""
+    """Of everything random (traces, offsets, noise) but which traces are held out, and what is validated on."""
     traces: tuple[str, ...] = REFERENCES
     """Trace sets, train splits only."""
     synthetic: float = 0.4
@@ -112,7 +112,7 @@ def collect(out: Path, settings: CollectSettings | None = None) -> Path:
 
 def sources_of(settings: CollectSettings) -> Sources:
     """The traces that the settings name."""
-    return load_sources(settings.traces, settings.held_out, settings.seed)
+    return load_sources(settings.traces, settings.held_out)
 
 
 def jobs(settings: CollectSettings, sources: Sources, behaviours: Sequence[str] = ()) -> list[Job]:
@@ -299,7 +299,7 @@ def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 32
     video = load_manifest(settings.videos[0])
     return [
         Job(AbrSession(f"valid-{i}", video, settings.chunks), each.trace, each.offset_s, "greedy", 0.0, i, each.family)
-        for i, each in enumerate(validation(sources, count, settings.seed))
+        for i, each in enumerate(validation(sources, count))
     ]
 
 

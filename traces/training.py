@@ -24,6 +24,8 @@ TRAIN_SPLIT = "train"
 REFERENCES = ("fcc/train", "norway/train")
 HELD_OUT = 0.15
 """Share of units and logs kept for validation."""
+HOLD_OUT_SEED = 1
+"""Whatever a training's own seed, the same traces are held out: a student validates on none that its teachers learnt from."""
 LEAST_MEAN_BPS = bps_from_mbps(0.6)
 """Validation traces are at least as fast: where no level fits, stalls drown all differences."""
 OPPORTUNITY_BIN_S = 0.1
@@ -43,7 +45,7 @@ class Sources:
         return sorted({group_of(trace) for trace in self.held_out})
 
 
-def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_OUT, seed: int = 1) -> Sources:
+def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_OUT) -> Sources:
     """Read the sets, refuse what is not for training or shares anything with a test set, and hold out whole units or logs.
 
     Raises `UserError` that names the trace and what it shares.
@@ -52,7 +54,7 @@ def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_
     real = [as_rates(trace) for each in sets for trace in each.traces]
     _refuse_leaks(real)
     groups = sorted({group_of(trace) for trace in real})
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([HOLD_OUT_SEED, 0])
     kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * held_out)])
     facts = tuple({"name": each.name, "split": each.split, "traces": len(each.traces), "sha256": each.sha256} for each in sets)
     return Sources(
@@ -151,7 +153,7 @@ class Validation:
     offset_s: float
 
 
-def validation(sources: Sources, count: int = 16, seed: int = 1) -> list[Validation]:
+def validation(sources: Sources, count: int = 16, seed: int = HOLD_OUT_SEED) -> list[Validation]:
     """`count` traces each of held-out units and logs, of fcc/valid (when it is here) and of synthetic ones; never of a test split."""
     rng = np.random.default_rng([seed, 3])
     held_out = Grouped(sources.held_out or sources.train)

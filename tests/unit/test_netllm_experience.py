@@ -9,11 +9,12 @@ import pytest
 
 from controllers.abr.scenario_mpc import ScenarioMPC, plan_values
 from controllers.api import AbrObservation, AbrSession
+from controllers.weights import SHIPPED, read_story
 from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
-from players.ladders import at_other_bitrates, find_video, with_levels
 from netllm.tasks.abr import AbrTask
 from netllm.teaching import LEAST, Teachers
 from netllm.training import prepare
+from players.ladders import at_other_bitrates, find_video, with_levels
 from players.media import synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin, summarise
@@ -98,6 +99,20 @@ def test_held_out_traces_are_never_trained_on(own):
     assert len(held_out) == 2 and len(sources.train) == 6
     for job in jobs(replace(own, sessions=60, synthetic=0.0), sources):
         assert job.trace.name.split(" x")[0] not in held_out
+
+
+def test_another_seed_holds_out_and_validates_on_the_same_traces(own):
+    """Else a student of seed 2 would be chosen on units that its teachers, held apart by seed 1, have learnt from."""
+    one, two = (sources_of(replace(own, seed=seed)) for seed in (1, 2))
+    assert one == two and jobs(own, one) != jobs(replace(own, seed=2), two)
+    assert validation_jobs(own, one, count=3) == validation_jobs(replace(own, seed=2), two, count=3)
+
+
+def test_shipped_teachers_never_learnt_from_what_adapters_validate_on():
+    needs("fcc/train"), needs("norway/train")
+    held_out = sources_of(CollectSettings(seed=3)).held_out_groups
+    for weights in sorted(SHIPPED.glob("*.safetensors")):
+        assert read_story(weights)["held_out"] == held_out, weights.name
 
 
 @pytest.mark.parametrize("reference", ["fcc/test", "norway/test", "fcc/valid", "fcc"])
