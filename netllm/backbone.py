@@ -97,7 +97,8 @@ def _load(llm: str, dtype: str) -> Backbone:
     if llm.endswith(RANDOM):
         randomised(model)
     model.set_input_embeddings(nn.Embedding(1, width, dtype=DTYPES[dtype]))
-    model.set_attn_implementation(register())
+    if model._supports_sdpa:  # else its attention has a part of its own (soft caps, sinks) that neither PyTorch's nor ours computes
+        model.set_attn_implementation(register())
     model.requires_grad_(False).eval()
     return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
 

@@ -1,11 +1,15 @@
 """The settings of an evaluation: what is played in each, and that it is the same on every machine."""
 
 import hashlib
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from netllm.suite.contenders import CHECKOUT, MODEL
 from netllm.suite.settings import DEFAULT, SETTINGS, STARTS, chosen, doubling_video, prepare
 from players.media import load_manifest
 from testbed.errors import UserError
@@ -99,3 +103,13 @@ def test_quick_takes_few_traces_from_all_over_the_set():
 def test_the_identity_of_a_setting_holds_traces_video_and_path():
     identities = {ready(name, quick=True).identity for name in (DEFAULT, "video2", "norway", "ladder", "path")}
     assert len(identities) == 5
+
+
+def test_every_source_of_a_language_model_s_answer_is_in_a_cell_s_key():
+    """Else a changed source would leave yesterday's sessions standing."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, netllm.adapter; print(*(sys.modules[n].__file__ for n in sys.modules if n[:7] == 'netllm.'))"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    loaded = {Path(file) for file in told if not file.endswith("__init__.py")}
+    assert loaded and loaded == loaded & {file for pattern in MODEL for file in CHECKOUT.glob(pattern)}

@@ -16,7 +16,7 @@ from netllm.adapter import load_adapter, save_adapter
 from netllm.model import as_tensors
 from netllm.tasks.abr import session_features
 from testbed.errors import UserError
-from tests.unit.tiny_models import a_session, lively, played, save_tiny
+from tests.unit.tiny_models import MODELS, a_session, lively, played, save_tiny
 
 torch.set_num_threads(1)
 
@@ -50,8 +50,10 @@ def test_only_safetensors_and_text_are_written(saved):
     assert {name.rpartition(".")[2] for name in names} <= {"json", "safetensors", "md"}
 
 
-def test_peft_itself_reads_the_lora_part(saved):
-    llm, folder, _ = saved
+@pytest.mark.parametrize("kind", MODELS)
+def test_peft_itself_reads_the_lora_part(tmp_path, kind):
+    llm, folder = save_tiny(tmp_path / "llm", kind), tmp_path / "adapter"
+    save_adapter(lively(llm, name="for peft"), folder, {"trained": {"seed": 1}})
     ours = load_adapter(folder, str(llm), "float32")
     base = AutoModel.from_pretrained(llm, dtype=torch.float32)
     x = torch.randn(1, 7, ours.backbone.width)

@@ -4,10 +4,21 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GptOssConfig,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from netllm import backbone as module
+from netllm.attention import NAME
 from netllm.backbone import EMBEDDED, find_gguf, load_backbone, prepare_embedded
+from netllm.context import band
 from netllm.lora import LoraSettings, Switch, target_modules
 from testbed.errors import UserError
 from tests.unit.tiny_models import MODELS, ROPE, save_tiny
@@ -43,6 +54,32 @@ def test_the_backbone_is_loaded_once_and_frozen(tmp_path):
     assert load_backbone(folder, "bfloat16").model.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert not backbone.model.training
+
+
+SPECIAL = {
+    "gemma2": lambda: Gemma2Config(**ROPE, head_dim=16, attn_logit_softcapping=1.0, max_position_embeddings=512, initializer_range=0.2),
+    "gpt_oss": lambda: GptOssConfig(
+        **ROPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=512, initializer_range=0.2
+    ),
+}
+"""Soft caps on scores, and sinks: what plain attention leaves out."""
+
+
+@pytest.mark.parametrize("reach", [0, 3])
+@pytest.mark.parametrize("kind", [*MODELS, *SPECIAL])
+def test_attention_is_what_the_model_came_with(tmp_path, kind, reach):
+    if kind in SPECIAL:
+        torch.manual_seed(3)
+        AutoModelForCausalLM.from_config(SPECIAL[kind]()).save_pretrained(tmp_path)
+    else:
+        save_tiny(tmp_path, kind)
+    ours = load_backbone(str(tmp_path), "float32")
+    assert (ours.model.config._attn_implementation == NAME) == (kind in MODELS)
+    theirs = AutoModel.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    inputs = {"inputs_embeds": torch.randn(3, 20, ours.width), "use_cache": False, **band(20, 20, reach, 1, torch.float32)}
+    with torch.inference_mode():
+        found, wanted = (model(**inputs).last_hidden_state for model in (ours.model, theirs))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_every_tiny_architecture_is_tested_somewhere():
