@@ -37,7 +37,7 @@ def train_command(arguments: Sequence[str]) -> int:
         if arguments[0] not in BASELINES:
             raise UserError(f"scripts/train: baseline {arguments[0]!r} is unknown: {suggestion(arguments[0], tuple(BASELINES))}")
         print(BASELINES[arguments[0]](arguments[1:]))  # noqa: T201
-    except UserError as error:
+    except (UserError, OSError) as error:  # a disk that is full, a folder taken away
         print(error, file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

@@ -125,7 +125,7 @@ class PensieveWorld:
         nominal = self._videos.session
         rtt_s, buffer_cap_s = np.exp(rng.uniform(np.log(0.01), np.log(0.4))), rng.uniform(15, 60)
         other = replace(nominal, rtt_s=float(rtt_s), buffer_cap_s=float(buffer_cap_s))
-        return [self._part(rng, count // PARTS, session) for session in [*[nominal] * (PARTS - 1), other]]
+        return [self._part(rng, max(count // PARTS, 1), session) for session in [*[nominal] * (PARTS - 1), other]]
 
     def _part(self, rng: np.random.Generator, count: int, session: AbrSession) -> Playbacks:
         durations_s = self._pool.traces.durations_s

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from controllers.learning.playbacks import Playbacks
 from controllers.learning.ppo import Design, Learner, PpoSettings, play_out
+from controllers.learning.start import check_least, open_folder
 from controllers.weights import HEADER
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
@@ -31,6 +32,8 @@ CURVE = "curve.csv"
 STATE = "state"
 DECODINGS = 3
 """A policy that samples is validated as the mean over so many samplings."""
+COUNTS = ("iterations", "sessions", "epochs", "minibatch")
+"""Of `PpoSettings`, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,15 @@ class Run:
         self.design, self.world, self.settings = design, world, settings
         self.console = console or Console(stderr=True)
         self.out = settings.out or Path("results") / f"train-{world.name}-{settings.seed}"
-        if self.out.exists() and any(self.out.iterdir()) and not settings.resume:
-            raise UserError(f"{self.out}: is not empty, wanted a new folder (or --resume)")
-        self.out.mkdir(parents=True, exist_ok=True)
+        check_least(settings, 0, ["seed"])
+        check_least(settings, 1, ["threads", "validate_every", "checkpoint_every", *(f"ppo.{name}" for name in COUNTS)])
+        open_folder(self.out, settings.resume)
         torch.set_num_threads(settings.threads)
         self.learner = Learner(design, settings.ppo, settings.seed)
         self.standing = Standing()
         if settings.resume:
             self._load()
+        self._state = self._taken()
 
     @property
     def weights(self) -> Path:
@@ -142,6 +146,7 @@ class Run:
         self.standing = replace(self.standing, iteration=number + 1, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
         if (number + 1) % self.settings.validate_every == 0 or number + 1 == total:
             self._validate(watched)
+        self._state = self._taken()
         if (number + 1) % self.settings.checkpoint_every == 0:
             self._save()
 
@@ -190,11 +195,21 @@ class Run:
         }
 
     def _save(self) -> None:
+        """Write the state after the last whole iteration: one that Ctrl-C cuts short is done again, its validation included."""
+        _write(self.out / CHECKPOINT, *self._state)
+
+    def _taken(self) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+        """All that a resumed run has to know, as `_write` takes it."""
         modules = {"actor": self.learner.actor, "mean": self.learner.mean_actor, "critic": self.learner.critic}
         tensors = {f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
         for number, state in self.learner.optimiser.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{key}": tensor for key, tensor in state.items()}
-        _write(self.out / CHECKPOINT, tensors, STATE, {"standing": asdict(self.standing), "facts": self.world.facts()})
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        return copies, STATE, {"standing": asdict(self.standing), "facts": self.world.facts(), "asked": self._asked()}
+
+    def _asked(self) -> dict[str, Any]:
+        """The settings that a run keeps from beginning to end."""
+        return {"seed": self.settings.seed, "ppo": asdict(self.settings.ppo)}
 
     def _load(self) -> None:
         path = self.out / CHECKPOINT
@@ -203,6 +218,8 @@ class Run:
         try:
             with safe_open(str(path), framework="pt") as file:
                 state = json.loads(file.metadata()[STATE])
+            if (begun := state["asked"]) != self._asked():
+                raise ValueError(f"it was begun with seed {begun['seed']} and {_differing(begun['ppo'], asdict(self.settings.ppo))}")
             self._fill(load_file(path))
             self.standing = Standing(**state["standing"])
             self.world.restore(state["facts"])
@@ -228,6 +245,10 @@ class Run:
             head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.standing.iteration]
             path.write_text("".join([head, *kept]), encoding="utf-8")
+
+
+def _differing(begun: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(f"ppo.{name} {value}" for name, value in begun.items() if now.get(name) != value) or "the same ppo"
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], key: str, facts: dict[str, Any]) -> None:

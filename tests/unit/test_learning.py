@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +142,55 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(world, tmp_path):
         np.testing.assert_array_equal(array, read_weights(again)[name])
     curves = [[{**row, "elapsed_s": ""} for row in csv.DictReader((tmp_path / name / "curve.csv").open())] for name in ("whole", "cut")]
     assert curves[0] == curves[1] and [row["iteration"] for row in curves[0]] == ["2", "4"]
+
+
+@pytest.mark.parametrize("within", ["improve", "_validate"])
+@pytest.mark.parametrize("at", [1, 3])
+def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, within, at):
+    """Half an iteration's gradient steps, or a validation that was not made, must not be taken for done."""
+    whole = Run(PensieveDesign(), world(), settings(tmp_path / "whole"), QUIET).train()
+    cut = Run(PensieveDesign(), world(), settings(tmp_path / "cut"), QUIET)
+    owner = cut.learner if within == "improve" else cut
+    honest = getattr(owner, within)
+
+    def interrupted(*given):
+        if cut.standing.iteration < at:
+            return honest(*given)
+        if within == "improve":
+            honest(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, within, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = Run(PensieveDesign(), world(), settings(tmp_path / "cut", resume=True), QUIET).train()
+    for name, array in read_weights(whole).items():
+        np.testing.assert_array_equal(array, read_weights(again)[name])
+    curves = [[{**row, "elapsed_s": ""} for row in csv.DictReader((tmp_path / name / "curve.csv").open())] for name in ("whole", "cut")]
+    assert curves[0] == curves[1]
+
+
+def test_a_run_goes_on_with_its_own_settings_only(world, tmp_path):
+    Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
+    with pytest.raises(UserError, match="begun with seed 1 and the same ppo.*, wanted the checkpoint of a run with the same settings"):
+        Run(PensieveDesign(), world(2), settings(tmp_path, resume=True, seed=2), QUIET)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"seed": -1}, "--seed is -1, wanted at least 0"),
+        ({"threads": 0}, "--threads is 0, wanted at least 1"),
+        ({"validate_every": 0}, "--validate-every is 0"),
+        ({"ppo": PpoSettings(minibatch=0)}, "--ppo.minibatch is 0"),
+        ({"resume": True}, "new: holds no run to go on with"),
+        ({"out": Path("/proc/none")}, "/proc/none: can't be used"),
+        ({"out": Path(__file__)}, "test_learning.py: can't be used"),
+    ],
+)
+def test_settings_without_sense_are_one_sentence(world, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        Run(PensieveDesign(), world(), replace(settings(tmp_path / "new"), **more), QUIET)
 
 
 def test_another_seed_learns_something_else(world, tmp_path):
