@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from controllers.learning.start import check_least
 from netllm.adapt import AdaptSettings, adapt
 from netllm.backbone import RANDOM
 from netllm.card import CARD
@@ -51,6 +52,7 @@ class AblateSettings:
 def ablate(settings: AblateSettings | None = None, console: Console | None = None) -> list[Path]:
     """Train what is missing; returns the adapters' folders."""
     settings, console = settings or AblateSettings(), console or Console(stderr=True)
+    check_least(settings, 1, ["steps"])
     for name in settings.names:
         if name not in CHANGES:
             raise UserError(f"scripts/ablate: change {name!r} is unknown: {suggestion(name, tuple(CHANGES))}")
@@ -65,8 +67,9 @@ def _trained(settings: AblateSettings, name: str, seed: int, console: Console) -
     if (folder / "adapter" / CARD).is_file():
         return folder / "adapter"
     console.print(f"{name}, seed {seed}")
-    full = replace(settings.adapt, collect=replace(settings.adapt.collect, seed=seed), steps=settings.steps, resume=True)
+    full = replace(settings.adapt, collect=replace(settings.adapt.collect, seed=seed), steps=settings.steps)
     experience = settings.out / f"experience-{seed}.parquet"
     if not experience.is_file():
         collect(experience, full.collect)
-    return adapt(replace(CHANGES[name](full), out=folder, experience=experience), console)
+    begun = folder.is_dir() and any(folder.iterdir())
+    return adapt(replace(CHANGES[name](full), out=folder, experience=experience, resume=begun), console)

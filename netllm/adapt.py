@@ -25,6 +25,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
 from controllers.api import AbrObservation, Chunk
+from controllers.learning.start import check_least, open_folder
 from netllm import experience
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
@@ -146,11 +147,24 @@ def score_of(batch: Sequence[Job], played: Sequence[Sequence[Chunk]]) -> Score:
 def adapt(settings: AdaptSettings | None = None, console: Console | None = None) -> Path:
     """Train an adapter and return its folder, `settings.out / "adapter"`."""
     settings = settings or AdaptSettings()
+    _check(settings)
     torch.set_num_threads(settings.threads)
     run = Run(settings, console or Console(stderr=True))
-    run.start()
-    run.train()
-    return run.finish()
+    try:
+        run.start()
+        run.train()
+        return run.finish()
+    finally:
+        run.model.switch.remove()  # after Ctrl-C in a notebook, too: the backbone lives on
+
+
+def _check(settings: AdaptSettings) -> None:
+    check_least(settings, 0, ["steps", "rounds", "collect.seed", "lora.rank"])
+    check_least(settings, 1, ["threads", "validation_sessions", "round_sessions", "collect.sessions"])
+    check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
+    check_least(settings, 2, ["collect.chunks"])
+    if not settings.steps and not settings.minutes > 0:
+        raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --steps)")
 
 
 class Run:
@@ -158,18 +172,16 @@ class Run:
 
     def __init__(self, settings: AdaptSettings, console: Console) -> None:
         self.settings, self.console, self.commit = settings, console, checkout_commit() or "unknown"
-        if settings.out.exists() and any(settings.out.iterdir()) and not settings.resume:
-            raise UserError(f"{settings.out}: is not empty, wanted a new folder (or --resume)")
-        settings.out.mkdir(parents=True, exist_ok=True)
+        open_folder(settings.out, settings.resume)
+        self.sources: Sources = experience.sources_of(settings.collect)
+        self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
         self.task = settings.task
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
         self.progress = Progress()
-        self.sources: Sources = experience.sources_of(settings.collect)
         self.pools: list[list[dict[str, np.ndarray]]] = []
-        self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
         self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
         self.last_checkpoint_s = 0.0
 
@@ -181,6 +193,7 @@ class Run:
         if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser)):
             self.progress = found
             self.last_checkpoint_s = found.elapsed_s
+            self._cut_curve()
             self.console.print(f"resumed at step {found.step}, {found.elapsed_s / 60:.1f} min of training done")
         for number in range(self.progress.rounds):
             self._add_round(experience.read(self._round_file(number)))
@@ -214,6 +227,8 @@ class Run:
                 while self.done < 1:
                     self._advance()
                     bar.update(row, completed=self.done, description=self._state(), eta=f"{self._left_s() / 60:.0f} min left")
+                if self.progress.validated < self.progress.step:  # the run that did the last step was cut in its validation
+                    self._timed(self._validate)
             except KeyboardInterrupt:
                 self._checkpoint()
                 raise
@@ -296,11 +311,11 @@ class Run:
         score = score_of(self.validation, [sim.history for sim in sims])
         with torch.inference_mode():
             valid_loss = loss_of(self.model, self.held_out).item()
-        self.progress = replace(self.progress, last_validation_s=self.progress.elapsed_s)
         self._record(score, valid_loss)
+        best = max(score.qoe, self.progress.best_qoe)
         if score.qoe > self.progress.best_qoe:
-            self.progress = replace(self.progress, best_qoe=score.qoe)
             save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
+        self.progress = replace(self.progress, best_qoe=best, last_validation_s=self.progress.elapsed_s, validated=self.progress.step)
 
     def _record(self, score: Score, valid_loss: float) -> None:
         path = self.settings.out / CURVE
@@ -319,6 +334,15 @@ class Run:
         self.console.print(
             f"step {self.progress.step}: validation QoE {score} (teacher {self.teacher_score.qoe:.3f}), loss {valid_loss:.3f}"
         )
+
+    def _cut_curve(self) -> None:
+        """Forget validations that the checkpoint knows nothing of: they will come again."""
+        path = self.settings.out / CURVE
+        if path.is_file():
+            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text(
+                "".join([head, *(row for row in rows if int(row.partition(",")[0]) <= self.progress.validated)]), encoding="utf-8"
+            )
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress)
@@ -357,7 +381,6 @@ class Run:
         """Write the model card of the best adapter."""
         folder = self.settings.out / "adapter"
         write_card(folder, self.settings.out / CURVE)
-        self.model.switch.remove()
         return folder
 
 

@@ -9,6 +9,8 @@
 """
 
 import json
+import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,12 +38,26 @@ TASKS: dict[str, type[AbrTask]] = {"abr": AbrTask}
 
 
 def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """Write `model`'s adapter, encoders and head; `facts` (data, seed, versions, ...) go into the settings."""
+    """Write `model`'s adapter, encoders and head; `facts` (data, seed, versions, ...) go into the settings.
+
+    All is written beside and then renamed: a kill never leaves the matrices of one model with the head of another.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        _write(model, Path(scratch), facts, dtype)
+        for file in Path(scratch).iterdir():
+            os.replace(file, folder / file.name)
+    if not model.switch.settings.rank:
+        for name in (LORA, LORA_SETTINGS):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _write(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype) -> None:
     modules = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(modules, folder / MODULES, metadata={"format": "pt"})
     (folder / MODULES).chmod(READABLE)
-    _save_lora(model, folder, dtype)
+    if model.switch.settings.rank:
+        _write_lora(model, folder, dtype)
     name = model.backbone.name
     settings = {
         "format": FORMAT,
@@ -54,11 +70,7 @@ def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _save_lora(model: TaskModel, folder: Path, dtype: torch.dtype) -> None:
-    if not model.switch.settings.rank:
-        for name in (LORA, LORA_SETTINGS):
-            (folder / name).unlink(missing_ok=True)
-        return
+def _write_lora(model: TaskModel, folder: Path, dtype: torch.dtype) -> None:
     save_file({name: tensor.to(dtype) for name, tensor in model.switch.state().items()}, folder / LORA, metadata={"format": "pt"})
     (folder / LORA).chmod(READABLE)
     config = model.switch.config

@@ -29,7 +29,7 @@ def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: 
     try:
         rest = _task_first(name, arguments)
         work(tyro.cli(settings_type, prog=f"scripts/{name} abr", args=rest))
-    except UserError as error:
+    except (UserError, OSError) as error:  # a disk that is full, a folder taken away
         print(error, file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

@@ -60,6 +60,8 @@ class Progress:
     """Best validation QoE so far."""
     last_validation_s: float = 0.0
     """`elapsed_s` at the last validation."""
+    validated: int = 0
+    """Optimiser steps done at the last validation."""
 
 
 def prepare(task: AbrTask, episodes: Sequence[Episode]) -> list[dict[str, np.ndarray]]:
@@ -138,6 +140,8 @@ def pick(seed: int, step: int, count: int, pools: Sequence[int]) -> list[tuple[i
 def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
     """Write a new folder, then let the pointer name it: at any moment one whole checkpoint exists."""
     target = folder / f"checkpoint-{progress.step}"
+    if _pointed_at(folder) == target:  # saved twice without a step between: the first must live until the pointer leaves it
+        target = folder / f"checkpoint-{progress.step}-again"
     scratch = folder / f".checkpoint-{os.getpid()}"
     for stale in (scratch, target):
         shutil.rmtree(stale, ignore_errors=True)
@@ -151,6 +155,13 @@ def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
     for old in folder.glob("checkpoint-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _pointed_at(folder: Path) -> Path | None:
+    try:
+        return folder / json.loads((folder / POINTER).read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress | None:

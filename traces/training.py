@@ -55,6 +55,8 @@ def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_
     _refuse_leaks(real)
     groups = sorted({group_of(trace) for trace in real})
     rng = np.random.default_rng([HOLD_OUT_SEED, 0])
+    if not 0 <= held_out < 1:
+        raise UserError(f"the share of units and logs held out is {held_out:g}, wanted one from 0 to below 1")
     kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * held_out)])
     facts = tuple({"name": each.name, "split": each.split, "traces": len(each.traces), "sha256": each.sha256} for each in sets)
     return Sources(

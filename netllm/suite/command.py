@@ -16,7 +16,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     try:
         rest = _task_first(arguments)
         test(tyro.cli(EvaluateSettings, prog="scripts/evaluate abr", args=rest))
-    except UserError as error:
+    except (UserError, OSError) as error:  # a disk that is full, a folder taken away
         print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

@@ -108,6 +108,86 @@ def test_a_run_taken_up_again_ends_with_the_weights_of_one_that_ran_through(sett
     assert_equal(weights(adapt(replace(crashing, resume=True), QUIET)), expected)
 
 
+def test_a_run_cut_in_its_last_validation_makes_it_when_taken_up_again(settings, monkeypatch):
+    """Else a run that had done all its steps would end without an adapter."""
+    monkeypatch.setattr(Run, "_validate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(replace(settings, rounds=0), QUIET)
+    monkeypatch.undo()
+    folder = adapt(replace(settings, rounds=0, resume=True), QUIET)
+    assert read_settings(folder)["trained"]["steps"] == 6
+    assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["6"]
+
+
+def interrupt(run):
+    raise KeyboardInterrupt
+
+
+def test_a_validation_that_no_checkpoint_knows_is_made_again_not_twice(settings):
+    run = Run(replace(settings, rounds=0, checkpoint_minutes=1e9), QUIET)
+    run.start()
+    run._advance()
+    run._checkpoint()
+    run._advance()
+    run._validate()  # then killed
+    run.model.switch.remove()
+    adapt(replace(settings, rounds=0, resume=True), QUIET)
+    assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["6"]
+
+
+def test_a_checkpoint_saved_again_at_the_same_step_can_be_killed_at_any_moment(settings, monkeypatch):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    run._advance()
+    run._checkpoint()
+    monkeypatch.setattr(training, "save_file", lambda *_: interrupt(run))
+    with pytest.raises(KeyboardInterrupt):
+        run._checkpoint()
+    monkeypatch.undo()
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser).step == 1
+    for _ in range(3):
+        run._checkpoint()
+        assert training.load_checkpoint(settings.out, run.model, run.optimiser).step == 1
+    assert len(list(settings.out.glob("checkpoint-*"))) == 1
+    run.model.switch.remove()
+
+
+def test_a_kill_while_an_adapter_is_written_leaves_the_one_before(settings, monkeypatch):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    run._validate()
+    before = weights(settings.out / "adapter")
+    run._advance()
+    monkeypatch.setattr("netllm.adapter._write_lora", lambda *_: interrupt(run))
+    run.progress = replace(run.progress, best_qoe=-1e9)
+    with pytest.raises(KeyboardInterrupt):
+        run._validate()
+    assert_equal(before, weights(settings.out / "adapter"))
+    assert run.progress.best_qoe == -1e9, "a model that was not kept is not the best"
+    run.model.switch.remove()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"steps": 0, "minutes": 0.0}, "--minutes is 0, wanted more than 0"),
+        ({"threads": 0}, "--threads is 0, wanted at least 1"),
+        ({"validation_sessions": 0}, "--validation-sessions is 0"),
+        ({"lora": LoraSettings(rank=-1)}, "--lora.rank is -1"),
+        ({"collect": CollectSettings(sessions=0)}, "--collect.sessions is 0"),
+        ({"collect": CollectSettings(seed=-1)}, "--collect.seed is -1"),
+        ({"collect": CollectSettings(held_out=2.0)}, "held out is 2, wanted one from 0 to below 1"),
+        ({"resume": True}, "out: holds no run to go on with"),
+        ({"out": Path("/proc/none")}, "/proc/none: can't be used"),
+    ],
+)
+def test_settings_without_sense_are_one_sentence(settings, more, message):
+    traces = settings.collect.traces
+    more = {name: replace(value, traces=traces) if name == "collect" else value for name, value in more.items()}
+    with pytest.raises(UserError, match=message):
+        adapt(replace(settings, **more), QUIET)
+
+
 def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.unit.test_netllm_adapt import endless; from netllm.adapt import adapt; "
@@ -179,7 +259,8 @@ def test_experience_made_elsewhere_is_learnt_from_if_it_fits(settings, tmp_path)
     path = collect(tmp_path / "mine.parquet", replace(settings.collect, sessions=4))
     fitting = replace(settings, steps=1, rounds=0, experience=path)
     assert read_settings(adapt(fitting, QUIET))["trained"]["experience"]["settings"]["sessions"] == 4
-    for change, message in (({"seed": 5}, "holds back other traces"), ({"teachers": ("bba",)}, "was labelled by scenario_mpc, wanted bba")):
+    refused = ({"held_out": 0.5}, "holds back other traces"), ({"teachers": ("bba",)}, "was labelled by scenario_mpc, wanted bba")
+    for change, message in refused:
         run = Run(replace(fitting, out=tmp_path / str(change), collect=replace(settings.collect, **change)), QUIET)
         with pytest.raises(UserError, match=message):
             run.start()
