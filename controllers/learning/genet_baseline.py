@@ -4,11 +4,11 @@ Decides exactly as `controllers.abr.robust_mpc` with `jumps=adjacent` does, whic
 """
 
 import numpy as np
-from numba import njit
 
 from controllers.learning.playbacks import Playbacks
 from testbed.metrics import REBUF_PENALTY, SWITCH_PENALTY
 from testbed.sim.batch import Floats, Integers
+from testbed.sim.compiled import compiled
 from testbed.units import bits_from_bytes, bps_from_mbps, bytes_per_s_from_bps
 
 HORIZON = 5
@@ -39,7 +39,7 @@ def robust_mpc(plays: Playbacks) -> Integers:
     return chosen
 
 
-@njit(cache=True)
+@compiled
 def _harmonic_mean(rates):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     inverse = 0.0
     for rate in rates:
@@ -47,7 +47,7 @@ def _harmonic_mean(rates):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN2
     return len(rates) / inverse
 
 
-@njit(cache=True)
+@compiled
 def _bounds_bps(measured_bps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The prediction for the next chunk over 1 + the largest error of the last ones, (sessions,), of (sessions, chunks)."""
     count = measured_bps.shape[1]
@@ -61,7 +61,7 @@ def _bounds_bps(measured_bps):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
     return bounds
 
 
-@njit(cache=True)
+@compiled
 def _plan(ahead, bytes_per_s, buffer_s, bitrates_bps, last, chunk_s, stall_penalty, switch_penalty):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """First level of the best plan of each session. Plans are walked in lexicographic order, depth first; of equal ones the last wins."""
     sessions, steps, levels = ahead.shape

@@ -9,11 +9,11 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from controllers.api import AbrSession
 from testbed.sim.abr import DRAIN_STEP_S, PAYLOAD_SHARE, rates_of
+from testbed.sim.compiled import compiled
 from testbed.units import bytes_per_s_from_bps
 from traces.trace import Trace
 
@@ -128,7 +128,7 @@ def advance(traces: Traces, session: AbrSession, state: State, sizes_bytes: Floa
     return Downloads(*out)
 
 
-@njit(cache=True)
+@compiled
 def _segments(begin_s, first, counts, which, trace_s):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     found = np.empty(len(which), np.int64)
     for i in range(len(which)):
@@ -137,7 +137,7 @@ def _segments(begin_s, first, counts, which, trace_s):  # type: ignore[no-untype
     return found
 
 
-@njit(cache=True)
+@compiled
 def _advance(end_s, begin_s, bytes_per_s, following, segment, trace_s, buffer_s, sizes_bytes, noise, rtt_s, chunk_s, cap_s, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     for i in range(sizes_bytes.size):
         here, now_s = segment[i], trace_s[i]

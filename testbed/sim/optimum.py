@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from controllers.api import AbrSession
 from testbed.metrics import REBUF_PENALTY, SWITCH_PENALTY
 from testbed.sim.abr import OPTIMUM_GRID_S as GRID_S
 from testbed.sim.abr import PAYLOAD_SHARE, rates_of
 from testbed.sim.batch import Floats, Integers, State, Traces, advance
+from testbed.sim.compiled import compiled
 from testbed.units import bytes_per_s_from_bps, mbps_from_bps
 from traces.trace import Trace
 
@@ -176,7 +176,7 @@ def best_of_cells(played_s: Floats, buffer_s: Floats, level: Integers, score: Fl
     return _worth_keeping(order, level, time, buffer_s, score)
 
 
-@njit(cache=True)
+@compiled
 def _worth_keeping(order, level, time, buffer_s, score):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """`order` goes by level, time and falling buffer; the indices that stay, in that order but for each cell's own."""
     kept = np.empty(len(order), np.int64)

@@ -14,6 +14,7 @@ from testbed.metrics import REBUF_PENALTY, summarise
 from testbed.sim import kept
 from testbed.sim.abr import AbrSimulator, run_session
 from testbed.sim.batch import AbrBatch, Traces
+from testbed.sim.compiled import compiled
 from testbed.sim.kept import kept_optimum
 from testbed.sim.optimum import best_playback, offline_optimum
 from tests.abr_cases import session, steady, varied, video
@@ -196,3 +197,12 @@ def test_a_cache_that_can_not_be_written_costs_time_only(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "file"))
     assert kept_optimum(steady(2.0), session(4)) == best_playback(steady(2.0), session(4))
+
+
+def test_who_owns_no_folder_compiles_anew(monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
+    assert compiled(plus_one)(1) == 2
+
+
+def plus_one(x):
+    return x + 1
