@@ -163,6 +163,9 @@ def _check(settings: AdaptSettings) -> None:
     check_least(settings, 1, ["threads", "validation_sessions", "round_sessions", "collect.sessions"])
     check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
     check_least(settings, 2, ["collect.chunks"])
+    for name in ("teachers", "behaviours", "traces", "videos"):
+        if not getattr(settings.collect, name):
+            raise UserError(f"--collect.{name} is empty, wanted at least one")
     if not settings.steps and not settings.minutes > 0:
         raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --steps)")
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from netllm.backbone import Active, Backbone
-from testbed.errors import UserError
+from testbed.errors import UserError, suggestion
 
 PREFIX = "base_model.model."
 """Begins every name in PEFT's files."""
@@ -95,6 +95,9 @@ class Switch:
         self.settings = settings
         self._model, self._active = backbone.model, backbone.active
         self.targets = settings.targets or target_modules(backbone)
+        present = {_last(place) for place, _ in _linear_layers(backbone.model)}
+        if unknown := sorted(set(self.targets) - present):  # else it would train without LoRA and not say so
+            raise UserError(f"LoRA target {unknown[0]!r} is unknown in {backbone.name}: {suggestion(unknown[0], present)}")
         with backbone.lock:
             if name in backbone.active.known:
                 raise ValueError(f"the backbone has an adapter named {name} already")

@@ -176,6 +176,8 @@ def test_a_kill_while_an_adapter_is_written_leaves_the_one_before(settings, monk
         ({"lora": LoraSettings(rank=-1)}, "--lora.rank is -1"),
         ({"collect": CollectSettings(sessions=0)}, "--collect.sessions is 0"),
         ({"collect": CollectSettings(seed=-1)}, "--collect.seed is -1"),
+        ({"collect": CollectSettings(behaviours=())}, "--collect.behaviours is empty, wanted at least one"),
+        ({"lora": LoraSettings(targets=("q_proj", "nope"))}, "LoRA target 'nope' is unknown in .*: wanted one of .*q_proj"),
         ({"collect": CollectSettings(held_out=2.0)}, "held out is 2, wanted one from 0 to below 1"),
         ({"resume": True}, "out: holds no run to go on with"),
         ({"out": Path("/proc/none")}, "/proc/none: can't be used"),
