@@ -10,6 +10,7 @@ machine; with `--minutes` the number of steps, and so the weights, depend on its
 """
 
 import csv
+import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -219,6 +220,9 @@ class Run:
             raise UserError(f"{path}: holds back other traces than this run validates on, wanted the same traces and share")
         if header["teachers"] != teachers:
             raise UserError(f"{path}: was labelled by {', '.join(header['teachers'])}, wanted {', '.join(teachers)} as in this run")
+        asked = json.loads(json.dumps(asdict(self.settings.collect)))
+        if self.settings.experience is None and (other := sorted(name for name in asked if header["settings"].get(name) != asked[name])):
+            raise UserError(f"{path}: was collected with another {', '.join(other)}, wanted the settings the run was begun with")
         return header
 
     def train(self) -> None:

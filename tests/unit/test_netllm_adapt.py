@@ -245,6 +245,14 @@ def test_resuming_with_another_rank_is_one_sentence(settings):
     other.model.switch.remove()
 
 
+def test_resuming_with_another_seed_is_one_sentence(settings):
+    """Else the card would tell the new seed of a run that began with the old one."""
+    adapt(replace(settings, steps=1, rounds=0), QUIET)
+    other = replace(settings, resume=True, rounds=0, collect=replace(settings.collect, seed=2))
+    with pytest.raises(UserError, match="experience.parquet: was collected with another seed, wanted the settings the run was begun with"):
+        adapt(other, QUIET)
+
+
 def test_resuming_with_another_context_is_one_sentence(settings):
     """All shapes fit, and still it would be another model."""
     run = Run(replace(settings, rounds=0), QUIET)
