@@ -1,6 +1,7 @@
 """A language model adapted for networking (NetLLM, SIGCOMM 2024): one frozen backbone, one small adapter per task.
 
-`collect` gathers experience in the simulator, `adapt` trains an adapter on it, `test` measures it beside others. Importing this package loads no torch.
+`collect` gathers experience in the simulator, `adapt` trains an adapter on it, `test` measures it beside others. Importing this
+package loads no torch.
 """
 
 from importlib import import_module

@@ -1,6 +1,5 @@
 """What went wrong and whose turn it is: errors that the command line turns into one sentence."""
 
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 
