@@ -39,7 +39,7 @@ class Ours:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config |= config.pop("rope_parameters", {})
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        (Path(folder) / "model.safetensors").symlink_to(source / "model.safetensors")
+        (Path(folder) / "model.safetensors").symlink_to((source / "model.safetensors").resolve())
         return {"cache": str(cache_folder())}
 
     def load(self, llm: str, dtype: str, rank: int, sessions: str, tokens: str = "") -> dict[str, Any]:
