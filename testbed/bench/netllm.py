@@ -28,8 +28,8 @@ from testbed.bench.page import Row
 from testbed.bench.published import Checkout, checkout, environment
 from testbed.bench.sim import level_of
 from testbed.clock import now_s, utc_now
+from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
-from testbed.experiment import checkout_commit
 from testbed.host import CHECKOUT, host_facts
 from testbed.sim.abr import AbrSimulator
 from testbed.user import popen_tied

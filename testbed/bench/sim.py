@@ -17,8 +17,8 @@ import numpy as np
 from controllers.api import AbrSession
 from players.media import DEFAULT_VIDEO, load_manifest
 from testbed.clock import now_s, utc_now
+from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
-from testbed.experiment import checkout_commit
 from testbed.host import host_facts
 from testbed.sim.abr import AbrSimulator, rates_of
 from testbed.sim.batch import AbrBatch, Traces

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from testbed import owned
 from testbed.clock import now_s, utc_now, wall_offset_ns
+from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
-from testbed.experiment import checkout_commit
 from testbed.fidelity.capture import RETIRE_S, Tap, compress, require_tcpdump
 from testbed.fidelity.evidence import Course, Evidence, Folder, Said, write
 from testbed.host import host_facts
