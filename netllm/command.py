@@ -1,41 +1,39 @@
-"""The command lines of `scripts/adapt` and `scripts/ablate`."""
+"""The command lines of `scripts/adapt`, `scripts/ablate` and `scripts/evaluate`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
+from controllers.learning.start import exit_code
 from testbed.errors import UserError
 
 TASKS = ("abr",)
 
 
 def adapt_command(arguments: Sequence[str]) -> int:
-    """Train; 0 when done, 2 for a user's mistake, 130 after Ctrl-C (a checkpoint is kept)."""
+    """Train an adapter; the codes of `controllers.learning.start.exit_code`."""
     from netllm.adapt import AdaptSettings, adapt
 
-    return _run("adapt", AdaptSettings, adapt, arguments)
+    return _run("adapt", AdaptSettings, adapt, arguments, "--resume goes on from the last checkpoint")
 
 
 def ablate_command(arguments: Sequence[str]) -> int:
     """Train with one thing changed at a time; the same codes."""
     from netllm.ablate import AblateSettings, ablate
 
-    return _run("ablate", AblateSettings, ablate, arguments)
+    return _run("ablate", AblateSettings, ablate, arguments, "the same command goes on from here")
 
 
-def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str]) -> int:
-    try:
-        rest = _task_first(name, arguments)
-        work(tyro.cli(settings_type, prog=f"scripts/{name} abr", args=rest))
-    except (UserError, OSError) as error:  # a disk that is full, a folder taken away
-        print(error, file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+def evaluate_command(arguments: Sequence[str]) -> int:
+    """Measure; the same codes."""
+    from netllm.suite.run import EvaluateSettings, test
+
+    return _run("evaluate", EvaluateSettings, test, arguments, "the same command goes on from here")
+
+
+def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str], interrupted: str) -> int:
+    return exit_code(lambda: work(tyro.cli(settings_type, prog=f"scripts/{name} abr", args=_task_first(name, arguments))), interrupted)
 
 
 def _task_first(name: str, arguments: Sequence[str]) -> list[str]:

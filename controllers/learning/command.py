@@ -1,11 +1,11 @@
 """The command line of `scripts/train`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
 
+from controllers.learning.start import exit_code
 from testbed.errors import UserError, suggestion
 
 
@@ -29,18 +29,14 @@ BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {"genet": _genet, "pensi
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    """Train; 0 when done, 2 for a user's mistake, 130 after Ctrl-C (a checkpoint is kept)."""
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(f"usage: scripts/train {{{','.join(BASELINES)}}} [options]   (scripts/train NAME --help tells them)")  # noqa: T201
-            return 0
-        if arguments[0] not in BASELINES:
-            raise UserError(f"scripts/train: baseline {arguments[0]!r} is unknown: {suggestion(arguments[0], tuple(BASELINES))}")
-        print(BASELINES[arguments[0]](arguments[1:]))  # noqa: T201
-    except (UserError, OSError) as error:  # a disk that is full, a folder taken away
-        print(error, file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+    """Train; the codes of `controllers.learning.start.exit_code`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: scripts/train {{{','.join(BASELINES)}}} [options]   (scripts/train NAME --help tells them)")  # noqa: T201
+        return 0
+    return exit_code(lambda: _train(arguments), "--resume goes on from the last checkpoint")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    if arguments[0] not in BASELINES:
+        raise UserError(f"scripts/train: baseline {arguments[0]!r} is unknown: {suggestion(arguments[0], tuple(BASELINES))}")
+    print(BASELINES[arguments[0]](arguments[1:]))  # noqa: T201

@@ -13,14 +13,13 @@ from controllers.abr import genet
 from controllers.abr.genet import ACTIONS, HIDDEN, ROWS, SAMPLES, WHOLE_ROWS, Seen
 from controllers.learning.curriculum import Curriculum, Environment, Trial, environment_trace, hardest, search
 from controllers.learning.genet_baseline import play_baseline
-from controllers.learning.pensieve import ValidationSessions
 from controllers.learning.playbacks import Playbacks, Pool, Videos
 from controllers.learning.ppo import Learner, PpoSettings, play_out
+from controllers.learning.validation import CHUNKS, ValidationSessions
 from players.media import load_manifest
 from testbed.sim.batch import Integers
 from traces.training import Grouped, Mix, Sources, load_sources
 
-CHUNKS = 48
 VIDEO = "video1"
 PARTS = 16
 """Parts of a batch of sessions; each plays on real traces or in one environment."""
@@ -106,7 +105,7 @@ class GenetWorld:
         self._sources = sources or load_sources()
         self._mix = Mix(Grouped(self._sources.train))
         self._videos = Videos([load_manifest(VIDEO)], chunks)
-        self._validation = ValidationSessions(self._sources, videos=self._videos.manifests, chunks=chunks)
+        self.validation = ValidationSessions(self._sources, videos=self._videos.manifests, chunks=chunks)
         self._promoted: list[Trial] = []
 
     @property
@@ -146,14 +145,6 @@ class GenetWorld:
         if environment:
             session = replace(session, rtt_s=environment.rtt_s, buffer_cap_s=environment.buffer_cap_s)
         return Playbacks(pool, self._videos, which, offsets_s, np.zeros(len(which), np.int64), session)
-
-    def validation(self) -> Playbacks:
-        """The sessions to choose on, at their beginning."""
-        return self._validation.playbacks()
-
-    def by_family(self, qoe: np.ndarray) -> dict[str, float]:
-        """Mean in each family of `traces.training.validation`."""
-        return self._validation.by_family(qoe)
 
     def facts(self) -> dict[str, Any]:
         """Data, and the environments promoted with the gap that each was found with."""

@@ -1,6 +1,5 @@
 """Pensieve's part of the training: its network, the sessions it learns on, and those it is chosen on."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +8,15 @@ from torch import nn
 
 from controllers.abr import pensieve
 from controllers.abr.pensieve import FEATURES, SAMPLES, SLOTS, Seen, ahead_of, relative_sizes
-from controllers.api import AbrSession, Manifest
+from controllers.api import AbrSession
 from controllers.learning.playbacks import Playbacks, Pool, Videos
 from controllers.learning.ppo import Learner
+from controllers.learning.validation import CHUNKS, VALIDATION, ValidationSessions
 from players.ladders import draw_video
 from players.media import load_manifest
 from testbed.sim.batch import Integers
-from traces.training import Grouped, Mix, Sources, load_sources, validation
+from traces.training import Grouped, Mix, Sources, load_sources
 
-CHUNKS = 48
 HIDDEN = 128
 TRACES = 384
 """Traces in a pool."""
@@ -26,8 +25,6 @@ PARTS = 4
 REBUILT = 10
 """Iterations on one pool."""
 VIDEOS = ("video1", "video1", "video1", "video2", "synthetic")
-VALIDATION = 256
-"""Validation traces a family. With 64, the ranking of two policies changes with the draw (measured: by 0.02)."""
 OTHERS = 10
 """Other ladders in a pool."""
 VARIED = 0.15
@@ -106,7 +103,7 @@ class PensieveWorld:
         self._sources = sources or load_sources()
         self._mix = Mix(Grouped(self._sources.train))
         self._own = [load_manifest(name) for name in VIDEOS]
-        self._validation = ValidationSessions(self._sources, count=count, chunks=chunks)
+        self.validation = ValidationSessions(self._sources, count=count, chunks=chunks)
         self._number = -1
 
     def prepare(self, learner: Learner, iteration: int) -> None:
@@ -136,14 +133,6 @@ class PensieveWorld:
         video = np.where(rng.random(count) < VARIED, another, rng.integers(own, size=count))
         return Playbacks(self._pool, self._videos, which, offsets_s, video, session)
 
-    def validation(self) -> Playbacks:
-        """All validation sessions, at their beginning."""
-        return self._validation.playbacks()
-
-    def by_family(self, qoe: np.ndarray) -> dict[str, float]:
-        """Mean in each family of `traces.training.validation`."""
-        return self._validation.by_family(qoe)
-
     def facts(self) -> dict[str, Any]:
         """What it learns on."""
         return {
@@ -157,25 +146,3 @@ class PensieveWorld:
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Nothing: all is drawn from the seed."""
-
-
-class ValidationSessions:
-    """Every trace of `traces.training.validation` with each of the videos."""
-
-    def __init__(
-        self, sources: Sources, seed: int = 1, count: int = VALIDATION, videos: Sequence[Manifest] = (), chunks: int = CHUNKS
-    ) -> None:
-        self._found = validation(sources, count, seed)
-        self._pool = Pool([each.trace for each in self._found])
-        self._videos = Videos(videos or [load_manifest("video1"), load_manifest("video2")], chunks)
-
-    def playbacks(self) -> Playbacks:
-        """All sessions, at their beginning."""
-        count, videos = len(self._found), len(self._videos.manifests)
-        offsets_s = np.tile([each.offset_s for each in self._found], videos)
-        return Playbacks(self._pool, self._videos, np.tile(np.arange(count), videos), offsets_s, np.repeat(np.arange(videos), count))
-
-    def by_family(self, qoe: np.ndarray) -> dict[str, float]:
-        """Mean of `qoe` (sessions,) in each family."""
-        families = np.tile([each.family for each in self._found], len(self._videos.manifests))
-        return {name: float(qoe[families == name].mean()) for name in dict.fromkeys(families.tolist())}

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from controllers.learning.playbacks import Playbacks
 from controllers.learning.ppo import Design, Learner, PpoSettings, play_out
 from controllers.learning.start import check_least, open_folder
+from controllers.learning.validation import ValidationSessions
 from controllers.weights import HEADER
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
@@ -63,6 +64,8 @@ class World(Protocol):
     """`pensieve`, ..."""
     sampled: bool
     """Whether the policy samples its actions when it is used."""
+    validation: ValidationSessions
+    """The sessions to choose on."""
 
     def prepare(self, learner: Learner, iteration: int) -> None:
         """Called before each iteration."""
@@ -70,14 +73,6 @@ class World(Protocol):
 
     def sessions(self, iteration: int, rng: np.random.Generator, count: int) -> Sequence[Playbacks]:
         """`count` sessions to learn on, in parts."""
-        ...
-
-    def validation(self) -> Playbacks:
-        """The sessions to choose on, at their beginning."""
-        ...
-
-    def by_family(self, qoe: np.ndarray) -> dict[str, float]:
-        """Mean of validation QoE (sessions,) in each family."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -154,11 +149,11 @@ class Run:
         started_s = now_s()
         if self.world.sampled:
             rngs = [np.random.default_rng([self.settings.seed, 5, draw]) for draw in range(DECODINGS)]
-            plays = [play_out(self.design, self.learner.mean_actor, self.world.validation(), rng) for rng in rngs]
+            plays = [play_out(self.design, self.learner.mean_actor, self.world.validation.playbacks(), rng) for rng in rngs]
             qoe = np.mean(plays, axis=0)
         else:
-            qoe = play_out(self.design, self.learner.mean_actor, self.world.validation())
-        families = self.world.by_family(qoe)
+            qoe = play_out(self.design, self.learner.mean_actor, self.world.validation.playbacks())
+        families = self.world.validation.by_family(qoe)
         mean = float(np.mean(list(families.values())))
         self.standing = replace(self.standing, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
         self._record(mean, families, watched)

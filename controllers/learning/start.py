@@ -1,11 +1,25 @@
-"""What a training checks before it begins: numbers that make sense, and a folder that it may write to."""
+"""How training and evaluation begin and end: numbers that make sense, a folder that may be written to, the exit code."""
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from pathlib import Path
 
 from testbed.errors import UserError
+
+
+def exit_code(work: Callable[[], object], interrupted: str) -> int:
+    """0 when `work` is done; 2 and a sentence for a user's mistake, a full disk or a folder taken away; 130 after Ctrl-C."""
+    try:
+        work()
+    except (UserError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
 
 
 def check_least(settings: object, least: float, names: Iterable[str]) -> None:

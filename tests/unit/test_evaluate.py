@@ -19,8 +19,8 @@ from rich.console import Console
 from controllers.abr.bba import BBA
 from controllers.loader import discover, load
 from netllm.adapter import save_adapter
+from netllm.command import evaluate_command
 from netllm.suite import play as playing
-from netllm.suite.command import evaluate_command
 from netllm.suite.markdown import card, document
 from netllm.suite.run import EvaluateSettings, test
 from netllm.suite.settings import chosen, prepare
@@ -295,7 +295,7 @@ def test_a_user_error_of_the_traces_is_told(settings):
 def test_ctrl_c_ends_the_processes_and_keeps_what_is_done(settings, mine):
     mine.write_text(POLICIES.replace("return [][0]", "import time; time.sleep(60)"))
     asked = ["abr", "--settings", *settings.settings, "--policies", "bba", f"{mine}:Broken", "--processes", "2", "--out", str(settings.out)]
-    code = "import sys; from netllm.suite.command import evaluate_command; sys.exit(evaluate_command(sys.argv[1:]))"
+    code = "import sys; from netllm.command import evaluate_command; sys.exit(evaluate_command(sys.argv[1:]))"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *asked], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True

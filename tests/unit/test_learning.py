@@ -212,12 +212,12 @@ def test_some_iterations_teach_it_to_beat_indifference(world):
     """On traces of a steady rate the best level is easily learnt."""
     design, own = PensieveDesign(), world()
     learner = Learner(design, PpoSettings(sessions=128, minibatch=256, epochs=4), 1)
-    before = play_out(design, learner.mean_actor, own.validation()).mean()
+    before = play_out(design, learner.mean_actor, own.validation.playbacks()).mean()
     for number in range(25):
         own.prepare(learner, number)
         rng = np.random.default_rng(number)
         learner.improve(own.sessions(number, rng, 128), rng, number / 25)
-    after = play_out(design, learner.mean_actor, own.validation()).mean()
+    after = play_out(design, learner.mean_actor, own.validation.playbacks()).mean()
     assert after > before + 0.1
 
 

@@ -1,0 +1,36 @@
+"""The sessions that learned baselines are chosen on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from controllers.api import Manifest
+from controllers.learning.playbacks import Playbacks, Pool, Videos
+from players.media import load_manifest
+from traces.training import Sources, validation
+
+CHUNKS = 48
+VALIDATION = 256
+"""Validation traces a family. With 64, the ranking of two policies changes with the draw (measured: by 0.02)."""
+
+
+class ValidationSessions:
+    """Every trace of `traces.training.validation` with each of the videos."""
+
+    def __init__(
+        self, sources: Sources, seed: int = 1, count: int = VALIDATION, videos: Sequence[Manifest] = (), chunks: int = CHUNKS
+    ) -> None:
+        self._found = validation(sources, count, seed)
+        self._pool = Pool([each.trace for each in self._found])
+        self._videos = Videos(videos or [load_manifest("video1"), load_manifest("video2")], chunks)
+
+    def playbacks(self) -> Playbacks:
+        """All sessions, at their beginning."""
+        count, videos = len(self._found), len(self._videos.manifests)
+        offsets_s = np.tile([each.offset_s for each in self._found], videos)
+        return Playbacks(self._pool, self._videos, np.tile(np.arange(count), videos), offsets_s, np.repeat(np.arange(videos), count))
+
+    def by_family(self, qoe: np.ndarray) -> dict[str, float]:
+        """Mean of `qoe` (sessions,) in each family."""
+        families = np.tile([each.family for each in self._found], len(self._videos.manifests))
+        return {name: float(qoe[families == name].mean()) for name in dict.fromkeys(families.tolist())}
