@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,24 +12,7 @@ from testbed.events import Run
 from testbed.report import Page
 from testbed.summary import summarise
 from testbed.terminal import MODELLED
-
-FORMATS = ("pdf", "png", "svg")
-_COLUMN_INCHES = 3.4
-"""Width of a column in two-column proceedings."""
-_STYLE: dict[Any, Any] = {
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.fonttype": "none",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 300,
-}
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+from testbed.typography import COLUMN_INCHES, DASHES, FORMATS, STYLE, save
 
 
 def export(run: Run, folder: Path, form: str) -> list[Path]:
@@ -47,16 +29,14 @@ def export(run: Run, folder: Path, form: str) -> list[Path]:
         "decision_latency": _latency,
     }
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for stem, plot in plots.items():
-            figure = Figure(figsize=(_COLUMN_INCHES, 2.1), layout="constrained")
+            figure = Figure(figsize=(COLUMN_INCHES, 2.1), layout="constrained")
             axes = figure.add_subplot()
             if plot(page, axes):
                 if page.modelled:
                     axes.set_title(MODELLED, fontsize=7, color="#a04000")
-                path = folder / f"{stem}.{form}"
-                figure.savefig(path, metadata={} if form == "png" else {"Date": None} if form == "svg" else {"CreationDate": None})
-                written.append(path)
+                written.append(save(figure, folder / f"{stem}.{form}"))
     return written
 
 
@@ -96,7 +76,7 @@ def _cdf(page: Page, axes: Axes) -> bool:
     for name, look in page.looks.items():
         values = [t.qoe for t in page.trials[name] if t.qoe is not None]
         if values:
-            axes.ecdf(values, color=look.colour, linestyle=_DASHES[look.number % len(_DASHES)], label=look.label)
+            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=look.label)
             drawn = True
     if page.upper and drawn:
         axes.ecdf([row.qoe for row in page.optima], color=page.upper.colour, linestyle="--", linewidth=1, label=page.upper.label)
@@ -128,7 +108,7 @@ def _latency(page: Page, axes: Axes) -> bool:
     waits = page.waits_ms()
     for look, values in waits.items():
         if values:
-            axes.ecdf(values, color=look.colour, linestyle=_DASHES[look.number % len(_DASHES)], label=look.label)
+            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=look.label)
     if not any(waits.values()):
         return False
     deadline_ms = page.deadline_ms

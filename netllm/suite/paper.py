@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,25 +9,8 @@ from matplotlib.figure import Figure
 
 from netllm.suite.analysis import Analysis, SettingResult, many_units
 from netllm.suite.contenders import ABLATION
+from testbed.typography import COLUMN_INCHES, DASHES, STYLE, save
 
-FORMATS = ("pdf", "png", "svg")
-_COLUMN_INCHES = 3.4
-"""Width of a column in two-column proceedings; a page is 7."""
-_STYLE: dict[Any, Any] = {
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evaluation",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e5e5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 300,
-}
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 _PER_ROW = 3
 
 
@@ -37,12 +19,12 @@ def export(analysis: Analysis, folder: Path, form: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [overview(analysis, folder / f"qoe_by_setting.{form}")]
     plots: dict[str, Callable[[Analysis, Axes], bool]] = {"qoe_difference": _differences, "qoe_cdf": _cdf, "ablations": _ablations}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for stem, plot in plots.items():
-            figure = Figure(figsize=(_COLUMN_INCHES, 2.4), layout="constrained")
+            figure = Figure(figsize=(COLUMN_INCHES, 2.4), layout="constrained")
             axes = figure.add_subplot()
             if plot(analysis, axes):
-                written.append(_save(figure, folder / f"{stem}.{form}"))
+                written.append(save(figure, folder / f"{stem}.{form}"))
     return written
 
 
@@ -52,7 +34,7 @@ def overview(analysis: Analysis, path: Path) -> Path:
     per_row = min(_PER_ROW, len(results))
     lines = -(-len(results) // per_row)
     most = max(len(each.compared()) for each in results)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * per_row + 0.6, lines * (0.16 * most + 0.75)), layout="constrained")
         panels = figure.subplots(lines, per_row, squeeze=False).ravel()
         for axes, result in zip(panels, results, strict=False):
@@ -61,13 +43,7 @@ def overview(analysis: Analysis, path: Path) -> Path:
             axes.set_visible(False)
         for axes in panels[max(len(results) - per_row, 0) : len(results)]:
             axes.set_xlabel("QoE per chunk")
-        return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    form = path.suffix[1:]
-    figure.savefig(path, metadata={} if form == "png" else {"Date": None} if form == "svg" else {"CreationDate": None})
-    return path
+        return save(figure, path)
 
 
 def _panel(axes: Axes, result: SettingResult) -> None:
@@ -127,7 +103,7 @@ def _ablations(analysis: Analysis, axes: Axes) -> bool:
 def _cdf(analysis: Analysis, axes: Axes) -> bool:
     result = analysis.first()
     for i, each in enumerate(result.compared()):
-        axes.ecdf(each.by_unit, color=each.contender.colour, linestyle=_DASHES[i % len(_DASHES)], label=each.contender.label)
+        axes.ecdf(each.by_unit, color=each.contender.colour, linestyle=DASHES[i % len(DASHES)], label=each.contender.label)
     axes.ecdf(result.optimum, color="#868e96", linestyle=":", label="offline optimum")
     axes.set_xlabel(f"QoE per chunk, mean of a trace, {result.name}")
     axes.set_ylabel("share of traces")

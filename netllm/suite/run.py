@@ -19,6 +19,7 @@ from netllm.suite.play import OPTIMUM, Task, play_all
 from netllm.suite.settings import DEFAULT, UNSEEN, Prepared, chosen, prepare
 from netllm.suite.table import as_dict
 from testbed.errors import UserError
+from testbed.typography import FORMATS
 
 QUICK_SAMPLES = 3
 DOCS = CHECKOUT / "docs"
@@ -88,8 +89,8 @@ def _check(settings: EvaluateSettings) -> None:
     for name in ("samples", "processes", "threads", "batch"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} is {getattr(settings, name)}, wanted at least 1")
-    if settings.figures and settings.figures not in paper.FORMATS:
-        raise UserError(f"--figures is {settings.figures}, wanted one of {', '.join(paper.FORMATS)}")
+    if settings.figures and settings.figures not in FORMATS:
+        raise UserError(f"--figures is {settings.figures}, wanted one of {', '.join(FORMATS)}")
     if settings.quick and (settings.write or settings.card):
         raise UserError("--quick is no result, wanted without --write and --card")
     if settings.out.exists() and not settings.out.is_dir():
