@@ -164,7 +164,7 @@ def _check(settings: AdaptSettings) -> None:
     check_least(settings, 1, ["threads", "validation_sessions", "round_sessions", "collect.sessions"])
     check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
     check_least(settings, 2, ["collect.chunks"])
-    for name in ("teachers", "behaviours", "traces", "videos"):
+    for name in ("teachers", "behaviours", "traces", "videos", "validation_videos"):
         if not getattr(settings.collect, name):
             raise UserError(f"--collect.{name} is empty, wanted at least one")
     if not settings.steps and not settings.minutes > 0:

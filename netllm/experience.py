@@ -21,8 +21,7 @@ import tyro
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
 from controllers.loader import load
 from netllm.teaching import Teachers
-from players.ladders import draw_video, find_video
-from players.media import load_manifest
+from players.ladders import VALIDATION_VIDEOS, draw_video, find_video
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
 from traces.trace import RateTrace
@@ -55,13 +54,15 @@ class CollectSettings:
     """Share of sessions on synthetic traces built from the sets."""
     held_out: float = HELD_OUT
     """Share of measurement units (FCC) or logs (Norway) kept for validation."""
-    videos: tuple[str, ...] = ("video1", "video1", "video1", "video2", "synthetic")
-    """Drawn from with equal chance."""
+    videos: tuple[str, ...] = ("video1", "video1", "synthetic")
+    """Drawn from with equal chance; `video2` is for tests."""
+    validation_videos: tuple[str, ...] = VALIDATION_VIDEOS
+    """Validation sessions play these in turn."""
     chunks: int = 48
     """Chunks per session."""
-    sub_ladders: float = 0.08
+    sub_ladders: float = 0.2
     """Share of sessions whose video has only some of the levels."""
-    scaled_ladders: float = 0.1
+    scaled_ladders: float = 0.25
     """Share of sessions whose video has other bitrates, and sizes (see `players/ladders.py`)."""
     other_paths: float = 0.15
     """Share of sessions with another round trip (10 to 400 ms) and another buffer cap (15 to 60 s)."""
@@ -296,9 +297,9 @@ def _from_rows(rows: list[dict[str, Any]]) -> Episode:
 
 def validation_jobs(settings: CollectSettings, sources: Sources, count: int = 32) -> list[Job]:
     """Sessions for choosing a model: `count` of each family of `traces.training.validation`; never on test."""
-    video = load_manifest(settings.videos[0])
+    videos = [find_video(name) for name in settings.validation_videos]
     return [
-        Job(AbrSession(f"valid-{i}", video, settings.chunks), each.trace, each.offset_s, "greedy", 0.0, i, each.family)
+        Job(AbrSession(f"valid-{i}", videos[i % len(videos)], settings.chunks), each.trace, each.offset_s, "greedy", 0.0, i, each.family)
         for i, each in enumerate(validation(sources, count))
     ]
 

@@ -21,6 +21,8 @@ BITRATE_FACTORS = (0.7, 1.4)
 SIZE_FACTORS = (0.8, 1.2)
 """How much larger than their bitrates say chunks are, as encoders differ."""
 LEAST_LEVELS = 3
+VALIDATION_VIDEOS = ("video1", "synthetic", "video1*0.85*1.1@0,1,3,4,5")
+"""What models are chosen on: the ladder of training, and one of its own."""
 
 
 @lru_cache(maxsize=1024)

@@ -29,6 +29,8 @@ HOLD_OUT_SEED = 1
 LEAST_MEAN_BPS = bps_from_mbps(0.6)
 """Validation traces are at least as fast: where no level fits, stalls drown all differences."""
 OPPORTUNITY_BIN_S = 0.1
+STEPS_S = (5.0, 5.0, 2.0, 1.0)
+"""Steps of synthetic traces, drawn with equal chance: 5 s as FCC measures, and faster. Real ones are then played faster, too."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Mix:
 
     def draw(self, rng: np.random.Generator) -> tuple[RateTrace, float]:
         """A trace and the offset in it to start from, in seconds; one session in five starts at the trace's beginning."""
-        drawn = synthetic_trace(rng, self.real.traces) if rng.random() < self.synthetic else scaled(rng, self.real.draw(rng))
+        if rng.random() < self.synthetic:
+            drawn = synthetic_trace(rng, self.real.traces, step_s=float(rng.choice(STEPS_S)))
+        else:
+            drawn = scaled(rng, self.real.draw(rng))
         return drawn, float(rng.uniform(0, drawn.duration_s)) if rng.random() < 0.8 else 0.0
 
 

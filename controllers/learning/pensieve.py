@@ -24,10 +24,11 @@ PARTS = 4
 """Parts of a batch of sessions; in the last one round trip and buffer cap vary."""
 REBUILT = 10
 """Iterations on one pool."""
-VIDEOS = ("video1", "video1", "video1", "video2", "synthetic")
-OTHERS = 10
+VIDEOS = ("video1", "video1", "synthetic")
+"""`video2` is for tests."""
+OTHERS = 24
 """Other ladders in a pool."""
-VARIED = 0.15
+VARIED = 0.3
 """Share of sessions whose video has another ladder."""
 
 

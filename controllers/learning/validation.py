@@ -6,7 +6,7 @@ import numpy as np
 
 from controllers.api import Manifest
 from controllers.learning.playbacks import Playbacks, Pool, Videos
-from players.media import load_manifest
+from players.ladders import VALIDATION_VIDEOS, find_video
 from traces.training import Sources, validation
 
 CHUNKS = 48
@@ -22,7 +22,7 @@ class ValidationSessions:
     ) -> None:
         self._found = validation(sources, count, seed)
         self._pool = Pool([each.trace for each in self._found])
-        self._videos = Videos(videos or [load_manifest("video1"), load_manifest("video2")], chunks)
+        self._videos = Videos(videos or [find_video(name) for name in VALIDATION_VIDEOS], chunks)
 
     def playbacks(self) -> Playbacks:
         """All sessions, at their beginning."""

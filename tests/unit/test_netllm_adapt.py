@@ -38,7 +38,15 @@ def settings(tmp_path):
     folder.mkdir()
     for number in range(8):
         write_trace(folder / f"mine_{number}", number)
-    collect = CollectSettings(teachers=("scenario_mpc",), sessions=6, traces=(str(folder),), videos=("synthetic",), chunks=8, held_out=0.25)
+    collect = CollectSettings(
+        teachers=("scenario_mpc",),
+        sessions=6,
+        traces=(str(folder),),
+        videos=("synthetic",),
+        validation_videos=("synthetic",),
+        chunks=8,
+        held_out=0.25,
+    )
     return AdaptSettings(
         steps=6,
         out=tmp_path / "out",
@@ -214,7 +222,15 @@ def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
 
 def endless(out, llm, traces):
     """What the killed process runs."""
-    collect = CollectSettings(teachers=("scenario_mpc",), sessions=6, traces=(str(traces),), videos=("synthetic",), chunks=8, held_out=0.25)
+    collect = CollectSettings(
+        teachers=("scenario_mpc",),
+        sessions=6,
+        traces=(str(traces),),
+        videos=("synthetic",),
+        validation_videos=("synthetic",),
+        chunks=8,
+        held_out=0.25,
+    )
     return AdaptSettings(
         steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0,
         validation_sessions=3,

@@ -40,7 +40,15 @@ def own(tmp_path):
     folder.mkdir()
     for number in range(8):
         write_trace(folder / f"mine_{number}", number)
-    return CollectSettings(teachers=("scenario_mpc",), sessions=10, traces=(str(folder),), videos=("synthetic",), chunks=12, held_out=0.25)
+    return CollectSettings(
+        teachers=("scenario_mpc",),
+        sessions=10,
+        traces=(str(folder),),
+        videos=("synthetic",),
+        validation_videos=("synthetic",),
+        chunks=12,
+        held_out=0.25,
+    )
 
 
 def needs(reference):
