@@ -14,7 +14,6 @@ from netllm.experience import CollectSettings, collect, jobs, play, read, read_h
 from netllm.tasks.abr import AbrTask
 from netllm.teaching import LEAST, Teachers
 from netllm.training import prepare
-from players.ladders import at_other_bitrates, find_video, with_levels
 from players.media import synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin, summarise
@@ -304,18 +303,3 @@ def test_a_student_that_is_missing_and_a_policy_that_is_unknown_are_one_sentence
     for name, message in (("student", "needs a student"), ("bbq", "policy 'bbq' is unknown")):
         with pytest.raises(UserError, match=message):
             play(jobs(replace(own, behaviours=(name,), sessions=1), sources_of(own)), own.teachers)
-
-
-def test_a_changed_ladder_is_made_again_from_its_name():
-    video = with_levels(at_other_bitrates(synthetic_manifest(), 0.812, 1.13), (0, 2, 5))
-    assert video.name == "synthetic*0.812*1.13@0,2,5"
-    assert find_video(video.name) == video
-    plain = synthetic_manifest()
-    assert video.bitrates_bps == tuple(round(0.812 * plain.bitrates_bps[level]) for level in (0, 2, 5))
-    assert video.sizes_bytes[7][1] == pytest.approx(plain.sizes_bytes[7][2] * 0.812 * 1.13, abs=1)
-
-
-@pytest.mark.parametrize("name", ["synthetic*2", "synthetic*a*b", "synthetic@9", "synthetic@x"])
-def test_a_video_that_cannot_be_made_is_one_sentence(name):
-    with pytest.raises(UserError, match="can't be made"):
-        find_video(name)
