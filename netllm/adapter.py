@@ -106,7 +106,7 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
     _fill(model, folder)
     model.requires_grad_(False).eval()
-    model.switch.cast(backbone.dtype)
+    model.switch.merge()
     _warm_up(model)
     return model
 

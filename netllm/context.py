@@ -1,9 +1,12 @@
 """The context of running sessions: cached keys and values, so that a decision costs only its new tokens; and how far a token looks back."""
 
+from contextlib import nullcontext
+
 import torch
 from transformers import DynamicCache
 
 from netllm.backbone import Backbone
+from netllm.kernels import for_one_row, suits_one_row
 
 
 class Context:
@@ -13,6 +16,7 @@ class Context:
         self._backbone = backbone
         self._cache = DynamicCache()
         self._reach, self._step_tokens = reach, step_tokens
+        self._suits_one_row = suits_one_row(backbone.model)
         self.tokens = 0
         """Tokens read so far."""
 
@@ -24,7 +28,9 @@ class Context:
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
         limits = band(new, self.tokens + new, self._reach, self._step_tokens, embeddings.dtype)
-        result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True, **limits)
+        one_row = self._suits_one_row and embeddings.shape[:2].numel() == 1
+        with for_one_row() if one_row else nullcontext():
+            result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True, **limits)
         self.tokens += new
         return result.last_hidden_state
 

@@ -121,6 +121,44 @@ def test_a_decision_feeds_only_its_new_tokens(llama, monkeypatch):
     assert llama.step_tokens == 1
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-4), ("bfloat16", 0.15)])
+def test_merged_matrices_give_the_same_probabilities(tmp_path, kind, dtype, tolerance):
+    model = lively(save_tiny(tmp_path, kind), dtype=dtype, name="merged")
+    session = played(13, 24)
+    state = {name: matrix.clone() for name, matrix in model.switch.state().items()}
+    apart = recomputed(model, session), read(model, session)
+    model.switch.merge()
+    together = recomputed(model, session), read(model, session)
+    for before, after in zip(apart, together, strict=True):
+        np.testing.assert_allclose(np.exp(after), np.exp(before), atol=tolerance)
+        assert np.abs(np.exp(after) - np.exp(before)).mean() < 0.1 * tolerance
+    assert all(torch.equal(matrix, state[name]) for name, matrix in model.switch.state().items())
+    model.switch.load({name: torch.zeros_like(matrix) for name, matrix in state.items()})
+    assert np.abs(recomputed(model, session) - together[0]).max() > 0.05, "it still computes with what was merged"
+
+
+def test_one_merges_and_the_other_learns_on(tmp_path):
+    folder = save_tiny(tmp_path)
+    decides, learns = lively(folder, seed=1, name="decides"), lively(folder, seed=2, name="learns")
+    session = played(14, 16)
+    features = as_tensors({name: values[None] for name, values in session_features(learns.task, *session).items()})
+    before = recomputed(learns, session)
+    decides.switch.merge()
+    np.testing.assert_array_equal(recomputed(learns, session), before)
+    learns.train()(features)[..., 0].sum().backward()
+    assert all(matrix.grad is not None and matrix.grad.abs().max() > 0 for matrix in learns.switch.parameters())
+
+
+def test_a_single_row_leaves_the_process_its_kernels(llama):
+    used = torch.backends.mkldnn.enabled
+    read(llama, played(15, 4))
+    assert torch.backends.mkldnn.enabled == used
+    with pytest.raises(RuntimeError), torch.inference_mode():
+        llama.new_context().extend(torch.zeros(1, 1, llama.backbone.width + 1))
+    assert torch.backends.mkldnn.enabled == used
+
+
 def test_two_adapters_on_one_backbone_are_switched_per_request(tmp_path):
     folder = save_tiny(tmp_path)
     one, two = lively(folder, seed=1, name="one"), lively(folder, seed=2, name="two")
