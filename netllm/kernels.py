@@ -39,9 +39,9 @@ def _enter() -> None:
     global _inside, _usual
     with _LOCK:
         if not _inside:
-            _usual = torch.backends.mkldnn.enabled
+            _usual = torch.backends.mkldnn.enabled  # type: ignore[assignment]
         _inside += 1
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
 
 
 def _leave() -> None:
@@ -49,4 +49,4 @@ def _leave() -> None:
     with _LOCK:
         _inside -= 1
         if not _inside:
-            torch.backends.mkldnn.enabled = _usual
+            torch.backends.mkldnn.enabled = _usual  # type: ignore[assignment]
