@@ -132,10 +132,15 @@ class Mix:
     def draw(self, rng: np.random.Generator) -> tuple[RateTrace, float]:
         """A trace and the offset in it to start from, in seconds; one session in five starts at the trace's beginning."""
         if rng.random() < self.synthetic:
-            drawn = synthetic_trace(rng, self.real.traces, step_s=float(rng.choice(STEPS_S)))
+            drawn = any_synthetic(rng, self.real.traces)
         else:
             drawn = scaled(rng, self.real.draw(rng))
         return drawn, float(rng.uniform(0, drawn.duration_s)) if rng.random() < 0.8 else 0.0
+
+
+def any_synthetic(rng: np.random.Generator, real: Sequence[RateTrace]) -> RateTrace:
+    """A synthetic trace of any family and step."""
+    return synthetic_trace(rng, real, step_s=float(rng.choice(STEPS_S)))
 
 
 def scaled(rng: np.random.Generator, trace: RateTrace) -> RateTrace:
@@ -168,7 +173,7 @@ def validation(sources: Sources, count: int = 16, seed: int = HOLD_OUT_SEED) -> 
     families: dict[str, Callable[[int], RateTrace]] = {"held_out": lambda i: held_out.draw(rng)}
     if valid:
         families["valid"] = lambda i: valid[i % len(valid)]
-    families["synthetic"] = lambda i: synthetic_trace(rng, held_out.traces)
+    families["synthetic"] = lambda i: any_synthetic(rng, held_out.traces)
     found = []
     for family, draw in families.items():
         for i in range(count):
