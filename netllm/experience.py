@@ -20,7 +20,7 @@ import tyro
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
 from controllers.loader import load
-from netllm.teaching import Teachers
+from netllm.teaching import Teachers, story_of
 from players.ladders import VALIDATION_VIDEOS, draw_video, find_video
 from testbed.errors import UserError
 from testbed.sim.abr import AbrSimulator
@@ -57,7 +57,7 @@ class CollectSettings:
     videos: tuple[str, ...] = ("video1", "video1", "synthetic")
     """Drawn from with equal chance; `video2` is for tests."""
     validation_videos: tuple[str, ...] = VALIDATION_VIDEOS
-    """Validation sessions play these in turn."""
+    """Validation sessions play these in turn; without `video1` on this machine, say `synthetic`."""
     chunks: int = 48
     """Chunks per session."""
     sub_ladders: float = 0.2
@@ -213,6 +213,7 @@ def header(settings: CollectSettings, sources: Sources, **more: Any) -> dict[str
         "task": "abr",
         "settings": asdict(settings),
         "teachers": list(settings.teachers),
+        "taught_by": {teacher: story_of(teacher) for teacher in settings.teachers},
         "sets": list(sources.sets),
         "held_out": sources.held_out_groups,
         "versions": versions,

@@ -1,11 +1,14 @@
 """Teachers: policies that say what a student should have done. Several speak with one voice, the mean of their log-probabilities."""
 
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession
-from controllers.loader import load
+from controllers.loader import load, parse_reference
+from controllers.weights import find_weights, read_story
 
 LEAST = 1e-3
 """Least probability that a teacher among several gives a level: a single one must not forbid what all others want."""
@@ -31,3 +34,13 @@ class Teachers:
             return answers[0]
         mixed = np.exp(np.log(np.maximum(answers, LEAST)).mean(axis=0))
         return mixed / mixed.sum()
+
+
+def story_of(reference: str) -> dict[str, Any]:
+    """What a teacher has learnt from, its student has, too: file, hash and training videos of its weights; empty for a rule."""
+    parsed = parse_reference(reference)
+    path = find_weights(dict(parsed.options).get("weights", ""), parsed.target)
+    if not path.is_file():
+        return {}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"weights": path.name, "sha256": sha256, "videos": list(read_story(path).get("videos", ()))}

@@ -1,4 +1,4 @@
-"""Wide synthetic traces for training: five families of 5 s processes, none fitted to a test set.
+"""Wide synthetic traces for training: five families of processes in steps of 5 s (or another), none fitted to a test set.
 
 | family | what it is like |
 | --- | --- |
@@ -103,9 +103,17 @@ def block_bootstrap(rng: np.random.Generator, steps: int, real: Sequence[RateTra
 def regime_change(rng: np.random.Generator, steps: int, real: Sequence[RateTrace] = ()) -> Shape:
     """One trace until 20 to 80 % of the time, then another at 0.3 to 3 times its level; amplitudes raised to the power 0.5 to 1.5."""
     change = int(steps * rng.uniform(0.2, 0.8))
-    halves = [np.resize(_relative(rng, steps, real), steps) ** rng.uniform(0.5, 1.5) for _ in range(2)]
+    halves = [_long_enough(rng, steps, real) ** rng.uniform(0.5, 1.5) for _ in range(2)]
     ratio = np.exp(rng.uniform(np.log(0.3), np.log(3.0)))
     return np.concatenate([halves[0][:change], halves[1][change:] * ratio])
+
+
+def _long_enough(rng: np.random.Generator, steps: int, real: Sequence[RateTrace]) -> Shape:
+    """Windows of real traces one after another, for none may recur: what is to come would stand in the past."""
+    parts = [_relative(rng, steps, real)]
+    while sum(map(len, parts)) < steps:
+        parts.append(_relative(rng, steps, real))
+    return np.concatenate(parts)[:steps]
 
 
 def _noise(rng: np.random.Generator, steps: int) -> Shape:

@@ -131,10 +131,7 @@ class Mix:
 
     def draw(self, rng: np.random.Generator) -> tuple[RateTrace, float]:
         """A trace and the offset in it to start from, in seconds; one session in five starts at the trace's beginning."""
-        if rng.random() < self.synthetic:
-            drawn = any_synthetic(rng, self.real.traces)
-        else:
-            drawn = scaled(rng, self.real.draw(rng))
+        drawn = any_synthetic(rng, self.real.traces) if rng.random() < self.synthetic else scaled(rng, self.real.draw(rng))
         return drawn, float(rng.uniform(0, drawn.duration_s)) if rng.random() < 0.8 else 0.0
 
 

@@ -137,9 +137,10 @@ def _seen_videos(prepared: Sequence[Prepared], policies: Sequence[dict[str, Any]
 
 
 def _videos(told: Any) -> set[str]:
-    """Names under any key `videos`."""
+    """Names under any key `videos`, those of the teachers among them; a changed ladder is still that video."""
     if isinstance(told, dict):
-        own = {str(each) for each in told.get("videos", ())} if isinstance(told.get("videos", ()), list | tuple) else set()
+        named = told.get("videos", ())
+        own = {re.split("[*@]", str(each))[0] for each in named} if isinstance(named, list | tuple) else set()
         return own.union(*(_videos(each) for each in told.values()))
     return set().union(*(_videos(each) for each in told)) if isinstance(told, list) else set()
 

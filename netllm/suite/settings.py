@@ -65,7 +65,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "lte", "US LTE, video1", LTE, "video1", "the kind of network: packet-delivery opportunities of cellular links", note=_LTE_NOTE
         ),
-        Setting("wide", "Wide synthetic, video1", WIDE, "video1", "the generator, its range and its 1 s changes", note=_WIDE_NOTE),
+        Setting("wide", "Wide synthetic, video1", WIDE, "video1", "the generator and its range", note=_WIDE_NOTE),
         Setting("wide-video2", "Wide synthetic, video2", WIDE, "video2", "the generator and the video", note=_WIDE_NOTE),
         Setting(
             "ladder",
