@@ -8,7 +8,7 @@ from testbed.errors import TestbedError, UserError, suggestion
 
 def command(arguments: Sequence[str]) -> int:
     """Run a benchmark."""
-    known: dict[str, Callable[[list[str]], object]] = {"links": _links, "netllm": _netllm, "sim": _sim}
+    known: dict[str, Callable[[list[str]], object]] = {"links": _links, "live": _live, "netllm": _netllm, "sim": _sim}
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UserError(f"which benchmark is not said, wanted one of {', '.join(known)}; each has a --help")
@@ -30,6 +30,14 @@ def _links(arguments: list[str]) -> None:
     from testbed.bench.links import LinksSettings, links
 
     links(tyro.cli(LinksSettings, prog="scripts/bench links", args=arguments))
+
+
+def _live(arguments: list[str]) -> None:
+    import tyro
+
+    from testbed.bench.live import LiveSettings, live
+
+    sys.stdout.write(live(tyro.cli(LiveSettings, prog="scripts/bench live", args=arguments)))
 
 
 def _netllm(arguments: list[str]) -> None:
