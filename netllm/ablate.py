@@ -4,8 +4,9 @@ All runs of a seed read the same experience and take the same number of steps, s
 complete is kept, one that was cut goes on from its checkpoint. `scripts/evaluate abr --adapters ...` compares them; the command is printed.
 """
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from controllers.learning.start import check_least
 from netllm.adapt import AdaptSettings, adapt
 from netllm.backbone import RANDOM
 from netllm.card import CARD
-from netllm.experience import collect
+from netllm.experience import collect, read_header
 from testbed.errors import UserError, suggestion
 
 REFERENCE = "reference"
@@ -71,5 +72,8 @@ def _trained(settings: AblateSettings, name: str, seed: int, console: Console) -
     experience = settings.out / f"experience-{seed}.parquet"
     if not experience.is_file():
         collect(experience, full.collect)
+    asked = json.loads(json.dumps(asdict(full.collect)))
+    if other := sorted(key for key, value in asked.items() if read_header(experience)["settings"].get(key) != value):
+        raise UserError(f"{experience}: was collected with another {', '.join(other)}, wanted the settings the folder was begun with")
     begun = folder.is_dir() and any(folder.iterdir())
     return adapt(replace(CHANGES[name](full), out=folder, experience=experience, resume=begun), console)

@@ -181,7 +181,7 @@ class Run:
         self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
-        self.task = settings.task
+        self.task, self.asked = settings.task, {"collect": asdict(settings.collect)}
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
         self.progress = Progress()
@@ -194,7 +194,7 @@ class Run:
         first = self.settings.experience or self._first_pool()
         self.header = self._checked(first)
         self.pools.append(prepare(self.task, experience.read(first)))
-        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser)):
+        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.asked)):
             self.progress = found
             self.last_checkpoint_s = found.elapsed_s
             self._cut_curve()
@@ -352,7 +352,7 @@ class Run:
             )
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress)
+        save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress, self.asked)
         self.last_checkpoint_s = self.progress.elapsed_s
         if not self.console.is_terminal:  # where the bar can't be seen
             self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")
@@ -372,6 +372,7 @@ class Run:
                 "dtype": settings.dtype,
                 "optimiser": asdict(settings.optimiser),
                 "experience": self.header,
+                "collect": self.asked["collect"],
                 "sessions": [len(pool) for pool in self.pools],
                 "hardware": f"{_processor()}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},

@@ -85,7 +85,11 @@ def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) 
     that doesn't fit.
     """
     with _LOADING:
-        return _load(Path(folder).expanduser().resolve(), llm, dtype)
+        path = Path(folder).expanduser().resolve()
+        trained_with = read_settings(path)["backbone"]["name"]
+        if not llm and not is_here(trained_with):
+            raise UserError(f"adapter {path}: its language model {trained_with} is not here, wanted its folder as llm=PATH")
+        return _load(path, llm or trained_with, dtype)
 
 
 _LOADING = threading.Lock()
@@ -95,19 +99,21 @@ _LOADING = threading.Lock()
 def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     settings = read_settings(folder)
     trained_with = settings["backbone"]
-    if not llm and not is_here(trained_with["name"]):
-        raise UserError(f"adapter {folder}: its language model {trained_with['name']} is not here, wanted its folder as llm=PATH")
-    backbone = load_backbone(llm or trained_with["name"], dtype)
+    backbone = load_backbone(llm, dtype)
     if backbone.width != trained_with["width"]:
         raise UserError(
             f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}"
         )
     name = f"{settings['task']}:{abs(hash(folder)):x}"
     model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
-    _fill(model, folder)
-    model.requires_grad_(False).eval()
-    model.switch.merge()
-    _warm_up(model)
+    try:
+        _fill(model, folder)
+        model.requires_grad_(False).eval()
+        model.switch.merge()
+        _warm_up(model)
+    except BaseException:  # Ctrl-C, too: half an adapter on the shared backbone would bar its next load
+        model.switch.remove()
+        raise
     return model
 
 
@@ -158,14 +164,13 @@ def _lora_settings(folder: Path, settings: dict[str, Any]) -> LoraSettings:
 
 
 def _fill(model: TaskModel, folder: Path) -> None:
-    """Set the weights. What fails is named by file; the half-made adapter is taken off the backbone again."""
+    """Set the weights. What fails is named by file."""
     part = LORA
     try:
         model.switch.load(_read_weights(folder / LORA) if model.switch.settings.rank else {})
         part = MODULES
         model.load_state_dict(_read_weights(folder / MODULES))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        model.switch.remove()
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder / part}: can't be used ({reason}), wanted the weights that {SETTINGS} and {LORA_SETTINGS} describe"

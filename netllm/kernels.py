@@ -27,7 +27,10 @@ _usual = True
 
 @contextmanager
 def for_one_row() -> Iterator[None]:
-    """Compute with PyTorch's own kernels within. What other threads compute meanwhile is as right, only slower."""
+    """Compute with PyTorch's own kernels within. What other threads compute meanwhile is as right, only slower.
+
+    Who switches `torch.backends.mkldnn` itself meanwhile, in another thread, may find it switched otherwise afterwards.
+    """
     _enter()
     try:
         yield
@@ -40,8 +43,8 @@ def _enter() -> None:
     with _LOCK:
         if not _inside:
             _usual = torch.backends.mkldnn.enabled  # type: ignore[assignment]
-        _inside += 1
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        _inside += 1
 
 
 def _leave() -> None:

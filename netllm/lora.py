@@ -95,7 +95,7 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) to (..., outputs)."""
         name = self._active.adapter
-        if name in self._merged:
+        if name in self._merged and not torch.is_grad_enabled():  # what is merged learns nothing
             return nn.functional.linear(x, self._merged[name], self.base_layer.bias)
         if name not in self._scale:
             return self.base_layer(x)
@@ -139,7 +139,9 @@ class Switch:
         return [(place, module) for place, module in adapted if self.name in module.lora_a]
 
     def activate(self) -> None:
-        """Compute with this adapter from now on. The caller holds the backbone's lock."""
+        """Compute with this adapter from now on. The caller holds the backbone's lock. Raises `RuntimeError` when it was removed."""
+        if self.name not in self._active.known:
+            raise RuntimeError(f"adapter {self.name} was taken off the backbone")
         self._active.adapter = self.name
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -181,15 +183,17 @@ class Switch:
         if seen != wanted:
             name = sorted(set(seen.items()) ^ set(wanted.items()))[0][0]
             raise ValueError(f"{name} has shape {seen.get(name)}, wanted {wanted.get(name)}")
-        for _, layer in self._layers():
-            layer.separate(self.name)
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
+            for _, layer in self._layers():
+                layer.separate(self.name)
             for name, matrix in own.items():
                 matrix.copy_(state[name])
 
     def remove(self) -> None:
         """Take the adapter off the backbone."""
-        for _, layer in self._layers():
-            layer.remove(self.name)
-        self._active.known.discard(self.name)
-        self._active.adapter = ""
+        with self._lock:
+            for _, layer in self._layers():
+                layer.remove(self.name)
+            self._active.known.discard(self.name)
+            if self._active.adapter == self.name:
+                self._active.adapter = ""

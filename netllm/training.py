@@ -137,8 +137,8 @@ def pick(seed: int, step: int, count: int, pools: Sequence[int]) -> list[tuple[i
     return [(i % len(pools), int(rng.integers(pools[i % len(pools)]))) for i in range(count)]
 
 
-def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a new folder, then let the pointer name it: at any moment one whole checkpoint exists."""
+def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, progress: Progress, asked: dict[str, Any]) -> None:
+    """Write a new folder, then let the pointer name it: at any moment one whole checkpoint exists. `asked` must be the same on resuming."""
     target = folder / f"checkpoint-{progress.step}"
     if _pointed_at(folder) == target:  # saved twice without a step between: the first must live until the pointer leaves it
         target = folder / f"checkpoint-{progress.step}-again"
@@ -150,7 +150,7 @@ def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
     save_file(_moments(model, optimiser), scratch / "moments.safetensors")
     os.replace(scratch, target)
     pointer = folder / f".{POINTER}"
-    pointer.write_text(json.dumps({"folder": target.name, "model": _what(model), **asdict(progress)}), encoding="utf-8")
+    pointer.write_text(json.dumps({"folder": target.name, "model": _what(model, asked), **asdict(progress)}), encoding="utf-8")
     os.replace(pointer, folder / POINTER)
     for old in folder.glob("checkpoint-*"):
         if old != target:
@@ -164,22 +164,22 @@ def _pointed_at(folder: Path) -> Path | None:
         return None
 
 
-def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress | None:
-    """Set weights and moments from the newest checkpoint; None when there is none. Raises `UserError` when it is another model's."""
+def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, asked: dict[str, Any]) -> Progress | None:
+    """Set weights and moments from the newest checkpoint; None when there is none. Raises `UserError` when it is another's."""
     if not (folder / POINTER).is_file():
         return None
     try:
-        return _load_newest(folder, model, optimiser)
+        return _load_newest(folder, model, optimiser, _what(model, asked))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / POINTER}: can't be resumed ({reason}), wanted the settings the run was started with") from error
 
 
-def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer) -> Progress:
+def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, wanted: dict[str, Any]) -> Progress:
     facts: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
     newest = folder / facts.pop("folder")
-    if (other := facts.pop("model")) != _what(model):
-        differing = sorted(name for name, value in _what(model).items() if other.get(name) != value)
+    if (other := facts.pop("model")) != wanted:
+        differing = sorted(name for name, value in wanted.items() if other.get(name) != value)
         raise ValueError(f"{', '.join(differing)} differ")
     weights = load_file(newest / "weights.safetensors")
     model.load_state_dict({name.removeprefix("modules."): tensor for name, tensor in weights.items() if name.startswith("modules.")})
@@ -188,10 +188,10 @@ def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimize
     return Progress(**facts)
 
 
-def _what(model: TaskModel) -> dict[str, Any]:
+def _what(model: TaskModel, asked: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint fits, as JSON gives it back."""
     what = {"task": asdict(model.task), "lora": asdict(model.switch.settings), "llm": model.backbone.name}  # type: ignore[call-overload]
-    return json.loads(json.dumps(what))
+    return json.loads(json.dumps(what | asked))
 
 
 def _weights(model: TaskModel) -> dict[str, torch.Tensor]:

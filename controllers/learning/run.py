@@ -105,8 +105,10 @@ class Run:
         check_least(settings, 1, ["threads", "validate_every", "checkpoint_every", *(f"ppo.{name}" for name in COUNTS)])
         open_folder(self.out, settings.resume)
         torch.set_num_threads(settings.threads)
+        self.commit = checkout_commit()
         self.learner = Learner(design, settings.ppo, settings.seed)
         self.standing = Standing()
+        self._begun_on = json.loads(json.dumps(world.facts() | {"validation": world.validation.sha256}))
         if settings.resume:
             self._load()
         self._state = self._taken()
@@ -179,7 +181,7 @@ class Run:
         return {
             "policy": self.world.name,
             "utc": utc_now().isoformat(timespec="seconds"),
-            "commit": checkout_commit(),
+            "commit": self.commit,
             "command": command_line("scripts/train", sys.argv[1:]),
             "seed": self.settings.seed,
             "iteration": self.standing.iteration,
@@ -204,7 +206,7 @@ class Run:
 
     def _asked(self) -> dict[str, Any]:
         """The settings that a run keeps from beginning to end."""
-        return {"seed": self.settings.seed, "ppo": asdict(self.settings.ppo)}
+        return {"seed": self.settings.seed, "ppo": asdict(self.settings.ppo), "world": self._begun_on}
 
     def _load(self) -> None:
         path = self.out / CHECKPOINT
@@ -214,7 +216,8 @@ class Run:
             with safe_open(str(path), framework="pt") as file:
                 state = json.loads(file.metadata()[STATE])
             if (begun := state["asked"]) != self._asked():
-                raise ValueError(f"it was begun with seed {begun['seed']} and {_differing(begun['ppo'], asdict(self.settings.ppo))}")
+                other = _differing(begun["ppo"], self._asked()["ppo"]) or _differing(begun["world"], self._begun_on, "other data: ")
+                raise ValueError(f"it was begun with seed {begun['seed']} and {other or 'the same settings'}")
             self._fill(load_file(path))
             self.standing = Standing(**state["standing"])
             self.world.restore(state["facts"])
@@ -242,8 +245,8 @@ class Run:
             path.write_text("".join([head, *kept]), encoding="utf-8")
 
 
-def _differing(begun: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(f"ppo.{name} {value}" for name, value in begun.items() if now.get(name) != value) or "the same ppo"
+def _differing(begun: dict[str, Any], now: dict[str, Any], prefix: str = "ppo.") -> str:
+    return ", ".join(f"{prefix}{name} {str(value)[:80]}" for name, value in begun.items() if now.get(name) != value)
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], key: str, facts: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The sessions that learned baselines are chosen on."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,13 @@ class ValidationSessions:
         count, videos = len(self._found), len(self._videos.manifests)
         offsets_s = np.tile([each.offset_s for each in self._found], videos)
         return Playbacks(self._pool, self._videos, np.tile(np.arange(count), videos), offsets_s, np.repeat(np.arange(videos), count))
+
+    @property
+    def sha256(self) -> str:
+        """Of traces, offsets and videos: scores on others can't be compared."""
+        traces = [(each.family, each.trace.sha256, each.offset_s) for each in self._found]
+        videos = [(each.bitrates_bps, each.sizes_bytes) for each in self._videos.manifests]
+        return hashlib.sha256(repr((traces, videos, self._videos.session.chunks)).encode()).hexdigest()
 
     def by_family(self, qoe: np.ndarray) -> dict[str, float]:
         """Mean of `qoe` (sessions,) in each family."""

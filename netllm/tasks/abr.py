@@ -230,6 +230,7 @@ class AbrReader:
             self._reader = Reader(self._model)
         first = self._reader.steps + 1
         parts = [session_features(self._task, each.session, each.history, each.buffer_s, first) for each in observations]
+        self._seen = []  # a reading that is cut short leaves a context of no use: the next one begins anew
         result = self._reader.read({name: np.stack([part[name] for part in parts]) for name in parts[0]})
         self._seen = levels
         return result

@@ -172,8 +172,22 @@ def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, wi
 
 def test_a_run_goes_on_with_its_own_settings_only(world, tmp_path):
     Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
-    with pytest.raises(UserError, match="begun with seed 1 and the same ppo.*, wanted the checkpoint of a run with the same settings"):
+    with pytest.raises(UserError, match="begun with seed 1 and the same settings.*, wanted the checkpoint of a run with the same settings"):
         Run(PensieveDesign(), world(2), settings(tmp_path, resume=True, seed=2), QUIET)
+
+
+@pytest.mark.parametrize("changed", ["ladders", "validation"])
+def test_a_run_is_not_gone_on_with_on_other_data(world, tmp_path, monkeypatch, changed):
+    """Scores of other validation sessions can't be compared, and a story would tell of data that taught only the second half."""
+    Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
+    if changed == "ladders":
+        monkeypatch.setattr("controllers.learning.pensieve.VARIED", 0.77)
+        named = "other data: other_ladders 0.3"
+    else:
+        monkeypatch.setattr("controllers.learning.validation.VALIDATION_VIDEOS", ("synthetic@0,1,2",))
+        named = "other data: validation [0-9a-f]{64}"
+    with pytest.raises(UserError, match=f"can't be resumed .it was begun with seed 1 and {named}"):
+        Run(PensieveDesign(), world(), settings(tmp_path, resume=True), QUIET)
 
 
 @pytest.mark.parametrize(

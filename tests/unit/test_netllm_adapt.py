@@ -152,10 +152,10 @@ def test_a_checkpoint_saved_again_at_the_same_step_can_be_killed_at_any_moment(s
     with pytest.raises(KeyboardInterrupt):
         run._checkpoint()
     monkeypatch.undo()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser).step == 1
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked).step == 1
     for _ in range(3):
         run._checkpoint()
-        assert training.load_checkpoint(settings.out, run.model, run.optimiser).step == 1
+        assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked).step == 1
     assert len(list(settings.out.glob("checkpoint-*"))) == 1
     run.model.switch.remove()
 
@@ -242,11 +242,11 @@ def test_a_checkpoint_that_was_cut_short_is_never_pointed_at(settings, monkeypat
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
     run._advance()
-    before = training.load_checkpoint(settings.out, run.model, run.optimiser)
+    before = training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked)
     monkeypatch.setattr(training, "_moments", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run._advance()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser) == before
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked) == before
     run.model.switch.remove()
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +157,30 @@ def test_a_session_too_long_for_the_context_is_refused_at_its_start(saved):
 def test_importing_the_policy_or_the_package_loads_no_torch():
     code = "import sys, netllm, controllers.abr.netllm; netllm.__all__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_an_adapter_is_one_whether_or_not_its_backbone_is_named(saved):
+    llm, folder, _ = saved
+    model = load_adapter(folder, str(llm), "float32")
+    assert load_adapter(folder, model.backbone.name, "float32") is model
+
+
+def test_a_load_that_was_interrupted_can_be_repeated(saved, tmp_path, monkeypatch):
+    llm, folder, expected = saved
+    again = Path(shutil.copytree(folder, tmp_path / "again"))
+
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("netllm.adapter._warm_up", interrupted)
+        load_adapter(again, str(llm), "float32")
+    np.testing.assert_allclose(decisions(load_adapter(again, str(llm), "float32")), expected, atol=5e-5)
+
+
+def test_an_adapter_that_was_removed_decides_nothing(saved, tmp_path):
+    llm, folder, _ = saved
+    gone = load_adapter(shutil.copytree(folder, tmp_path / "gone"), str(llm), "float32")
+    gone.switch.remove()
+    with pytest.raises(RuntimeError, match="was taken off the backbone"):
+        decisions(gone)

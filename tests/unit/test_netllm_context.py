@@ -150,6 +150,30 @@ def test_one_merges_and_the_other_learns_on(tmp_path):
     assert all(matrix.grad is not None and matrix.grad.abs().max() > 0 for matrix in learns.switch.parameters())
 
 
+def test_what_is_merged_still_learns(tmp_path):
+    """A merged weight has no gradient: who learns computes with the matrices."""
+    model, session = lively(save_tiny(tmp_path), name="learns merged"), played(17, 8)
+    model.switch.merge()
+    features = as_tensors({name: values[None] for name, values in session_features(model.task, *session).items()})
+    model.train()(features)[..., 0].sum().backward()
+    assert all(matrix.grad is not None and matrix.grad.abs().max() > 0 for matrix in model.switch.parameters())
+
+
+def test_a_reading_that_was_cut_short_is_made_again(llama):
+    session = played(18, 6)
+    expected, reader = read(llama, session)[0], AbrReader(llama, llama.task)
+    np.testing.assert_allclose(reader.decide([observed(*session, 1)])[0], expected[0], atol=2e-4)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    hook = llama.backbone.model.layers[1].register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reader.decide([observed(*session, 2)])
+    hook.remove()
+    np.testing.assert_allclose(reader.decide([observed(*session, 3)])[0], expected[2], atol=2e-4)
+
+
 def test_a_single_row_leaves_the_process_its_kernels(llama):
     used = torch.backends.mkldnn.enabled
     read(llama, played(15, 4))
