@@ -22,7 +22,8 @@ from testbed.units import bps_from_kbps, bps_from_mbps, kbps_from_bps
 from traces.trace import RateTrace
 
 SEED = 20261124
-COUNT = 100
+COUNT = 300
+"""The first 100 were the whole set until 2026-11-27: too few to tell policies apart whose differences spread as widely as these traces."""
 SECONDS = 320
 LOWEST_MBPS = (0.1, 0.6)
 HIGHEST_MBPS = (1.5, 12.0)

@@ -18,7 +18,7 @@ from testbed.errors import UserError, suggestion
 from testbed.units import bytes_per_s_from_bps
 from traces.leakage import measured_at
 from traces.store import resolve
-from traces.synthetic_test import SEED, wide_traces
+from traces.synthetic_test import COUNT, SEED, wide_traces
 from traces.trace import Trace
 
 DEFAULT, UNSEEN = "default", "unseen"
@@ -52,7 +52,7 @@ _LTE_NOTE = (
     f"three files of 120 to 140 s, shorter than a session, each played from {STARTS} starts and repeated; the file is the unit of "
     "sampling, so n is 3 and intervals are wide; on average each carries more than the ladder's top"
 )
-_WIDE_NOTE = f"100 traces of 320 s drawn by traces/synthetic_test.py (after Mao et al., SIGCOMM 2017) from seed {SEED}"
+_WIDE_NOTE = f"{COUNT} traces of 320 s drawn by traces/synthetic_test.py (after Mao et al., SIGCOMM 2017) from seed {SEED}"
 _LADDER_NOTE = "a video by arithmetic: five bitrates that double from 250 kbit/s, chunk sizes that swing by 15 %"
 
 SETTINGS: dict[str, Setting] = {

@@ -32,8 +32,8 @@ def ready(name, quick=False):
 
 def test_wide_traces_are_the_same_on_every_machine():
     traces = wide_traces()
-    total = hashlib.sha256("".join(trace.sha256 for trace in traces).encode()).hexdigest()
-    assert len(traces) == 100
+    total = hashlib.sha256("".join(trace.sha256 for trace in traces[:100]).encode()).hexdigest()
+    assert len(traces) == len({trace.sha256 for trace in traces}) == 300
     assert total == "f522b7ee2587dce734250c9175c1f9742ca6a99d66a041a05ca7fa73745b9fce", "the wide set has changed"
     assert wide_traces(3) == traces[:3]
     assert wide_traces(3, seed=1) != traces[:3]
