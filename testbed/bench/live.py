@@ -19,9 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import polars as pl
 import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from testbed import stats
 from testbed.bench.page import table
@@ -34,6 +37,7 @@ from testbed.records import TrialRow
 from testbed.results import as_trace
 from testbed.sim.abr import PAYLOAD_SHARE
 from testbed.summary import fidelity, main_policy, optimum, policy_names, summarise
+from testbed.typography import STYLE, save
 from testbed.units import ms_from_s, s_from_ms
 from traces.trace import RateTrace
 
@@ -48,7 +52,7 @@ class LiveSettings:
     results: tyro.conf.Positional[tuple[Path, ...]]
     """Result folders of emulated runs."""
     write: Path | None = None
-    """Also write the page (Markdown) to this file."""
+    """Also write the page (Markdown) to this file, and its figure beside it."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,11 @@ class Costs:
 def live(settings: LiveSettings) -> str:
     """The page as text."""
     runs = [_emulated(folder) for folder in settings.results]
-    parts = [_introduction(), *(_section(run) for run in runs)]
-    text = "\n".join(parts)
-    if settings.write:
+    shown = settings.write.with_suffix(".svg") if settings.write else None
+    text = "\n".join([_introduction(shown), *(_section(run) for run in runs)])
+    if settings.write and shown:
         settings.write.write_text(text, encoding="utf-8")
+        figure(runs, shown)
     return text
 
 
@@ -133,18 +138,52 @@ def costs(chunks: pl.DataFrame) -> Costs:
     return Costs(**{each.name: float(chunks[each.name].to_numpy().mean()) for each in fields(Costs)})
 
 
-def _introduction() -> str:
+def figure(runs: Sequence[Run], path: Path) -> Path:
+    """A panel per run: each policy's mean and interval live, its mean in the simulator, the optimum there as a dashed line."""
+    most = max(len(policy_names(run)) for run in runs)
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(0.6 + 2.6 * len(runs), 0.5 + 0.2 * most), layout="constrained")
+        for axes, run in zip(drawn.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+            _panel(axes, run)
+        return save(drawn, path)
+
+
+def _panel(axes: Axes, run: Run) -> None:
+    policies = summarise(run)["policies"]
+    names = sorted(policies, key=lambda name: policies[name]["mean"] or -np.inf)
+    for i, name in enumerate(names):
+        look, found = run.header.policies.get(name, {}), policies[name]
+        if found["ci95"]:
+            axes.plot(found["ci95"], [i, i], color=look.get("colour", "#777777"), linewidth=2.2, alpha=0.5, solid_capstyle="butt")
+        axes.plot([found["mean"]], [i], "o", color=look.get("colour", "#777777"), markersize=4)
+        if found["simulation"]:
+            axes.plot([found["simulation"]["mean"]], [i], "|", color="black", markersize=8)
+    if best := optimum(run):
+        axes.axvline(best["mean"], color="#a04000", linewidth=0.9, linestyle="--")
+    axes.set_yticks(range(len(names)), [run.header.policies.get(name, {}).get("label") or name for name in names])
+    axes.grid(axis="y", visible=False)
+    axes.set_title(_title(run), fontsize=8)
+    axes.set_xlabel("QoE per chunk")
+
+
+def _title(run: Run) -> str:
+    traces = len({(trial.trace, trial.trace_sha256) for trial in run.trials})
+    return f"{run.header.trace.get('name')}/{run.header.trace.get('split')}: {traces} traces"
+
+
+def _introduction(shown: Path | None) -> str:
     told = (__doc__ or "").split("\n\n", 1)[1].rstrip()
     command = command_line("scripts/bench", [Path(word).name if Path(word).is_dir() else word for word in sys.argv[1:]])
     made = f"Made by `{command}` on {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`; don't edit. What made each run stands with it."
-    return "\n".join(["# Live: emulation beside the simulator", "", made, "", told, ""])
+    picture = "Dots and bars: live, with 95 % intervals over traces; strokes: the simulator; dashed: the offline optimum there."
+    seen = [f"![QoE live and in the simulator]({shown.name})", "", picture, ""] if shown else []
+    return "\n".join(["# Live: emulation beside the simulator", "", made, "", told, "", *seen])
 
 
 def _section(run: Run) -> str:
     header, found = run.header, fidelity(run)
     trials = stats.last_attempts(run.trials)
     valid = [trial for trial in trials if trial.valid]
-    traces = len({(trial.trace, trial.trace_sha256) for trial in trials})
     steal = "" if found["steal_pct"] is None else f", {found['steal_pct']:.2f} % of CPU time stolen by the host"
     again = len(run.trials) - len(trials)
     facts = [
@@ -152,8 +191,7 @@ def _section(run: Run) -> str:
         f"{len(valid)} of {len(trials)} trials are valid; {again} attempts were played again because their link failed.",
         f"Worst p99 lateness {found['lateness_ms_p99']:.2f} ms, uncounted losses {found['uncounted_losses']}{steal}.",
     ]
-    title = f"## {header.trace.get('name')}/{header.trace.get('split')}: {traces} traces"
-    return "\n".join([title, "", " ".join(facts), "", _policies(run), _differences(run), _chunks(run, valid)])
+    return "\n".join([f"## {_title(run)}", "", " ".join(facts), "", _policies(run), _differences(run), _chunks(run, valid)])
 
 
 def _policies(run: Run) -> str:

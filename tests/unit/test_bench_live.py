@@ -66,6 +66,7 @@ def test_the_page_tells_path_and_choice_of_each_policy(tmp_path):
     folder = written(tmp_path / "run", FakeRun(optimum=True, invalid_every=5))
     page, run = live(LiveSettings((folder,), tmp_path / "page.md")), read_run(folder)
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page
+    assert "](page.svg)" in page and b"RobustMPC" in (tmp_path / "page.svg").read_bytes()
     for policy in FakeRun().policies:
         line = next(line for line in page.splitlines() if line.startswith(f"| `{policy}` |") and line.endswith(" of 3 |"))
         cells = [cell.strip().replace("\N{MINUS SIGN}", "-") for cell in line.split("|")[1:-1]]
