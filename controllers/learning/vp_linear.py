@@ -44,7 +44,8 @@ def train(settings: LinearSettings, data: VpData | None = None, console: Console
     check_least(settings, 0, ["tolerance"])
     out = settings.out or Path("results") / f"train-vp_{NAME}"
     open_folder(out, resume=False)
-    data, began_s = data or load_vp_data(), now_s()
+    commit, began_s = checkout_commit(), now_s()
+    data = data or load_vp_data()
     inputs = features(data.train.history_deg)  # (N, features)
     turns_deg = wrapped_deg(data.train.future_deg - data.train.history_deg[:, -1:]).reshape(len(inputs), -1)  # (N, horizon x 3)
     fit, iteration, previous = _least_squares(inputs, turns_deg), 0, float("inf")
@@ -58,22 +59,23 @@ def train(settings: LinearSettings, data: VpData | None = None, console: Console
             break
         fit, iteration, previous = reweighted(inputs, turns_deg, fit), iteration + 1, error
     path, coefficients = out / f"{NAME}.safetensors", torch.from_numpy(fit.astype(np.float32))
-    write_tensors(path, {"coefficients": coefficients}, HEADER, _story(settings, scores, now_s() - began_s, data))
+    write_tensors(
+        path, {"coefficients": coefficients}, HEADER, _story(settings, scores, now_s() - began_s, data.facts | {"commit": commit})
+    )
     return path
 
 
-def _story(settings: LinearSettings, scores: dict[str, Any], elapsed_s: float, data: VpData) -> dict[str, Any]:
+def _story(settings: LinearSettings, scores: dict[str, Any], elapsed_s: float, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "policy": NAME,
         "utc": utc_now().isoformat(timespec="seconds"),
-        "commit": checkout_commit(),
         "command": command_line("scripts/train", sys.argv[1:]),
         "iteration": scores["iteration"],
         "minutes": round(elapsed_s / 60, 1),
         "settings": {name: value for name, value in asdict(settings).items() if name != "out"},
         "training_mae_deg": scores["training_mae_deg"],
         "validation_mae_deg": scores["valid_mae_deg"],
-        **data.facts,
+        **facts,
     }
 
 

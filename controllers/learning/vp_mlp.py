@@ -113,6 +113,7 @@ class MlpRun:
             raise UserError(f"--averaged is {settings.averaged:g}, wanted less than 1")
         self.out = settings.out or Path("results") / f"train-vp_{NAME}-{settings.seed}"
         open_folder(self.out, settings.resume)
+        self.commit = checkout_commit()
         self.data = data or load_vp_data()
         self.steps = max(settings.epochs * len(self.data.train) // settings.batch, settings.validations)
         torch.set_num_threads(settings.threads)
@@ -183,7 +184,7 @@ class MlpRun:
         return {
             "policy": NAME,
             "utc": utc_now().isoformat(timespec="seconds"),
-            "commit": checkout_commit(),
+            "commit": self.commit,
             "command": command_line("scripts/train", sys.argv[1:]),
             "seed": self.settings.seed,
             "step": self.standing.step,

@@ -24,13 +24,15 @@ rule* is MAE as NetLLM's code computes it: it takes off one turn at most, which 
 (`testbed/vp_metrics.py`).
 """
 _PAIRED = """
-Differences are paired on each window; below zero the policy is better than the one it is compared with. Intervals over viewers and over videos
-take those as the unit of sampling; p is over viewers, adjusted by Holm for the comparisons of one table, and the verdict needs p < 0.05.
+Differences are paired on each window; below zero the policy is better than the one it is compared with. Intervals over viewers and over
+videos take those as the unit of sampling; p is over viewers, adjusted by Holm for the comparisons of one table, and the verdict needs
+p < 0.05.
 """
 _PUBLISHED = """
-What NetLLM's figure shows for these windows (heights of its bars), and what the same methods score here by the published rule. The paper does
-not say how its windows lie: that they are these is inferred from linear regression and velocity.
+What NetLLM's figure shows for these windows (heights of its bars), and what the same methods score here by the published rule. The paper
+does not say how its windows lie: that they are these is inferred from linear regression and velocity.
 """
+_THAN = {"better": "better than", "worse": "worse than", "not clear": "not clearly different from"}
 _MEASURES = (*ANGLES, RMSE, SPHERE, PUBLISHED)
 _AGAINST = ("minus it", "95 % interval over viewers", "over videos", "p (Holm)", "better on viewers, videos", "verdict")
 
@@ -61,8 +63,8 @@ def _found(result: SettingResult) -> str:
         for each in found:
             if each.a == best.policy.name:
                 by = f"{words.number(each.over_users.mean, 2, True)} ({words.interval(each.over_users, 2)})"
-                said += f"; {each.verdict} than {result.outcomes[reference].policy.label}: {by}"
-    return f"{said}.".replace("not clear than", "not clearly better than")
+                said += f"; {_THAN[each.verdict]} {result.outcomes[reference].policy.label}: {by}"
+    return f"{said}."
 
 
 def _published(result: SettingResult) -> list[str]:
