@@ -31,9 +31,9 @@ class LinearSettings:
 
     out: Path | None = None
     """Folder for learning curve and weights; default: results/train-vp_linear_l1."""
-    iterations: int = 100
+    iterations: int = 40
     """Reweightings, at most."""
-    tolerance: float = 1e-5
+    tolerance: float = 1e-4
     """Stop when a reweighting lowers the training error by less than this share."""
 
 

@@ -37,7 +37,7 @@ def policy(request: pytest.FixtureRequest) -> VpPolicy:
 
 
 def test_the_folder_holds_what_the_testbed_ships() -> None:
-    assert {"static", "linear_regression", "velocity", "damped_velocity"} <= set(NAMES)
+    assert {"static", "linear_regression", "velocity", "damped_velocity", "linear_l1", "mlp"} <= set(NAMES)
 
 
 def test_it_says_who_it_is(policy: VpPolicy) -> None:
