@@ -39,9 +39,19 @@ _AGAINST = ("minus it", "95 % interval over viewers", "over videos", "p (Holm)",
 
 def document(results: Sequence[SettingResult], seeds: Sequence[SettingResult], header: VpHeader) -> str:
     """The whole page. `seeds` are the same settings with further training seeds."""
-    parts = ["# Viewport prediction: how policies compare", _INTRO, *finding(results), "", "## Settings", "", *_settings(results), _PAIRED]
+    parts = [
+        "# Viewport prediction: how policies compare",
+        _INTRO,
+        *finding(results),
+        "",
+        "## Settings",
+        "",
+        *_settings(results),
+        _PAIRED.rstrip(),
+    ]
     for result in results:
         parts += ["", f"## {result.setting.name}: {result.setting.title}", "", *_errors(result)]
+        parts += ["", result.setting.note] if result.setting.note else []
         for reference, found in result.differences.items():
             parts += ["", *_differences(result, found, result.outcomes[reference].policy.label)]
         if result.setting.published:
@@ -71,10 +81,7 @@ def _published(result: SettingResult) -> list[str]:
     shown = dict(result.setting.published)
     names = [*shown, *(each.policy.name for each in result.ranked() if each.policy.name not in shown)]
     here = {name: f"{each.parts_deg[PUBLISHED]:.2f}" for name, each in result.outcomes.items()}
-    rows = [
-        (f"`{name}`" if name in here else name, f"{shown[name]:g}" if name in shown else words.DASH, here.get(name, words.DASH))
-        for name in names
-    ]
+    rows = [(f"`{name}`" if name in here else name, shown.get(name, words.DASH), here.get(name, words.DASH)) for name in names]
     return table(("method", "NetLLM's figure", "here, published rule"), rows)
 
 
