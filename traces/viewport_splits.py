@@ -63,10 +63,10 @@ def find_split(name: str) -> ViewingSplit:
     return SPLITS[name]
 
 
-def load_split(name: str, root: str | Path | None = None) -> tuple[HeadMovement, ...]:
-    """The viewings of a split, video by video; the whole set is fetched if need be, and its hash checked."""
+def load_split(name: str, root: str | Path | None = None, fetch: bool = True) -> tuple[HeadMovement, ...]:
+    """The viewings of a split, video by video; the whole set is fetched if need be (and allowed), and its hash checked."""
     split = find_split(name)
-    folder, lack = obtain(DATASET, root)
+    folder, lack = obtain(DATASET, root, fetch)
     if folder is None:
         raise UserError(f"data set {DATASET} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {DATASET}")
     return _read(folder, split.videos, split.users)

@@ -33,6 +33,8 @@ RATE_HZ = 5
 """Nominal samples per second of Jin2022 as NetLLM publishes it."""
 ANGLES = ("roll", "pitch", "yaw")
 LIMITS_DEG = (180.0, 90.0, 180.0)
+FRONT_DEG = 90.0
+"""The yaw at which viewers of Jin2022 look ahead."""
 _EXAMPLE = "0.2,4.6,9.9,153.6"
 
 

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from controllers.headmoves import FRONT_DEG
 from controllers.learning.saved import add_row, cut_curve, write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
@@ -28,6 +27,7 @@ from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 from testbed.vp_metrics import wrapped_deg
+from traces.viewports import FRONT_DEG
 
 NAME = "mlp"
 CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"

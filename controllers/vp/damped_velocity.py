@@ -4,8 +4,7 @@ import numpy as np
 
 from controllers.api import VpObservation, VpPolicy
 from testbed.errors import UserError
-
-TURN_DEG = 360.0
+from testbed.vp_metrics import wrapped_deg
 
 
 class DampedVelocity(VpPolicy):
@@ -27,7 +26,6 @@ class DampedVelocity(VpPolicy):
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
         known_deg = observation.history_deg
-        turn_deg = known_deg[-1] - known_deg[max(len(known_deg) - 2, 0)]
-        turn_deg = (turn_deg + TURN_DEG / 2) % TURN_DEG - TURN_DEG / 2  # (3,)
+        turn_deg = wrapped_deg(known_deg[-1] - known_deg[max(len(known_deg) - 2, 0)])  # (3,)
         carried = np.cumsum(self.decay ** np.arange(1, observation.session.horizon + 1))  # (horizon,)
         return known_deg[-1] + carried[:, None] * turn_deg

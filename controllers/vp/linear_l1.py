@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from controllers.api import VpObservation, VpPolicy, VpSession
-from controllers.headmoves import FRONT_DEG, check_fitted, recent_deg, short_way_deg
+from controllers.headmoves import check_fitted, recent_deg
 from controllers.weights import VP_SHIPPED, find_weights, read_weights
 from testbed.errors import UserError
+from testbed.vp_metrics import wrapped_deg
+from traces.viewports import FRONT_DEG
 
 SAMPLES = 10
 """Of history, 2 s."""
@@ -22,7 +24,7 @@ def features(history_deg: np.ndarray) -> np.ndarray:
     Each earlier sample relative to the newest, roll and pitch of the newest, its yaw as sine and cosine from the front, and 1.
     """
     newest_deg = history_deg[:, -1]
-    relative = short_way_deg(history_deg[:, :-1] - newest_deg[:, None]) / SCALE_DEG  # (N, SAMPLES - 1, 3)
+    relative = wrapped_deg(history_deg[:, :-1] - newest_deg[:, None]) / SCALE_DEG  # (N, SAMPLES - 1, 3)
     from_front = np.radians(newest_deg[:, 2] - FRONT_DEG)
     heading = np.stack([np.sin(from_front), np.cos(from_front), np.ones(len(newest_deg))], axis=1)
     return np.concatenate([relative.reshape(len(newest_deg), -1), newest_deg[:, :2] / SCALE_DEG, heading], axis=1)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from controllers.api import VpObservation, VpPolicy, VpSession
-from controllers.headmoves import FRONT_DEG, check_fitted, recent_deg, short_way_deg
+from controllers.headmoves import check_fitted, recent_deg
 from controllers.weights import VP_SHIPPED, Weights, find_weights, read_weights
 from testbed.errors import UserError
+from testbed.vp_metrics import wrapped_deg
+from traces.viewports import FRONT_DEG
 
 SAMPLES = 10
 """Of history, 2 s."""
@@ -26,7 +28,7 @@ def features(history_deg: np.ndarray) -> np.ndarray:
     the front.
     """
     count, newest_deg = len(history_deg), history_deg[:, -1]
-    steps_deg = short_way_deg(np.diff(history_deg, axis=1))  # (N, SAMPLES - 1, 3)
+    steps_deg = wrapped_deg(np.diff(history_deg, axis=1))  # (N, SAMPLES - 1, 3)
     relative_deg = -np.cumsum(steps_deg[:, ::-1], axis=1)[:, ::-1]
     from_front = np.radians(newest_deg[:, 2] - FRONT_DEG)
     parts = [

@@ -3,8 +3,7 @@
 import numpy as np
 
 from controllers.api import VpObservation, VpPolicy
-
-TURN_DEG = 360.0
+from testbed.vp_metrics import TURN_DEG
 
 
 class Velocity(VpPolicy):

@@ -158,14 +158,14 @@ def test_a_split_is_read_from_the_store_in_published_order(tmp_path, monkeypatch
             path = viewing_file(tmp_path, video, user)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"0,1,2,{video}\n0.2,1,2,{user}\n")
-    monkeypatch.setattr(viewport_splits, "obtain", lambda name, root: (tmp_path, ""))
+    monkeypatch.setattr(viewport_splits, "obtain", lambda name, root, fetch: (tmp_path, ""))
     found = load_split("valid")
     assert [(each.video, each.user) for each in found[:22]] == [(3, user) for user in SPLITS["valid"].users] + [(7, 9)]
     assert all(each.angles_deg[:, 2].tolist() == [each.video, each.user] for each in found)
 
 
 def test_data_that_can_not_be_had_are_told(monkeypatch):
-    monkeypatch.setattr(viewport_splits, "obtain", lambda name, root: (None, "no network"))
+    monkeypatch.setattr(viewport_splits, "obtain", lambda name, root, fetch: (None, "no network"))
     with pytest.raises(UserError, match=r"not on this machine \(no network\), wanted it there: run scripts/fetch_data viewports"):
         load_split("test")
     assert load_catalog()["viewports"].splits[0].files == 27 * 84
