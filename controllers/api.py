@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from testbed.units import bits_from_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 
@@ -147,3 +149,67 @@ class AbrPolicy(ABC):
         chosen = np.zeros(observation.video.levels)
         chosen[self.decide(observation)] = 1.0
         return chosen
+
+
+@dataclass(frozen=True)
+class VpSession:
+    """What stays the same while one viewer watches one 360-degree video: `horizon` samples are to be predicted at each decision."""
+
+    session_id: str
+    horizon: int
+    rate_hz: float = 5.0
+    """Samples of head movement a second, of history and prediction alike."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class VpObservation:
+    """What is known of a viewer's head when the next viewports are asked for: the last H samples, oldest first.
+
+    | field | meaning | shape; range, unit |
+    | --- | --- | --- |
+    | session | the viewing's constants | |
+    | times_s | when the head was sampled, rising; the distance is that of `session.rate_hz`, but some may be missing | (H,); s |
+    | history_deg | roll, pitch, yaw (`traces/viewports.py`) | (H, 3); -180 .. 180, -90 .. 90, -180 .. 180 degrees |
+
+    H is 1 or more: a viewing has little history at its beginning. Arrays are not to be changed.
+    """
+
+    session: VpSession
+    times_s: "np.ndarray"
+    history_deg: "np.ndarray"
+
+
+class VpPolicy(ABC):
+    """A predictor of viewports. One file in `controllers/vp/` named like the policy, or any file given to `--policies`.
+
+    The answer is the next `session.horizon` samples, `1 / session.rate_hz` seconds apart, the first one that long after the newest of the
+    history: finite degrees, (horizon, 3), roll, pitch, yaw. Whole turns more or less mean the same. `__init__` takes the policy's options
+    as keyword arguments with defaults; all randomness comes from `self.rng`.
+    """
+
+    label: ClassVar[str] = ""
+    """Name in tables and figures."""
+    colour: ClassVar[str] = "#777777"
+    """Colour in every figure."""
+    citation: ClassVar[str] = ""
+    """Paper, section or equation."""
+
+    session: VpSession
+    rng: "np.random.Generator"
+
+    def reset(self, session: VpSession, seed: int) -> None:
+        """Forget everything and start `session`. Overriding methods call this one."""
+        import numpy as np
+
+        self.session = session
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def decide(self, observation: VpObservation) -> "np.ndarray":
+        """Where the viewer will look, (horizon, 3)."""
+
+    def decide_all(self, observations: "Sequence[VpObservation]") -> "np.ndarray":
+        """`decide` of several moments of this session, in order of time, (N, horizon, 3). For a model that is faster on many at once."""
+        import numpy as np
+
+        return np.stack([self.decide(each) for each in observations])

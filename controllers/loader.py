@@ -1,4 +1,4 @@
-"""Finds policies (ours by reading the folder `controllers/abr/`, a user's by path or module) and turns references into factories.
+"""Finds policies (ours by reading the task's folder, `controllers/abr/`, a user's by path or module) and turns references into factories.
 
 | reference | names |
 | --- | --- |
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from controllers.api import AbrPolicy, AbrSession
+from controllers.api import AbrPolicy, AbrSession, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
@@ -31,6 +31,28 @@ ABR_FOLDER = Path(__file__).parent / "abr"
 """Each file in it is a policy, named like the file."""
 
 ABR_PACKAGE = "controllers.abr"
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """What the policies of a task extend, and the package whose files are ours."""
+
+    base: type[Any]
+    package: str
+
+    @property
+    def folder(self) -> Path:
+        """Each file in it is a policy, named like the file."""
+        return Path(__file__).parent / self.package.rpartition(".")[2]
+
+    @property
+    def wanted(self) -> str:
+        """The end of a sentence on a module without a policy."""
+        return f"wanted a class that extends controllers.api.{self.base.__name__} and defines decide"
+
+
+KINDS = {"abr": PolicyKind(AbrPolicy, ABR_PACKAGE), "vp": PolicyKind(VpPolicy, "controllers.vp")}
+"""By task."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +79,10 @@ class PolicyFactory:
     citation: str
     reference: PolicyReference
     """Holds an absolute path for a user's file, so that another process can load `reference.canonical` from anywhere."""
-    policy_class: type[AbrPolicy]
+    policy_class: type[Any]
     arguments: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self) -> AbrPolicy:
+    def __call__(self) -> Any:
         """A fresh policy; one serves one session at a time."""
         return self.policy_class(**dict(self.arguments))
 
@@ -70,7 +92,7 @@ def discover(folder: Path = ABR_FOLDER) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
-def parse_reference(text: str) -> PolicyReference:
+def parse_reference(text: str, task: str = "abr") -> PolicyReference:
     """Split `target+option=value+...`; raises `UserError` when an option has no value, no name or comes twice."""
     target, *parts = text.strip().split("+")
     while parts and "=" not in parts[0] and _is_path(target + "+" + parts[0]):
@@ -84,25 +106,27 @@ def parse_reference(text: str) -> PolicyReference:
             raise UserError(f"policy {text!r}: option {name!r} comes twice, wanted once")
         options[name] = value
     if not target:
-        raise UserError(f"policy {text!r} is empty, wanted a name ({', '.join(discover())}), a file or package.module:Class")
+        raise UserError(
+            f"policy {text!r} is empty, wanted a name ({', '.join(discover(KINDS[task].folder))}), a file or package.module:Class"
+        )
     return PolicyReference(text.strip(), target, tuple(options.items()))
 
 
-def load(reference: str | PolicyReference) -> PolicyFactory:
+def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     """The factory behind a reference. The file is imported, the policy not yet made. Raises `UserError` for whatever is wrong with it."""
     if isinstance(reference, str):
-        reference = parse_reference(reference)
-    target = reference.target
+        reference = parse_reference(reference, task)
+    target, kind = reference.target, KINDS[task]
     if _is_path(target):
         file, _, wanted = target.partition(".py:")
         path = Path(file + ".py" if wanted else file).expanduser().absolute()
-        found, stem = _class_in(_import_file(path), str(path), wanted), path.stem
+        found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), path.stem
         reference = PolicyReference(reference.text, f"{path}:{wanted}" if wanted else str(path), reference.options)
     elif ":" in target:
         module, _, wanted = target.partition(":")
-        found, stem = _class_in(_import_module(module), module, wanted), wanted
+        found, stem = _class_in(_import_module(module, kind), module, wanted, kind), wanted
     else:
-        found, stem = _class_in(_import_named(target), target, ""), target
+        found, stem = _class_in(_import_named(target, kind), target, "", kind), target
     name = PolicyReference("", stem, reference.options).canonical
     return PolicyFactory(
         name=name,
@@ -115,9 +139,9 @@ def load(reference: str | PolicyReference) -> PolicyFactory:
     )
 
 
-def load_all(references: Sequence[str]) -> tuple[PolicyFactory, ...]:
+def load_all(references: Sequence[str], task: str = "abr") -> tuple[PolicyFactory, ...]:
     """A factory for each reference; raises `UserError` when two would bear the same name in tables."""
-    factories = tuple(load(reference) for reference in references)
+    factories = tuple(load(reference, task) for reference in references)
     for i, factory in enumerate(factories):
         if any(factory.name == other.name for other in factories[:i]):
             raise UserError(f"policy {factory.name!r} is given twice, wanted each name once")
@@ -128,14 +152,14 @@ def _is_path(target: str) -> bool:
     return target.endswith(".py") or ".py:" in target or "/" in target
 
 
-def _import_named(name: str) -> ModuleType:
-    known = discover()
+def _import_named(name: str, kind: PolicyKind) -> ModuleType:
+    known = discover(kind.folder)
     if name not in known:
         raise UserError(f"policy {name!r} is unknown, {suggestion(name, known)}, or a file (mine.py), or package.module:Class")
-    return importlib.import_module(f"{ABR_PACKAGE}.{name}")
+    return importlib.import_module(f"{kind.package}.{name}")
 
 
-def _import_module(name: str) -> ModuleType:
+def _import_module(name: str, kind: PolicyKind) -> ModuleType:
     if (folder := str(Path.cwd())) not in sys.path:  # where the launcher's processes don't look; last, so that nothing of ours is hidden
         sys.path.append(folder)
     try:
@@ -143,13 +167,13 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise UserError(f"policy module {name!r} can't be imported ({error.msg}), wanted an importable package.module:Class") from error
     except (Exception, SystemExit) as error:  # whatever a user's module may raise
-        raise UserError(_told(error, name)) from error
+        raise UserError(_told(error, name, kind)) from error
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, kind: PolicyKind) -> ModuleType:
     """Run a user's file as a module. It is registered by its path, so that two files of one name don't meet."""
     if not path.is_file():
-        raise UserError(f"policy file {path} does not exist, wanted a Python file with an AbrPolicy")
+        raise UserError(f"policy file {path} does not exist, {_wanted_file(kind)}")
     name = f"user_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -160,38 +184,42 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
         del sys.modules[name]
-        raise UserError(_told(error, str(path))) from error
+        raise UserError(_told(error, str(path), kind)) from error
     return module
 
 
-def _told(error: BaseException, where: str) -> str:
+def _wanted_file(kind: PolicyKind) -> str:
+    return f"wanted a Python file with {'an' if kind.base.__name__[0] in 'AEIOU' else 'a'} {kind.base.__name__}"
+
+
+def _told(error: BaseException, where: str, kind: PolicyKind) -> str:
     """One sentence on why a user's file can't be imported, with the line in that file when there is one."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename or where}:{error.lineno}: syntax error ({error.msg}), wanted a Python file with an AbrPolicy"
+        return f"{error.filename or where}:{error.lineno}: syntax error ({error.msg}), {_wanted_file(kind)}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
     place = f"{where}:{lines[-1]}" if lines else where
     message = " ".join(str(error).split())
-    return f"{place}: importing it raised {type(error).__name__}: {message}, wanted a Python file with an AbrPolicy"
+    return f"{place}: importing it raised {type(error).__name__}: {message}, {_wanted_file(kind)}"
 
 
-def _class_in(module: ModuleType, where: str, wanted: str) -> type[AbrPolicy]:
+def _class_in(module: ModuleType, where: str, wanted: str, kind: PolicyKind) -> type[Any]:
     """The policy of a module: the class named, else the only one defined there (imported ones don't count)."""
-    policies: dict[str, type[AbrPolicy]] = {name: value for name, value in vars(module).items() if _is_policy(value)}
+    policies: dict[str, type[Any]] = {name: value for name, value in vars(module).items() if _is_policy(value, kind.base)}
     if wanted:
         if wanted not in policies:
-            known = suggestion(wanted, policies) if policies else "wanted a class that extends controllers.api.AbrPolicy and defines decide"
-            raise UserError(f"{where}: has no AbrPolicy {wanted!r}, {known}")
+            known = suggestion(wanted, policies) if policies else kind.wanted
+            raise UserError(f"{where}: has no {kind.base.__name__} {wanted!r}, {known}")
         return policies[wanted]
     own = [name for name, value in policies.items() if value.__module__ == module.__name__ and not name.startswith("_")]
     if not own:
-        raise UserError(f"{where}: holds no policy, wanted a class that extends controllers.api.AbrPolicy and defines decide")
+        raise UserError(f"{where}: holds no policy, {kind.wanted}")
     if len(own) > 1:
         raise UserError(f"{where}: holds {len(own)} policies ({', '.join(own)}), wanted one, or one named: {Path(where).name}:{own[0]}")
     return policies[own[0]]
 
 
-def _is_policy(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, AbrPolicy) and not inspect.isabstract(value)
+def _is_policy(value: object, base: type[Any]) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
 
 
 def claim_stdout() -> BinaryIO:

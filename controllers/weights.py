@@ -12,12 +12,13 @@ from testbed.errors import UserError
 
 HEADER = "made"
 SHIPPED = Path(__file__).parent / "abr" / "weights"
+VP_SHIPPED = Path(__file__).parent / "vp" / "weights"
 Weights = dict[str, np.ndarray]
 
 
-def find_weights(text: str, default: str) -> Path:
+def find_weights(text: str, default: str, folder: Path = SHIPPED) -> Path:
     """The file that a policy's option `weights` means: a path, the name of a shipped file (`pensieve-2`), or nothing for `default`."""
-    shipped = SHIPPED / f"{text or default}.safetensors"
+    shipped = folder / f"{text or default}.safetensors"
     return shipped if shipped.is_file() else Path(text).expanduser()
 
 

@@ -9,6 +9,8 @@ from controllers.learning.start import exit_code
 from testbed.errors import UserError
 
 TASKS = ("abr",)
+MEASURED = (*TASKS, "vp")
+"""What `scripts/evaluate` can measure."""
 
 
 def adapt_command(arguments: Sequence[str]) -> int:
@@ -27,9 +29,17 @@ def ablate_command(arguments: Sequence[str]) -> int:
 
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure; the same codes."""
+    if arguments[:1] == ["vp"]:
+        return _evaluate_vp(arguments[1:])
     from netllm.suite.run import EvaluateSettings, test
 
     return _run("evaluate", EvaluateSettings, test, arguments, "the same command goes on from here")
+
+
+def _evaluate_vp(arguments: Sequence[str]) -> int:
+    from netllm.vp_suite.run import VpEvaluateSettings, test
+
+    return exit_code(lambda: test(tyro.cli(VpEvaluateSettings, prog="scripts/evaluate vp", args=arguments)), "the same command begins anew")
 
 
 def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str], interrupted: str) -> int:
@@ -41,5 +51,7 @@ def _task_first(name: str, arguments: Sequence[str]) -> list[str]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return ["--help"]
     if arguments[0] not in TASKS:
-        raise UserError(f"scripts/{name}: task {arguments[0]!r} is unknown, wanted one of {', '.join(TASKS)}")
+        raise UserError(
+            f"scripts/{name}: task {arguments[0]!r} is unknown, wanted one of {', '.join(MEASURED if name == 'evaluate' else TASKS)}"
+        )
     return list(arguments[1:])

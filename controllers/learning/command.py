@@ -25,7 +25,24 @@ def _genet(arguments: Sequence[str]) -> Path:
     return Run(GenetDesign(), GenetWorld(settings.seed, settings.ppo.iterations), settings).train()
 
 
-BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {"genet": _genet, "pensieve": _pensieve}
+def _vp_linear_l1(arguments: Sequence[str]) -> Path:
+    from controllers.learning.vp_linear import LinearSettings, train
+
+    return train(tyro.cli(LinearSettings, prog="scripts/train vp_linear_l1", args=arguments))
+
+
+def _vp_mlp(arguments: Sequence[str]) -> Path:
+    from controllers.learning.vp_mlp import MlpRun, MlpSettings
+
+    return MlpRun(tyro.cli(MlpSettings, prog="scripts/train vp_mlp", args=arguments)).train()
+
+
+BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {
+    "genet": _genet,
+    "pensieve": _pensieve,
+    "vp_linear_l1": _vp_linear_l1,
+    "vp_mlp": _vp_mlp,
+}
 
 
 def train_command(arguments: Sequence[str]) -> int:

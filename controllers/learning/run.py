@@ -3,9 +3,7 @@
 Equal seeds, versions and iterations give equal weights on one machine: every draw comes from the seed and the number of the iteration.
 """
 
-import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +15,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from controllers.learning.playbacks import Playbacks
 from controllers.learning.ppo import Design, Learner, PpoSettings, play_out
+from controllers.learning.saved import add_row, cut_curve, write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.validation import ValidationSessions
 from controllers.weights import HEADER
@@ -161,19 +160,13 @@ class Run:
         self._record(mean, families, watched)
         if mean > self.standing.best_qoe:
             self.standing = replace(self.standing, best_qoe=mean, best_iteration=self.standing.iteration)
-            _write(self.weights, dict(self.learner.mean_actor.state_dict()), HEADER, self._story(mean, families))
+            write_tensors(self.weights, dict(self.learner.mean_actor.state_dict()), HEADER, self._story(mean, families))
 
     def _record(self, mean: float, families: dict[str, float], watched: dict[str, float]) -> None:
         row: dict[str, Any] = {"iteration": self.standing.iteration, "elapsed_s": round(self.standing.elapsed_s)}
         row |= {f"training_{name}": round(value, 4) for name, value in watched.items()}
         row |= {"valid_qoe": round(mean, 4), **{f"valid_qoe_{name}": round(value, 4) for name, value in families.items()}}
-        path = self.out / CURVE
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        add_row(self.out / CURVE, row)
         if not self.console.is_terminal:
             self.console.print(f"{self.world.name} iteration {row['iteration']}: validation QoE {mean:.4f}, training {watched['qoe']:.3f}")
 
@@ -193,10 +186,10 @@ class Run:
 
     def _save(self) -> None:
         """Write the state after the last whole iteration: one that Ctrl-C cuts short is done again, its validation included."""
-        _write(self.out / CHECKPOINT, *self._state)
+        write_tensors(self.out / CHECKPOINT, *self._state)
 
     def _taken(self) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
-        """All that a resumed run has to know, as `_write` takes it."""
+        """All that a resumed run has to know, as `write_tensors` takes it."""
         modules = {"actor": self.learner.actor, "mean": self.learner.mean_actor, "critic": self.learner.critic}
         tensors = {f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
         for number, state in self.learner.optimiser.state_dict()["state"].items():
@@ -224,7 +217,7 @@ class Run:
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: can't be resumed ({reason}), wanted the checkpoint of a run with the same settings") from error
-        self._cut_curve()
+        cut_curve(self.out / CURVE, self.standing.iteration)
 
     def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, module in (("actor", self.learner.actor), ("mean", self.learner.mean_actor), ("critic", self.learner.critic)):
@@ -236,22 +229,6 @@ class Run:
                 whole["state"].setdefault(int(number), {})[name] = value
         self.learner.optimiser.load_state_dict(whole)
 
-    def _cut_curve(self) -> None:
-        """Forget validations that came after the checkpoint: they will come again."""
-        path = self.out / CURVE
-        if path.is_file():
-            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if int(row.partition(",")[0]) <= self.standing.iteration]
-            path.write_text("".join([head, *kept]), encoding="utf-8")
-
 
 def _differing(begun: dict[str, Any], now: dict[str, Any], prefix: str = "ppo.") -> str:
     return ", ".join(f"{prefix}{name} {str(value)[:80]}" for name, value in begun.items() if now.get(name) != value)
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], key: str, facts: dict[str, Any]) -> None:
-    """One file with tensors and facts, written beside the target and renamed: whole or not there."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, scratch, metadata={key: json.dumps(facts)})
-    scratch.chmod(0o644)
-    os.replace(scratch, path)

@@ -98,7 +98,7 @@ def _notes(header: Header) -> list[str]:
     return [*(f"> {note}\n" for note in (*said, *header.notes))]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Texts to the left, numbers to the right."""
     filled = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     right = [all(row[i][:1] in "0123456789+<-\N{MINUS SIGN}\N{EN DASH}*" for row in filled) and i > 0 for i in range(len(headings))]
@@ -114,7 +114,7 @@ def _settings(analysis: Analysis) -> list[str]:
         modelled = ", modelled, not measured" if result.prepared.source == "model" else ""
         traces = f"{setting.traces} (sha256 `{result.prepared.sha256[:16]}`{modelled})"
         rows.append((setting.name, traces, setting.video, words.sampled(result), (setting.unseen or "nothing but the traces") + note))
-    return _table(("setting", "traces", "video", "sampled", "unseen in training"), rows)
+    return table(("setting", "traces", "video", "sampled", "unseen in training"), rows)
 
 
 def _names(analysis: Analysis) -> list[str]:
@@ -132,7 +132,7 @@ def _means(analysis: Analysis) -> list[str]:
             said = words.within(outcome.qoe) if outcome else "can't play"
             cells.append(f"**{said}**" if outcome and outcome.qoe.mean == best else said)
         rows.append((result.name, *cells, words.number(float(result.optimum.mean()))))
-    return _table(("setting", *names, "optimum"), rows)
+    return table(("setting", *names, "optimum"), rows)
 
 
 def _shares(analysis: Analysis) -> list[str]:
@@ -141,7 +141,7 @@ def _shares(analysis: Analysis) -> list[str]:
         (result.name, *(words.percent(result.share(name)) if name in result.outcomes else words.DASH for name in names))
         for result in analysis.settings
     ]
-    return _table(("setting", *names), rows)
+    return table(("setting", *names), rows)
 
 
 _AGAINST = ("difference", "95 % interval", "p (Holm)", "won, lost, tied", "verdict", "interval over units or logs")
@@ -155,7 +155,7 @@ def _against(found: Difference) -> tuple[str, ...]:
 
 def _forest(analysis: Analysis) -> list[str]:
     rows = [(each.result.name, f"`{each.difference.b}`", each.why, *_against(each.difference)) for each in analysis.hardest()]
-    return _table(("setting", "against", "which is the", *_AGAINST), rows)
+    return table(("setting", "against", "which is the", *_AGAINST), rows)
 
 
 def _policies(analysis: Analysis, result: SettingResult) -> list[str]:
@@ -168,7 +168,7 @@ def _policies(analysis: Analysis, result: SettingResult) -> list[str]:
         made_of = (f"{parts['bitrate_mbps']:.3f}", f"{parts['rebuffer_s']:.4f}", f"{parts['switch_mbps']:.3f}")
         rows.append((f"`{name}`", words.within(each.qoe), *made_of, *against))
     label = analysis.named(analysis.main).label
-    lines = _table(("policy", "QoE", "Mbit/s", "stall s", "change Mbit/s", f"{label} minus it", *_AGAINST[1:]), rows)
+    lines = table(("policy", "QoE", "Mbit/s", "stall s", "change Mbit/s", f"{label} minus it", *_AGAINST[1:]), rows)
     return [*lines, *(f"\n`{name}` can't play it: {why}" for name, why in result.refused.items())]
 
 
@@ -182,7 +182,7 @@ def _ablations(analysis: Analysis) -> list[str]:
     if not rows:
         return []
     said = _ABLATED.format(reference=analysis.reference, count=analysis.ablation_comparisons)
-    return ["", "## Ablations", said, *_table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
+    return ["", "## Ablations", said, *table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
 
 
 def _seeds(analysis: Analysis) -> list[str]:
@@ -196,7 +196,7 @@ def _seeds(analysis: Analysis) -> list[str]:
                 rows.append((f"`{each.name}`", result.name, words.within(outcome.qoe), *spreads))
     if not rows:
         return []
-    return ["", "## Seeds", "", *_table(("policy", "setting", "QoE", "sampling seeds, sd", "training seeds, sd"), rows)]
+    return ["", "## Seeds", "", *table(("policy", "setting", "QoE", "sampling seeds, sd", "training seeds, sd"), rows)]
 
 
 def _made(header: Header) -> list[str]:
@@ -210,4 +210,4 @@ def _made(header: Header) -> list[str]:
         ("weights, sha256", "; ".join(weights) or "none"),
         ("CPU time, all sessions", f"{sum(header.seconds.values()) / 60:.1f} min"),
     ]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)

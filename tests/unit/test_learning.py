@@ -13,12 +13,12 @@ from rich.console import Console
 from controllers.abr import pensieve
 from controllers.abr.pensieve import Pensieve, features, seen_of
 from controllers.api import AbrSession
-from controllers.learning import run as training_run
 from controllers.learning.command import train_command
 from controllers.learning.pensieve import Actor, PensieveDesign, PensieveWorld, seen_by
 from controllers.learning.playbacks import FUTURE_S, Playbacks, Pool, Videos
 from controllers.learning.ppo import Learner, PpoSettings, play_out
 from controllers.learning.run import Run, TrainSettings
+from controllers.learning.saved import write_tensors
 from controllers.weights import read_story, read_weights
 from players.ladders import find_video
 from players.media import synthetic_manifest
@@ -105,7 +105,7 @@ def test_the_policy_computes_what_the_network_was_trained_to_compute(videos, tmp
     actor = Actor()
     torch.nn.init.normal_(actor.actor[2].weight)  # a fresh actor is nearly indifferent
     path = tmp_path / "x.safetensors"
-    training_run._write(path, dict(actor.state_dict()), "made", {"seed": 2})
+    write_tensors(path, dict(actor.state_dict()), "made", {"seed": 2})
     assert read_story(path) == {"seed": 2}
     plays = Playbacks(Pool(some_traces(4)), Videos(videos, 10), np.arange(4), np.zeros(4), np.arange(4))
     qoe = play_out(PensieveDesign(), actor, plays)
@@ -121,7 +121,7 @@ def test_other_weights_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "bad").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"bad: can't be read .*, wanted weights made by scripts/train"):
         Pensieve(weights=str(tmp_path / "bad"))
-    training_run._write(tmp_path / "other", {"x": torch.zeros(2)}, "made", {})
+    write_tensors(tmp_path / "other", {"x": torch.zeros(2)}, "made", {})
     with pytest.raises(UserError, match=r"holds no actor with \d+ inputs, wanted a file made by scripts/train pensieve"):
         Pensieve(weights=str(tmp_path / "other"))
 

@@ -1,0 +1,1 @@
+"""Policies that predict where a viewer will look, one file each."""

@@ -1,0 +1,167 @@
+"""An evaluation of predictors as tables, in the terminal and in Markdown (docs/vp.md)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from netllm.suite import words
+from netllm.suite.markdown import table
+from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, Difference, Outcome, SettingResult
+from netllm.vp_suite.header import VpHeader
+from traces.viewports import ANGLES
+
+_INTRO = """
+Made by `scripts/evaluate vp --write`; don't edit. Recorded head movement of 84 viewers on 27 videos (Jin2022, 5 samples a second), NetLLM's
+split: no viewer and no video of the test is trained on. At each window a policy is told a history of roll, pitch and yaw, and answers all
+samples of the horizon. *MAE* is the mean over samples and the three axes of the error around the circle (0 to 180 degrees), averaged over
+windows, with a 95 % interval that takes the viewer as the unit of sampling. Less is better.
+
+*Great circle* is the mean angle between the true and the predicted line of sight. The data set's three angles are not a head's own: at
+the front, `roll` is how high one looks and `pitch` how far one tilts the head (`traces/viewports.py`, tested against the data). *Published
+rule* is MAE as NetLLM's code computes it: it takes off one turn at most, which makes extrapolations that pass 180 degrees look worse
+(`testbed/vp_metrics.py`).
+"""
+_PAIRED = """
+Differences are paired on each window; below zero the policy is better than the one it is compared with. Intervals over viewers and over
+videos take those as the unit of sampling; p is over viewers, adjusted by Holm for the comparisons of one table, and the verdict needs
+p < 0.05.
+"""
+_PUBLISHED = """
+What NetLLM's figure shows for these windows (heights of its bars), and what the same methods score here by the published rule. The paper
+does not say how its windows lie: that they are these is inferred from linear regression and velocity.
+"""
+_THAN = {"better": "better than", "worse": "worse than", "not clear": "not clearly different from"}
+_MEASURES = (*ANGLES, RMSE, SPHERE, PUBLISHED)
+_AGAINST = ("minus it", "95 % interval over viewers", "over videos", "p (Holm)", "better on viewers, videos", "verdict")
+
+
+def document(results: Sequence[SettingResult], seeds: Sequence[SettingResult], header: VpHeader) -> str:
+    """The whole page. `seeds` are the same settings with further training seeds."""
+    parts = [
+        "# Viewport prediction: how policies compare",
+        _INTRO,
+        *finding(results),
+        "",
+        "## Settings",
+        "",
+        *_settings(results),
+        _PAIRED.rstrip(),
+    ]
+    for result in results:
+        parts += ["", f"## {result.setting.name}: {result.setting.title}", "", *_errors(result)]
+        parts += ["", result.setting.note] if result.setting.note else []
+        for reference, found in result.differences.items():
+            parts += ["", *_differences(result, found, result.outcomes[reference].policy.label)]
+        if result.setting.published:
+            parts += [_PUBLISHED, *_published(result)]
+    if seeds:
+        parts += ["", "## Training seeds", "", *_seeds(seeds)]
+    return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
+
+
+def finding(results: Sequence[SettingResult]) -> list[str]:
+    """The result of each setting in a sentence, no stronger than the intervals allow."""
+    return [f"- {_found(result)}" for result in results]
+
+
+def _found(result: SettingResult) -> str:
+    best = result.ranked()[0]
+    said = f"{result.setting.title}: {best.policy.label} has the least error, {words.within(best.mae_deg, 2)} degrees"
+    for reference, found in result.differences.items():
+        for each in found:
+            if each.a == best.policy.name:
+                by = f"{words.number(each.over_users.mean, 2, True)} ({words.interval(each.over_users, 2)})"
+                said += f"; {_THAN[each.verdict]} {result.outcomes[reference].policy.label}: {by}"
+    return f"{said}."
+
+
+def _published(result: SettingResult) -> list[str]:
+    shown = dict(result.setting.published)
+    names = [*shown, *(each.policy.name for each in result.ranked() if each.policy.name not in shown)]
+    here = {name: f"{each.parts_deg[PUBLISHED]:.2f}" for name, each in result.outcomes.items()}
+    rows = [(f"`{name}`" if name in here else name, shown.get(name, words.DASH), here.get(name, words.DASH)) for name in names]
+    return table(("method", "NetLLM's figure", "here, published rule"), rows)
+
+
+def _settings(results: Sequence[SettingResult]) -> list[str]:
+    rows = []
+    for result in results:
+        setting, rule = result.setting, result.setting.rule
+        where = f"from sample {rule.head}, every {rule.step}, to {rule.tail} before the end"
+        lengths = f"{setting.history_s:g} s", f"{setting.horizon_s:g} s"
+        rows.append((setting.name, *lengths, where, f"{result.windows}", f"{result.users}", f"{result.videos}"))
+    return table(("setting", "history", "horizon", "first future sample", "windows", "viewers", "videos"), rows)
+
+
+def _row(each: Outcome) -> tuple[str, ...]:
+    parts = each.parts_deg
+    return f"`{each.policy.name}`", words.within(each.mae_deg, 2), *(f"{parts[name]:.2f}" for name in _MEASURES)
+
+
+def _errors(result: SettingResult) -> list[str]:
+    lines = table(("policy", "MAE", *_MEASURES), [_row(each) for each in result.ranked()])
+    return [*lines, *(f"\n`{name}` can't serve it: {why}" for name, why in result.refused.items())]
+
+
+def _against(found: Difference) -> tuple[str, ...]:
+    better = f"{found.better_users} of {found.users}, {found.better_videos} of {found.videos}"
+    intervals = words.interval(found.over_users, 2), words.interval(found.over_videos, 2)
+    return words.number(found.over_users.mean, 2, True), *intervals, words.p_value(found.p_holm), better, found.verdict
+
+
+def _differences(result: SettingResult, found: Sequence[Difference], label: str) -> list[str]:
+    order = [each.policy.name for each in result.ranked()]
+    rows = [(f"`{each.a}`", *_against(each)) for each in sorted(found, key=lambda each: order.index(each.a))]
+    return table(("policy", f"it minus {label}", *_AGAINST[1:]), rows)
+
+
+def _seeds(results: Sequence[SettingResult]) -> list[str]:
+    rows = []
+    for result in results:
+        families: dict[str, list[float]] = {}
+        for name, each in result.outcomes.items():
+            families.setdefault(name.partition("+")[0], []).append(float(each.errors.mae_deg.mean()))
+        for name, means in families.items():
+            spread = words.number(float(np.std(means, ddof=1)), 3) if len(means) > 1 else words.DASH
+            rows.append((f"`{name}`", result.setting.name, ", ".join(f"{mean:.2f}" for mean in means), f"{np.mean(means):.2f}", spread))
+    return table(("policy", "setting", "MAE of each seed", "mean", "sd"), rows)
+
+
+def _made(header: VpHeader) -> list[str]:
+    weights = [f"{name} `{sha256[:12]}`" for name, sha256 in header.weights.items()]
+    rows = [
+        ("date, commit", f"{header.utc}, `{header.commit}`"),
+        ("command", f"`{header.command}`"),
+        ("data", f"viewports/{header.split}, sha256 of the whole set `{header.data_sha256[:16]}`"),
+        ("hardware", header.hardware),
+        ("versions", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
+        ("weights, sha256", "; ".join(weights) or "none"),
+    ]
+    return table(("", ""), rows)
+
+
+def show(results: Sequence[SettingResult], console: Console) -> None:
+    """Errors and differences of each setting, and the finding."""
+    for result in results:
+        counted = f"{result.windows} windows, {result.users} viewers, {result.videos} videos"
+        _print(console, f"{result.setting.name}: {result.setting.title}; {counted}; degrees", ("policy", "MAE", *_MEASURES), [
+            _row(each) for each in result.ranked()
+        ])  # fmt: skip
+        for name, why in result.refused.items():
+            console.print(f"{name} can't serve it: {why}", style="yellow", markup=False)
+        for reference, found in result.differences.items():
+            rows = [(each.a, *_against(each)) for each in found]
+            _print(console, f"{result.setting.name}: each policy minus {reference}", ("policy", *_AGAINST), rows)
+    for sentence in finding(results):
+        console.print(sentence, markup=False)
+
+
+def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    drawn = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        drawn.add_row(*(cell.strip("`") for cell in row))
+    console.print(drawn)

@@ -1,0 +1,142 @@
+"""One evaluation of predictors from beginning to end: `test` measures, works out the tables and writes them."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from controllers.learning.start import check_least
+from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
+from controllers.weights import VP_SHIPPED
+from netllm.vp_suite import page
+from netllm.vp_suite.analysis import Outcome, SettingResult, setting_result
+from netllm.vp_suite.header import VpHeader, vp_header
+from netllm.vp_suite.settings import NAMED, VpSetting, chosen
+from testbed.errors import UserError
+from testbed.sim.vp import measure
+from traces.viewport_splits import TEST, load_split
+from traces.windows import Windows, cut
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "vp.md"
+AXES = ("roll", "pitch", "yaw")
+
+
+@dataclass(frozen=True)
+class VpEvaluateSettings:
+    """What to measure."""
+
+    settings: tuple[str, ...] = tuple(NAMED)
+    """Named ones (code, figures, longer), or RULE:HISTORY:HORIZON in seconds (figures:1:2)."""
+    policies: tuple[str, ...] = ()
+    """Names, files (mine.py) or package.module:Class, with +option=value; default: all that the folder holds."""
+    against: tuple[str, ...] = ("static", "mlp")
+    """What all others are compared with, window by window; measured, too, if `policies` does not name it."""
+    split: str = TEST
+    """test, valid or train."""
+    seed: int = 0
+    """Of policies that draw random numbers."""
+    out: Path = Path("results/evaluate-vp")
+    """Folder of the results; what an earlier evaluation left there is replaced."""
+    write: bool = False
+    """Also write docs/vp.md."""
+
+
+def test(settings: VpEvaluateSettings | None = None, console: Console | None = None) -> list[SettingResult]:
+    """Measure predictors; prints tables and writes `windows.parquet` and `summary.json` into `settings.out`."""
+    settings = settings or VpEvaluateSettings()
+    console = console or Console()
+    check_least(settings, 0, ["seed"])
+    asked = chosen(settings.settings)
+    policies = _policies(settings)
+    viewings = load_split(settings.split)
+    windows = [cut(viewings, each.rule, each.history_s, each.horizon_s) for each in asked]
+    results = [_measured(each, seen, policies, settings) for each, seen in zip(asked, windows, strict=True)]
+    families = () if settings.policies else _seeds(policies)
+    seeds = [_measured(each, seen, families, settings) for each, seen in zip(asked, windows, strict=True)] if families else []
+    header = vp_header([*policies, *families], settings.split)
+    _write(settings, results, seeds, header)
+    page.show(results, console)
+    console.print(f"results: {settings.out}")
+    return results
+
+
+def _policies(settings: VpEvaluateSettings) -> list[PolicyFactory]:
+    given = load_all(settings.policies or tuple(discover(KINDS["vp"].folder)), "vp")
+    known = {each.name for each in given}
+    return [*given, *load_all([name for name in dict.fromkeys(settings.against) if name not in known], "vp")]
+
+
+def _seeds(policies: Sequence[PolicyFactory]) -> list[PolicyFactory]:
+    """Those with further weights `NAME-2.safetensors`, and one policy for each of these."""
+    found = []
+    for policy in policies:
+        further = sorted(VP_SHIPPED.glob(f"{policy.name}-*.safetensors"))
+        found += [policy, *(load(f"{policy.name}+weights={path.stem}", "vp") for path in further)] if further else []
+    return found
+
+
+def _measured(setting: VpSetting, windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings) -> SettingResult:
+    """Each policy on these windows. What refuses them with a `UserError` is told, not fatal; any other failure is."""
+    outcomes: dict[str, Outcome] = {}
+    refused: dict[str, str] = {}
+    for policy in policies:
+        try:
+            outcomes[policy.name] = Outcome(policy, measure(policy(), windows, settings.seed))
+        except UserError as error:
+            refused[policy.name] = " ".join(str(error).split())
+        except Exception as error:  # whatever a user's policy may raise
+            raise UserError(f"policy {policy.name!r} failed on setting {setting.name}: it {raised(error)}") from error
+    if not outcomes:
+        raise UserError(f"no policy can serve setting {setting.name}: {'; '.join(refused.values())}")
+    return setting_result(setting, outcomes, refused, settings.against)
+
+
+def _write(settings: VpEvaluateSettings, results: Sequence[SettingResult], seeds: Sequence[SettingResult], header: VpHeader) -> None:
+    settings.out.mkdir(parents=True, exist_ok=True)
+    scratch = settings.out / f".windows.{os.getpid()}"
+    pl.concat([_frame(each) for each in results]).write_parquet(scratch, metadata={"netllm": json.dumps(asdict(header))})
+    scratch.replace(settings.out / "windows.parquet")
+    summary = {"version": 1, "task": "vp", "metric": "mae_deg", "header": asdict(header), "settings": [_summary(each) for each in results]}
+    (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    if settings.write:
+        PAGE.write_text(page.document(results, seeds, header), encoding="utf-8")
+
+
+def _frame(result: SettingResult) -> pl.DataFrame:
+    """A row for each policy and window."""
+    frames = []
+    for name, outcome in result.outcomes.items():
+        errors = outcome.errors
+        columns: dict[str, Any] = {
+            "setting": result.setting.name,
+            "policy": name,
+            "video": errors.video,
+            "user": errors.user,
+            "at": errors.at,
+        }
+        columns |= {f"{axis}_mae_deg": errors.axis_mae_deg[:, i] for i, axis in enumerate(AXES)}
+        columns |= {key: getattr(errors, key) for key in ("mae_deg", "rmse_deg", "great_circle_deg", "published_mae_deg")}
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames)
+
+
+def _summary(result: SettingResult) -> dict[str, Any]:
+    setting = result.setting
+    return {
+        "name": setting.name,
+        "title": setting.title,
+        "rule": asdict(setting.rule),
+        "history_s": setting.history_s,
+        "horizon_s": setting.horizon_s,
+        "windows": result.windows,
+        "policies": {name: {**asdict(each.mae_deg), "components": each.parts_deg} for name, each in result.outcomes.items()},
+        "refused": result.refused,
+        "comparisons": [
+            {**asdict(each), "verdict": each.verdict} for found in result.differences.values() for each in found
+        ],
+    }  # fmt: skip

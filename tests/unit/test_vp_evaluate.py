@@ -1,0 +1,235 @@
+"""`scripts/evaluate vp`: its statistics, what it writes, and how it takes a user's mistakes."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from controllers.loader import load
+from netllm.command import evaluate_command
+from netllm.vp_suite import run
+from netllm.vp_suite.analysis import Difference, Outcome, clustered, difference, p_value, setting_result
+from netllm.vp_suite.page import document, finding
+from netllm.vp_suite.settings import NAMED, chosen
+from testbed.sim.vp import WindowErrors, measure
+from testbed.stats import Estimate, estimate
+from tests.vp_cases import viewing, windows
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Four viewers on two videos, made by arithmetic, in place of the test split."""
+    known = tuple(viewing(video, user, samples=150) for video in (4, 8) for user in (83, 15, 3, 35))
+    monkeypatch.setattr(run, "load_split", lambda name: known)
+    return known
+
+
+def errors(mae_deg, users, videos=None):
+    values = np.array(mae_deg, dtype=float)
+    videos = np.array(videos if videos is not None else np.zeros(len(values), dtype=int))
+    axes = np.repeat(values[:, None], 3, axis=1)
+    return WindowErrors(videos, np.array(users), np.arange(len(values)), values, axes, values, values, values)
+
+
+def outcome(name, *given):
+    return Outcome(replace(load("static", "vp"), name=name, label=name.title()), errors(*given))
+
+
+@given(st.lists(st.floats(-50, 50), min_size=3, max_size=10))
+def test_one_window_a_viewer_is_the_plain_interval(values):
+    found, plain = clustered(np.array(values), np.arange(len(values))), estimate(values)
+    assert (found.mean, found.n) == (pytest.approx(plain.mean, abs=1e-9), plain.n)
+    assert found.ci95 == pytest.approx(plain.ci95, abs=1e-6)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=3, max_size=8), st.integers(2, 5))
+def test_copies_of_a_viewer_s_windows_tell_nothing_new(values, copies):
+    once, more = (clustered(np.repeat(values, n), np.repeat(np.arange(len(values)), n)) for n in (1, copies))
+    assert more.mean == pytest.approx(once.mean, abs=1e-9)
+    assert more.ci95 == pytest.approx(once.ci95, abs=1e-6)
+
+
+def test_the_mean_is_over_windows_also_where_viewers_have_unequal_numbers():
+    found = clustered(np.array([1.0, 1.0, 1.0, 5.0, 9.0]), np.array([7, 7, 7, 8, 9]))
+    assert (found.mean, found.n) == (pytest.approx(17 / 5), 3)
+
+
+def test_intervals_over_viewers_hold_the_truth_as_often_as_they_say():
+    """Viewers differ by 2 degrees, windows of one by 1; intervals over windows would hold the mean in half of the draws."""
+    rng, held = np.random.default_rng(5), 0
+    users = np.repeat(np.arange(12), 15)
+    for _ in range(400):
+        values = 9 + np.repeat(rng.normal(0, 2, 12), 15) + rng.normal(0, 1, 180)
+        low, high = clustered(values, users).ci95
+        held += low <= 9 <= high
+    assert 0.92 < held / 400 < 0.98
+
+
+def test_differences_are_paired_and_counted():
+    users, videos = [1, 1, 2, 2, 3, 3], [1, 2, 1, 2, 1, 2]
+    found = difference(outcome("a", [1, 2, 3, 4, 6, 6], users, videos), outcome("b", [2, 3, 5, 6, 5, 6], users, videos))
+    assert found.over_users.mean == pytest.approx(-5 / 6)
+    assert (found.better_users, found.users, found.better_videos, found.videos) == (2, 3, 2, 2)
+    assert found.over_videos.ci95 is None, "two videos are too few"
+    reverse = difference(outcome("b", [2, 3, 5, 6, 5, 6], users, videos), outcome("a", [1, 2, 3, 4, 6, 6], users, videos))
+    assert reverse.over_users.ci95 == pytest.approx([-end for end in found.over_users.ci95[::-1]])
+    assert reverse.p == pytest.approx(found.p)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=9).filter(lambda values: np.ptp(values) > 1e-3))
+def test_the_interval_leaves_out_zero_just_when_p_is_below_five_percent(values):
+    found = estimate(values)
+    low, high = found.ci95
+    assert (p_value(found) < 0.05) == (low > 0 or high < 0)
+
+
+def test_p_of_differences_without_spread_or_without_interval():
+    assert p_value(Estimate(2.0, (2.0, 2.0), 5)) == 0.0
+    assert p_value(Estimate(0.0, (0.0, 0.0), 5)) == 1.0
+    assert p_value(Estimate(2.0, None, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "p", "verdict"), [(-1.0, 0.01, "better"), (1.0, 0.01, "worse"), (-1.0, 0.06, "not clear"), (-1.0, None, "not clear")]
+)
+def test_verdicts(mean, p, verdict):
+    assert Difference("a", "b", Estimate(mean, None, 3), Estimate(mean, None, 3), 0, 3, 0, 3, p, p).verdict == verdict
+
+
+def test_p_values_are_adjusted_for_the_comparisons_with_one_reference():
+    rng, users = np.random.default_rng(1), np.repeat(np.arange(6), 4)
+    base = rng.uniform(5, 9, 24)
+    outcomes = {"static": outcome("static", base, users)}
+    outcomes |= {name: outcome(name, base + by + rng.normal(0, 0.6, 24), users) for name, by in (("a", -0.9), ("b", 0.2), ("c", 0.4))}
+    found = {each.a: each for each in setting_result(NAMED["code"], outcomes, {}, ["static"]).differences["static"]}
+    smallest = min(found.values(), key=lambda each: each.p)
+    assert smallest.p_holm == pytest.approx(3 * smallest.p)
+    assert all(each.p_holm >= each.p for each in found.values())
+
+
+def test_named_settings_and_own_ones():
+    assert [each.name for each in chosen(["code", "figures:1:2", "code"])] == ["code", "figures:1:2"]
+    own = chosen(["figures:1:2"])[0]
+    assert (own.rule.tail, own.history_s, own.horizon_s) == (30, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--settings", "figure"], "setting 'figure' is unknown: did you mean figures?"),
+        (["--settings", "figures:1"], "setting 'figures:1' is unknown"),
+        (["--settings", "figures:1:x"], "lengths that are no numbers, wanted seconds, such as figures:1:2"),
+        (["--settings", "figures:1:0.5"], "the horizon is 0.5 s, wanted a multiple of 0.2 s"),
+        (["--settings", "figures:9:2"], "the history is 9 s, wanted at most the 6 s"),
+        (["--settings", "midgets:1:2"], "windows 'midgets' are unknown"),
+        (["--settings"], "--settings names none"),
+        (["--policies", "statik"], "policy 'statik' is unknown, did you mean static?"),
+        (["--against", "nothing"], "policy 'nothing' is unknown"),
+        (["--policies", "static", "static"], "policy 'static' is given twice"),
+        (["--seed", "-1"], "--seed is -1, wanted at least 0"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(recorded, capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_command(["vp", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_task_is_told(capsys):
+    assert evaluate_command(["vpp"]) == 2
+    assert "task 'vpp' is unknown, wanted one of abr, vp" in capsys.readouterr().err
+
+
+def test_an_evaluation_writes_every_window_and_every_number(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    (tmp_path / "mine.py").write_text(MINE)
+    asked = run.VpEvaluateSettings(
+        ("figures", "code"), ("static", f"{tmp_path}/mine.py"), ("static", "velocity"), out=tmp_path / "out", write=True
+    )
+    results = run.test(asked, QUIET)
+    assert [list(each.outcomes) for each in results] == [["static", "mine", "velocity"]] * 2
+    frame = pl.read_parquet(tmp_path / "out" / "windows.parquet")
+    seen = windows_of(recorded)
+    assert len(frame) == 3 * (len(seen) + results[1].windows)
+    static = frame.filter(policy="static", setting="figures")
+    expected = measure(load("static", "vp")(), seen)
+    np.testing.assert_array_equal(static["mae_deg"], expected.mae_deg)
+    np.testing.assert_array_equal(static["yaw_mae_deg"], expected.axis_mae_deg[:, 2])
+    assert static["user"].unique().sort().to_list() == [3, 15, 35, 83]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    figures = summary["settings"][0]
+    assert figures["policies"]["static"]["mean"] == pytest.approx(expected.mae_deg.mean())
+    assert {(each["a"], each["b"]) for each in figures["comparisons"]} == {
+        ("mine", "static"), ("velocity", "static"), ("static", "velocity"), ("mine", "velocity"),
+    }  # fmt: skip
+    text = (tmp_path / "vp.md").read_text()
+    assert f"| `static` | {expected.mae_deg.mean():.2f} ± " in text
+    assert "| NetLLM, Llama-2-7B | 11.96 | \N{EN DASH} |" in text
+    assert str(tmp_path) not in text
+
+
+def windows_of(viewings):
+    from traces.windows import RULES, cut
+
+    return cut(viewings, RULES["figures"])
+
+
+MINE = """
+import numpy as np
+from controllers.api import VpPolicy
+from testbed.errors import UserError
+
+class Mine(VpPolicy):
+    label = "Mine"
+    def decide(self, observation):
+        return np.repeat(observation.history_deg[-1:] + 1, observation.session.horizon, axis=0)
+"""
+
+
+def test_a_policy_that_refuses_is_told_and_one_that_fails_ends_it(recorded, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refusing = MINE + "    def reset(self, session, seed):\n        raise UserError('policy picky: 20 samples are too many, wanted 5')\n"
+    (tmp_path / "picky.py").write_text(refusing)
+    (tmp_path / "broken.py").write_text(MINE.replace("observation.session.horizon", "2"))
+    assert evaluate_command(["vp", "--settings", "figures", "--policies", "picky.py", "--against", "static"]) == 0
+    assert "picky can't serve it: policy picky: 20 samples are too many, wanted 5" in capsys.readouterr().out
+    assert evaluate_command(["vp", "--settings", "figures", "--policies", "broken.py"]) == 2
+    said = capsys.readouterr().err
+    assert "policy 'broken' failed on setting figures: it raised ValueError: the policy's answers have shape (2, 3), wanted (20, 3)" in said
+
+
+def test_the_command_in_the_page_can_be_repeated(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/evaluate", "vp", "--policies", "/some/where/mine.py", "--out", str(tmp_path)])
+    header = run.vp_header([load("mlp", "vp"), load("static", "vp")], "test")
+    assert header.command == "scripts/evaluate vp --policies mine.py"
+    assert list(header.weights) == ["mlp"]
+
+
+def test_a_finding_says_no_more_than_the_interval_allows():
+    users = np.repeat(np.arange(6), 4)
+    noisy = np.random.default_rng(2).normal(0, 3, 24)
+    close = {"static": outcome("static", np.full(24, 9.0), users), "a": outcome("a", 8.95 + noisy - noisy.mean(), users)}
+    (said,) = finding([setting_result(NAMED["code"], close, {}, ["static"])])
+    assert "A has the least error" in said
+    assert "not clearly different from Static" in said
+    far = {"static": outcome("static", np.full(24, 9.0), users), "a": outcome("a", np.full(24, 5.0), users)}
+    result = setting_result(NAMED["code"], far, {"b": "too long"}, ["static"])
+    (said,) = finding([result])
+    assert "better than Static: -4.00 (-4.00 to -4.00)" in said.replace("\N{MINUS SIGN}", "-")
+    header = run.vp_header([], "test")
+    assert "`b` can't serve it: too long" in document([result], [], header)
+
+
+def test_errors_are_those_of_the_windows():
+    assert measure(load("static", "vp")(), windows()).mae_deg.shape == (len(windows()),)
