@@ -199,7 +199,7 @@ def checked(waves: Any, where: str) -> dict[str, dict[int, list[int]]]:
     """What was recorded of a stage, if it is that: three kinds of the same levels, durations of 0 to 65 535 ms, tasks at all."""
     if not isinstance(waves, dict) or set(waves) != set(_WAVES):
         raise UserError(f"{where} has {_named(waves)}, wanted {', '.join(_WAVES)}")
-    levels = {tuple(sorted(wave)) if isinstance(wave, dict) and all(type(level) is int for level in wave) else () for wave in waves.values()}
+    levels = {_levels(wave) for wave in waves.values()}
     if len(levels) != 1 or levels == {()}:
         raise UserError(f"{where} has kinds with different levels or none, wanted the same for all")
     for wave in waves.values():
@@ -210,6 +210,10 @@ def checked(waves: Any, where: str) -> dict[str, dict[int, list[int]]]:
     if not waves["first_wave"][level] and not waves["rest_wave"][level]:
         raise UserError(f"{where} has no task, wanted at least one")
     return waves
+
+
+def _levels(wave: Any) -> tuple[int, ...]:
+    return tuple(sorted(wave)) if isinstance(wave, dict) and all(type(level) is int for level in wave) else ()
 
 
 def _named(waves: Any) -> str:

@@ -21,7 +21,7 @@ JOBS = 200
 INTERARRIVAL_S = 25.0
 """Mean gap between arrivals (Mao et al., SIGCOMM 2019, section 7.2; the default of decima-sim, spark-sched-sim and NetLLM)."""
 SHUFFLE_SHARE = 0.05
-"""Of a query's input that crosses between stages. Spark's event log of TPC-H q9 at scale 1 shows 44 MB of 1 GB, other queries 0 to 117 MB."""
+"""Of a query's input that crosses between stages. Spark's event logs of TPC-H at scale 1 (1 GB): 44 MB for q9, 0 to 117 MB for others."""
 BYTES_PER_GIGABYTE = 1e9
 
 
