@@ -267,4 +267,4 @@ class CjsPolicy(ABC):
 
     @abstractmethod
     def decide(self, observation: CjsObservation) -> CjsAction:
-        """Which schedulable stage gets how many (1 to its job's commit cap) of the executors on offer, or `DECLINE`."""
+        """Which schedulable stage gets how many of the executors on offer (1 to `committable`), or `DECLINE`."""

@@ -1,6 +1,7 @@
 """Fair sharing: every active job may have the same number of executors."""
 
-from controllers.api import DECLINE, CjsAction, CjsObservation, CjsPolicy
+from controllers.api import CjsAction, CjsObservation, CjsPolicy
+from controllers.shares import serve_in_order
 
 
 class Fair(CjsPolicy):
@@ -17,26 +18,5 @@ class Fair(CjsPolicy):
 
     def decide(self, observation: CjsObservation) -> CjsAction:
         """The source job's stage, else the first of a job below its share."""
-        share = -(-observation.session.executors // max(observation.jobs, 1))
-        firsts = first_stages(observation)
-        if observation.source_job in firsts:
-            return CjsAction(firsts[observation.source_job], observation.committable)
-        supply = observation.supply.tolist()
-        for job, stage in firsts.items():
-            if supply[job] < share:
-                return CjsAction(stage, min(observation.committable, share - supply[job]))
-        return DECLINE
-
-
-def first_stages(observation: CjsObservation) -> dict[int, int]:
-    """Row of each job to the row of the stage to serve, in order of arrival: the first runnable schedulable one, else the first."""
-    rows = observation.schedulable.nonzero()[0]
-    jobs, runnable = observation.stage_job[rows].tolist(), observation.runnable[rows].tolist()
-    firsts: dict[int, int] = {}
-    settled: set[int] = set()
-    for row, job, can_run in zip(rows.tolist(), jobs, runnable, strict=True):
-        if job not in firsts or (can_run and job not in settled):
-            firsts[job] = row
-        if can_run:
-            settled.add(job)
-    return firsts
+        jobs = max(observation.jobs, 1)
+        return serve_in_order(observation, [-(-observation.session.executors // jobs)] * jobs)

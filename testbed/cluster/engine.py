@@ -99,6 +99,10 @@ class Engine:
         """The stage whose task the executor runs or has just run."""
         return self.jobs[executor.job].stages[executor.warm_stage]
 
+    def idle_members(self, pool: Pool) -> list[ExecutorState]:
+        """Members that run nothing, in the order in which they are sent away: by number."""
+        return [self.executors[number] for number in sorted(pool.members) if self.executors[number].task == NOWHERE]
+
     def find_schedulable(self, jobs: Iterable[JobState], source_job: int) -> list[StageState]:
         """Stages that may be given executors from `source_job` (NOWHERE: from the common pool), by arrival and number."""
         most = len(self.executors)
@@ -329,7 +333,7 @@ class Engine:
         if source.committable:
             self._promise(source, None, source.committable)
             self._to_offer.clear()  # a refusal ends what this event has on offer
-        free = iter([self.executors[n] for n in sorted(source.members) if self.executors[n].task == NOWHERE])
+        free = iter(self.idle_members(source))
         for stage, count in list(source.commitments.items()):
             for executor in list(islice(free, count)):
                 self._keep_promise(executor, stage)
@@ -385,9 +389,7 @@ class Engine:
         job = self.jobs[pool.job]
         if pool.stage == NOWHERE and not job.saturated:
             return
-        if executors is None:
-            executors = [self.executors[n] for n in sorted(pool.members) if self.executors[n].task == NOWHERE]
-        for executor in executors:
+        for executor in self.idle_members(pool) if executors is None else executors:
             if job.saturated:
                 job.attached -= 1
                 job.supply -= self.rules.conserving
