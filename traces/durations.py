@@ -66,7 +66,7 @@ class StreamDurations:
 
     def __init__(self, workload: Workload, profiles: Profiles, stream: WordStream, warm_up_ms: float = WARM_UP_MS) -> None:
         self._first = [int(profiles.first_stage[job.template]) for job in workload.jobs]
-        self._start, self._count, self._cold = profiles.start.tolist(), profiles.count.tolist(), profiles.cold.tolist()
+        self._recorded = profiles.recorded.tolist()
         self._durations_ms, self._stream, self._warm_up_ms = profiles.durations_ms, stream, warm_up_ms
 
     def draw_ms(self, job: int, stage: int, task: int, kind: int, attached: int) -> float:
@@ -75,32 +75,31 @@ class StreamDurations:
         if right != level:
             point = 1 + int(self._stream.random() * (LEVELS[right] - LEVELS[level]))
             level = level if point <= attached - LEVELS[level] else right
-        row = self._first[job] + stage
-        place = self._start[row][level][kind] + self._stream.below(self._count[row][level][kind])
-        return float(self._durations_ms[place]) + self._cold[row][level][kind] * self._warm_up_ms
+        start, count, cold = self._recorded[self._first[job] + stage][level][kind]
+        return float(self._durations_ms[start + self._stream.below(count)]) + cold * self._warm_up_ms
+
+
+def frozen_uniforms(workload: Workload, job: int, stage: int) -> NDArray[np.float64]:
+    """What fixes a stage's durations, (tasks, kinds, 2): for the level, and for the quantile."""
+    rng = np.random.default_rng([workload.seed, FROZEN, job, stage])
+    return rng.random((workload.jobs[job].stages[stage].tasks, len(KINDS), 2))
 
 
 class FrozenDurations:
     """Two uniform numbers for each (job, stage, task, kind), whatever the scheduler does."""
 
-    def __init__(self, workload: Workload, profiles: Profiles, seed: int, warm_up_ms: float = WARM_UP_MS) -> None:
+    def __init__(self, workload: Workload, profiles: Profiles, warm_up_ms: float = WARM_UP_MS) -> None:
         self._workload, self._profiles, self._warm_up_ms = workload, profiles, warm_up_ms
-        self._seed = seed
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
-
-    def uniforms(self, job: int, stage: int) -> NDArray[np.float64]:
-        """(tasks, kinds, 2): for the level, and for the quantile."""
-        if (job, stage) not in self._drawn:
-            rng = np.random.default_rng([self._seed, FROZEN, job, stage])
-            self._drawn[job, stage] = rng.random((self._workload.jobs[job].stages[stage].tasks, len(KINDS), 2))
-        return self._drawn[job, stage]
 
     def draw_ms(self, job: int, stage: int, task: int, kind: int, attached: int) -> float:
         """What was fixed for this task."""
-        for_level, quantile = self.uniforms(job, stage)[task, kind].tolist()
+        if (job, stage) not in self._drawn:
+            self._drawn[job, stage] = frozen_uniforms(self._workload, job, stage)
+        for_level, quantile = self._drawn[job, stage][task, kind].tolist()
         level, right = level_span(attached)
         if right != level and for_level * (LEVELS[right] - LEVELS[level]) >= attached - LEVELS[level]:
             level = right
         row = int(self._profiles.first_stage[self._workload.jobs[job].template]) + stage
-        place = int(self._profiles.start[row, level, kind]) + int(quantile * self._profiles.count[row, level, kind])
-        return float(self._profiles.ordered_ms[place]) + float(self._profiles.cold[row, level, kind]) * self._warm_up_ms
+        start, count, cold = self._profiles.recorded[row, level, kind].tolist()
+        return float(self._profiles.ordered_ms[start + int(quantile * count)]) + cold * self._warm_up_ms

@@ -59,12 +59,9 @@ class Profiles:
     """(stages,): mean recorded duration of a task."""
     edges: NDArray[np.int64]
     """(edges, 2): parent and child; a parent's number is always the lower one."""
-    start: NDArray[np.int64]
-    """(stages, levels, kinds): where in `durations_ms` the recorded durations begin."""
-    count: NDArray[np.int64]
-    """(stages, levels, kinds): how many there are, at least one."""
-    cold: NDArray[np.int64]
-    """(stages, levels, kinds): 1 where the simulator's warm-up delay is added, because nothing fresh was recorded."""
+    recorded: NDArray[np.int64]
+    """(stages, levels, kinds, 3): where in `durations_ms` the recorded durations begin; how many there are, at least one; 1 where the
+    simulator's warm-up delay is added, because nothing fresh was recorded."""
     durations_ms: NDArray[np.uint16]
     """Every list of durations, in the order of the file."""
     ordered_ms: NDArray[np.uint16]
@@ -136,9 +133,7 @@ class _Maker:
     def __init__(self) -> None:
         self.first_stage, self.tasks, self.mean_ms = [0], list[int](), list[float]()
         self.edges: list[tuple[int, int]] = []
-        self.start: list[list[list[int]]] = []
-        self.count: list[list[list[int]]] = []
-        self.cold: list[list[list[int]]] = []
+        self.recorded: list[list[list[tuple[int, int, int]]]] = []
         self.durations_ms: list[int] = []
         self.ordered_ms: list[int] = []
 
@@ -158,10 +153,8 @@ class _Maker:
         lists = {**waves, "first_wave": first_without_fresh(waves["first_wave"], waves["fresh_durations"])}
         self.mean_ms.append(float(np.mean([ms for wave in _WAVES for each in lists[wave].values() for ms in each])))
         places = {wave: {level: self._store(each) for level, each in lists[wave].items()} for wave in _WAVES}
-        rows = [self._row(level if level in waves["first_wave"] else max(waves["first_wave"]), places) for level in LEVELS]
-        self.start.append([[place[0] for place in row] for row in rows])
-        self.count.append([[place[1] for place in row] for row in rows])
-        self.cold.append([[place[2] for place in row] for row in rows])
+        highest = max(waves["first_wave"])
+        self.recorded.append([self._row(level if level in waves["first_wave"] else highest, places) for level in LEVELS])
 
     def _store(self, durations_ms: list[int]) -> tuple[int, int, int]:
         self.durations_ms += durations_ms
@@ -183,14 +176,13 @@ class _Maker:
             tasks=np.array(self.tasks, np.int64),
             mean_ms=np.array(self.mean_ms, np.float64),
             edges=np.array(self.edges, np.int64).reshape(-1, 2),
-            start=np.array(self.start, np.int64),
-            count=np.array(self.count, np.int64),
-            cold=np.array(self.cold, np.int64),
+            recorded=np.array(self.recorded, np.int64),
             durations_ms=np.array(self.durations_ms, np.uint16),
             ordered_ms=np.array(self.ordered_ms, np.uint16),
         )
-        if not (made.count > 0).all():
-            stage = int(np.argwhere(made.count == 0)[0][0])
+        count = made.recorded[..., 1]
+        if not (count > 0).all():
+            stage = int(np.argwhere(count == 0)[0][0])
             raise UserError(f"stage {stage} of the TPC-H profiles has no duration for some executor level, wanted at least one")
         return made
 
@@ -244,7 +236,7 @@ def _read_kept(path: Path) -> Profiles | None:
             found = Profiles(**{name: arrays[name] for name in names})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return found if found.count.shape == (len(found.tasks), len(LEVELS), len(KINDS)) else None
+    return found if found.recorded.shape == (len(found.tasks), len(LEVELS), len(KINDS), 3) else None
 
 
 def _keep(path: Path, profiles: Profiles) -> None:

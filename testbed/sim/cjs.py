@@ -176,7 +176,7 @@ def default_durations(workload: Workload, semantics: Semantics, profiles: Profil
     """The published stream, or frozen ones."""
     if semantics == "published":
         return StreamDurations(workload, profiles, WordStream(workload.seed))
-    return FrozenDurations(workload, profiles, workload.seed)
+    return FrozenDurations(workload, profiles)
 
 
 def play(simulator: Simulator, policy: CjsPolicy, session: CjsSession, seed: int) -> ScheduleSummary:

@@ -4,14 +4,14 @@
 
 import numpy as np
 
-from testbed.sim.cjs_board import FIRST_TASK, FROZEN, PROFILE, WARM_UP, WORD, WORDS
-from testbed.sim.compiled import compiled
+from testbed.sim.cjs_board import COLD, FIRST_TASK, FROZEN, HOW_MANY, PROFILE, START, WARM_UP, WORD, WORDS
+from testbed.sim.compiled import compiled_in_place
 from traces.tpch import LEVELS
 
 _LEVELS = np.array(LEVELS, np.int64)
 
 
-@compiled
+@compiled_in_place
 def word(b):
     """The next 32 bits of CPython's `random` (Matsumoto and Nishimura, MT19937)."""
     if b.numbers[WORD] == WORDS:
@@ -29,14 +29,14 @@ def word(b):
     return np.int64(bits)
 
 
-@compiled
+@compiled_in_place
 def uniform(b):
     """As `random.random()`: 53 bits of two words."""
     high, low = word(b) >> 5, word(b) >> 6
     return (high * 67108864.0 + low) / 9007199254740992.0
 
 
-@compiled
+@compiled_in_place
 def below(b, count):
     """As the index of `random.choice`."""
     width = 0
@@ -48,7 +48,7 @@ def below(b, count):
     return drawn
 
 
-@compiled
+@compiled_in_place
 def draw_ms(b, stage, task, kind, attached):
     """As `traces.durations`: frozen, or the next of the stream."""
     row, level, right = b.stages[stage, PROFILE], b.spans[attached, 0], b.spans[attached, 1]
@@ -57,9 +57,9 @@ def draw_ms(b, stage, task, kind, attached):
         fixed = b.uniforms[b.stages[stage, FIRST_TASK] + task, kind]
         if right != level and fixed[0] * gap >= beyond:
             level = right
-        place = np.int64(fixed[1] * b.count[row, level, kind])
+        place = np.int64(fixed[1] * b.recorded[row, level, kind, HOW_MANY])
     else:
         if right != level and 1 + np.int64(uniform(b) * gap) > beyond:
             level = right
-        place = below(b, b.count[row, level, kind])
-    return b.durations_ms[b.start[row, level, kind] + place] + b.cold[row, level, kind] * b.clock[WARM_UP]
+        place = below(b, b.recorded[row, level, kind, HOW_MANY])
+    return b.durations_ms[b.recorded[row, level, kind, START] + place] + b.recorded[row, level, kind, COLD] * b.clock[WARM_UP]

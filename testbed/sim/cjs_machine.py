@@ -11,18 +11,23 @@ import numpy as np
 from testbed.sim.cjs_board import (
     ACTIVE,
     ACTIVE_STAGES,
+    ARRIVAL_MS,
     ASKING,
-    AT_JOB,
     ATTACHED,
+    AT_JOB,
     BOUND,
     BUSY,
+    CHILDREN,
+    CHILDREN_END,
     COMMITTED,
     COMPLETED,
     CONSERVING,
     COUNT,
+    DONE_MS,
     FIRST,
     FORESEEN,
     FROM_POOL,
+    LAST_MS,
     LEFT,
     MEMBERS,
     MOVING,
@@ -30,11 +35,12 @@ from testbed.sim.cjs_board import (
     NEXT_JOB,
     NOTHING,
     NOW,
-    OF_JOB,
     OFFERED,
     OFFERS,
+    OF_JOB,
     OPEN_PARENTS,
     ORDER,
+    PARENTS,
     POOL,
     POOL_JOB,
     POOL_STAGE,
@@ -43,6 +49,7 @@ from testbed.sim.cjs_board import (
     RUNNING,
     SELECTED,
     SOURCE,
+    STARTED_MS,
     STARTS,
     STOP,
     SUPPLY,
@@ -53,9 +60,10 @@ from testbed.sim.cjs_board import (
     UNSTARTED,
     WAITING,
     WARM,
+    WHEN_MS,
 )
 from testbed.sim.cjs_draws import draw_ms
-from testbed.sim.compiled import compiled
+from testbed.sim.compiled import compiled_in_place
 from traces.tpch import FIRST as FIRST_KIND
 from traces.tpch import FRESH, REST
 
@@ -64,30 +72,30 @@ OVER, ASKED, OUT_OF_EVENTS = 0, 1, 2
 """What `advance` answers."""
 
 
-@compiled
+@compiled_in_place
 def demand(b, stage):
     """How many more executors it can use."""
     return b.stages[stage, UNSTARTED] - b.stages[stage, MOVING] - b.stages[stage, COMMITTED] - b.stages[stage, WAITING]
 
 
-@compiled
+@compiled_in_place
 def may_be_chosen(b, stage):
     """Schedulable, its job's supply apart."""
     if demand(b, stage) <= 0 or b.stages[stage, SELECTED]:
         return False
-    for i in range(b.parents_first[stage], b.parents_first[stage + 1]):  # noqa: SIM110
-        if demand(b, b.parents[i]) > 0:
+    for i in range(b.stages[stage, PARENTS], b.stages[stage, CHILDREN]):  # noqa: SIM110
+        if demand(b, b.links[i]) > 0:
             return False
     return True
 
 
-@compiled
+@compiled_in_place
 def open_to(b, job, source_job):
     """Whether the job may get executors at all."""
     return job == source_job or b.jobs[job, SUPPLY] < len(b.executors)
 
 
-@compiled
+@compiled_in_place
 def offer_stages(b, source_job):
     """Mark what may be chosen; how many stages that are."""
     found = 0
@@ -101,7 +109,7 @@ def offer_stages(b, source_job):
     return found
 
 
-@compiled
+@compiled_in_place
 def leave(b, executor):
     """Its pool, if it is in one."""
     if b.executors[executor, POOL] != NOTHING:
@@ -109,7 +117,7 @@ def leave(b, executor):
         b.executors[executor, POOL] = NOTHING
 
 
-@compiled
+@compiled_in_place
 def place(b, executor, pool):
     """Into a pool."""
     leave(b, executor)
@@ -117,21 +125,21 @@ def place(b, executor, pool):
     b.executors[executor, POOL] = pool
 
 
-@compiled
+@compiled_in_place
 def stage_pool(b, stage):
     """Number of a stage's pool."""
     return 1 + len(b.jobs) + stage
 
 
-@compiled
+@compiled_in_place
 def foresee(b, executor, delay_ms):
     """Something happens to the executor then."""
-    b.when_ms[executor] = b.clock[NOW] + delay_ms
+    b.executor_reals[executor, WHEN_MS] = b.clock[NOW] + delay_ms
     b.executors[executor, ORDER] = b.numbers[FORESEEN]
     b.numbers[FORESEEN] += 1
 
 
-@compiled
+@compiled_in_place
 def start_task(b, executor, stage):
     """Run the stage's next task on the executor."""
     job = b.stages[stage, OF_JOB]
@@ -145,10 +153,10 @@ def start_task(b, executor, stage):
     duration_ms = draw_ms(b, stage, task, kind, b.jobs[job, ATTACHED])
     b.executors[executor, WARM] = stage
     b.executors[executor, TASK] = task
-    b.started_ms[executor] = b.clock[NOW]
+    b.executor_reals[executor, STARTED_MS] = b.clock[NOW]
     b.clock[BUSY] += duration_ms
     if not b.numbers[CONSERVING]:
-        b.last_ms[stage] = duration_ms
+        b.stage_reals[stage, LAST_MS] = duration_ms
     if len(b.log):
         line = b.log[b.numbers[STARTS]]
         line[0], line[1], line[2], line[5] = b.clock[NOW], executor, job, duration_ms
@@ -157,7 +165,7 @@ def start_task(b, executor, stage):
     foresee(b, executor, duration_ms)
 
 
-@compiled
+@compiled_in_place
 def promise(b, pool, stage, count):
     """Commit executors of a pool to a stage (NOTHING: to the common pool)."""
     at = b.numbers[PROMISES]
@@ -175,7 +183,7 @@ def promise(b, pool, stage, count):
             b.jobs[b.stages[stage, OF_JOB], SUPPLY] += count
 
 
-@compiled
+@compiled_in_place
 def oldest_promise(b, pool):
     """Place of the pool's oldest commitment; NOTHING if it has none."""
     for i in range(b.numbers[PROMISES]):
@@ -184,7 +192,7 @@ def oldest_promise(b, pool):
     return NOTHING
 
 
-@compiled
+@compiled_in_place
 def keep_promise(b, executor, at):
     """Send the executor where commitment `at` says."""
     pool, stage = b.promises[at, FROM_POOL], b.promises[at, TO_STAGE]
@@ -193,7 +201,8 @@ def keep_promise(b, executor, at):
     if b.promises[at, COUNT] == 0:
         b.numbers[PROMISES] -= 1
         for i in range(at, b.numbers[PROMISES]):
-            b.promises[i] = b.promises[i + 1]
+            for column in range(3):
+                b.promises[i, column] = b.promises[i + 1, column]
     if stage == NOTHING:
         retire(b, executor)
         return
@@ -203,7 +212,7 @@ def keep_promise(b, executor, at):
     bring(b, executor, stage)
 
 
-@compiled
+@compiled_in_place
 def retire(b, executor):
     """An idle executor goes to its job's pool, or to the common pool if all the job's tasks have started."""
     pool = b.executors[executor, POOL]
@@ -222,7 +231,7 @@ def retire(b, executor):
     place(b, executor, COMMON if saturated else 1 + job)
 
 
-@compiled
+@compiled_in_place
 def retire_all(b, pool):
     """All idle executors of a pool."""
     for executor in range(len(b.executors)):
@@ -230,7 +239,7 @@ def retire_all(b, pool):
             retire(b, executor)
 
 
-@compiled
+@compiled_in_place
 def move(b, executor, stage):
     """To another job."""
     leave(b, executor)
@@ -245,7 +254,7 @@ def move(b, executor, stage):
     foresee(b, executor, b.clock[MOVING_DELAY])
 
 
-@compiled
+@compiled_in_place
 def backup(b, executor):
     """The last schedulable stage of its own job, else of the others; NOTHING if there is none."""
     own = b.executors[executor, AT_JOB]
@@ -259,7 +268,7 @@ def backup(b, executor):
     return NOTHING
 
 
-@compiled
+@compiled_in_place
 def bring(b, executor, stage):
     """Let an idle executor work on a stage, move there, wait for it, or fall back."""
     while b.stages[stage, UNSTARTED] == 0:
@@ -281,7 +290,7 @@ def bring(b, executor, stage):
         place(b, executor, stage_pool(b, stage) if b.numbers[CONSERVING] else 1 + job)
 
 
-@compiled
+@compiled_in_place
 def job_arrived(b):
     """The next job comes in."""
     job = b.numbers[NEXT_JOB]
@@ -292,7 +301,7 @@ def job_arrived(b):
         b.numbers[SOURCE] = COMMON
 
 
-@compiled
+@compiled_in_place
 def executor_arrived(b, executor):
     """It is at its new job."""
     stage = b.executors[executor, BOUND]
@@ -305,7 +314,7 @@ def executor_arrived(b, executor):
     bring(b, executor, stage)
 
 
-@compiled
+@compiled_in_place
 def task_finished(b, executor):
     """Whether the executor just goes on with its stage."""
     stage = b.executors[executor, WARM]
@@ -313,7 +322,7 @@ def task_finished(b, executor):
     b.stages[stage, COMPLETED] += 1
     b.executors[executor, TASK] = NOTHING
     if b.numbers[CONSERVING]:
-        b.last_ms[stage] = b.clock[NOW] - b.started_ms[executor]
+        b.stage_reals[stage, LAST_MS] = b.clock[NOW] - b.executor_reals[executor, STARTED_MS]
     if b.stages[stage, UNSTARTED]:
         start_task(b, executor, stage)
         return True
@@ -321,7 +330,7 @@ def task_finished(b, executor):
     return False
 
 
-@compiled
+@compiled_in_place
 def stage_has_no_more(b, executor, stage):
     """The executor is released."""
     job, pool = b.stages[stage, OF_JOB], stage_pool(b, stage)
@@ -341,16 +350,16 @@ def stage_has_no_more(b, executor, stage):
         b.numbers[SOURCE] = pool
 
 
-@compiled
+@compiled_in_place
 def stage_done(b, stage):
     """Whether that made other stages runnable."""
     b.jobs[b.stages[stage, OF_JOB], ACTIVE_STAGES] -= 1
     unlocked = False
-    first, stop = b.children_first[stage], b.children_first[stage + 1]
+    first, stop = b.stages[stage, CHILDREN], b.stages[stage, CHILDREN_END]
     for i in range(first, stop):
-        b.stages[b.children[i], OPEN_PARENTS] -= 1
+        b.stages[b.links[i], OPEN_PARENTS] -= 1
     for i in range(first, stop):
-        child = b.children[i]
+        child = b.links[i]
         if b.stages[child, OPEN_PARENTS] == 0:
             unlocked = True
             if b.stages[child, WAITING]:
@@ -361,7 +370,7 @@ def stage_done(b, stage):
     return unlocked
 
 
-@compiled
+@compiled_in_place
 def job_done(b, job):
     """Its last task ended."""
     retire_all(b, 1 + job)
@@ -371,18 +380,18 @@ def job_done(b, job):
             b.active[kept] = b.active[i]
             kept += 1
     b.numbers[ACTIVE] = kept
-    b.done_ms[job] = b.clock[NOW]
+    b.job_reals[job, DONE_MS] = b.clock[NOW]
     b.numbers[LEFT] -= 1
 
 
-@compiled
+@compiled_in_place
 def committable(b):
     """Executors of the source that nobody has decided on."""
     source = b.numbers[SOURCE]
     return b.pools[source, MEMBERS] - b.pools[source, PROMISED] if source != NOTHING else 0
 
 
-@compiled
+@compiled_in_place
 def offer(b):
     """Ask about the source, if there is something to decide; when rules say so, then about all other idle executors."""
     at = 0
@@ -405,7 +414,7 @@ def offer(b):
         b.numbers[SOURCE] = NOTHING
 
 
-@compiled
+@compiled_in_place
 def decide(b, stage, executors):
     """Take a decision that was checked; NOTHING declines."""
     source = b.numbers[SOURCE]
@@ -427,32 +436,31 @@ def decide(b, stage, executors):
     offer(b)
 
 
-@compiled
+@compiled_in_place
 def keep_promises(b, source):
     """Of the source's idle executors the first go where its oldest commitment says, and so on."""
-    idle = np.empty(len(b.executors), np.int64)
     count = 0
     for executor in range(len(b.executors)):
         if b.executors[executor, POOL] == source and b.executors[executor, TASK] == NOTHING:
-            idle[count] = executor
+            b.idle[count] = executor
             count += 1
     for i in range(count):
-        keep_promise(b, idle[i], oldest_promise(b, source))
+        keep_promise(b, b.idle[i], oldest_promise(b, source))
 
 
-@compiled
+@compiled_in_place
 def advance(b):
     """Let things happen until a decision is awaited (ASKED), all jobs are done (OVER) or nothing will happen any more (OUT_OF_EVENTS)."""
     while not b.numbers[ASKING]:
         if b.numbers[LEFT] == 0:
             return OVER
-        executor, at_ms = 0, b.when_ms[0]
-        for i in range(1, len(b.when_ms)):
-            if b.when_ms[i] < at_ms or (b.when_ms[i] == at_ms and b.executors[i, ORDER] < b.executors[executor, ORDER]):
-                executor, at_ms = i, b.when_ms[i]
-        arrives = b.numbers[NEXT_JOB] < len(b.jobs) and b.arrival_ms[b.numbers[NEXT_JOB]] <= at_ms
+        executor, at_ms = 0, b.executor_reals[0, WHEN_MS]
+        for i in range(1, len(b.executors)):
+            if b.executor_reals[i, WHEN_MS] < at_ms or (b.executor_reals[i, WHEN_MS] == at_ms and b.executors[i, ORDER] < b.executors[executor, ORDER]):
+                executor, at_ms = i, b.executor_reals[i, WHEN_MS]
+        arrives = b.numbers[NEXT_JOB] < len(b.jobs) and b.job_reals[b.numbers[NEXT_JOB], ARRIVAL_MS] <= at_ms
         if arrives:
-            at_ms = b.arrival_ms[b.numbers[NEXT_JOB]]
+            at_ms = b.job_reals[b.numbers[NEXT_JOB], ARRIVAL_MS]
         if at_ms == np.inf:
             return OUT_OF_EVENTS
         b.clock[NOW] = at_ms
@@ -462,20 +470,20 @@ def advance(b):
     return ASKED
 
 
-@compiled
+@compiled_in_place
 def happen(b, executor, arrives):
     """One event; whether there is nothing to decide after it."""
     if arrives:
         job_arrived(b)
         return False
-    b.when_ms[executor] = np.inf
+    b.executor_reals[executor, WHEN_MS] = np.inf
     if b.executors[executor, TASK] != NOTHING:
         return task_finished(b, executor)
     executor_arrived(b, executor)
     return False
 
 
-@compiled
+@compiled_in_place
 def line_up_offers(b):
     """When rules say so: the common pool, then those of active jobs."""
     if b.numbers[CONSERVING]:
