@@ -172,19 +172,20 @@ class CjsObservation:
     | job_id | number of the job, in order of arrival over the session | (J,); 0 .. |
     | job_age_s | time since it arrived | (J,); 0 .. s |
     | job_first | row of the job's first stage; the last entry is S | (J+1,); 0 .. S |
-    | supply | executors at the job, moving to it, or committed to it from elsewhere (published rules: may stay too high, docs/cjs.md) | (J,); 0 .. |
+    | supply | executors at the job, moving to it, or committed to it from elsewhere | (J,); 0 .. |
     | stage_id | number of the stage within its job | (S,); 0 .. |
     | stage_job | row of its job | (S,); 0 .. J-1 |
     | unstarted | tasks that have not started | (S,); 0 .. |
     | running | tasks that run now | (S,); 0 .. executors |
     | demand | unstarted, less executors that move, are committed or wait for the stage | (S,); may be negative |
     | mean_task_s | mean duration of its tasks in the profile, known before it runs | (S,); s |
-    | last_task_s | duration of its task that COMPLETED last, `mean_task_s` until one has. Published rules: of the task that STARTED last, which no real cluster can know | (S,); s |
+    | last_task_s | duration of its task that completed last, `mean_task_s` until one has | (S,); s |
     | runnable | whether all its parents are complete | (S,); bool |
     | schedulable | whether it may be chosen now | (S,); bool, at least one |
     | edges | rows of parent and child, where neither is complete | (E, 2) |
 
-    Nothing else looks into the future under conserving rules. Arrays are not to be changed.
+    Nothing of this looks into the future, but for one field in the published simulator: there `last_task_s` is the duration of the task that
+    STARTED last, which no real cluster can know (and `supply` may stay too high: docs/cjs.md). Arrays are not to be changed.
     """
 
     session: CjsSession
@@ -218,10 +219,10 @@ class CjsObservation:
 
     @property
     def commit_caps(self) -> "np.ndarray":
-        """How many executors each job may be given now, (J,): those on offer, for all but the source job at most up to the cluster's size."""
+        """How many executors each job may be given now, (J,): those on offer, but up to the cluster's size; the source job all of them."""
         import numpy as np
 
-        caps = np.clip(self.session.executors - self.supply, 0, self.committable)
+        caps: np.ndarray = np.clip(self.session.executors - self.supply, 0, self.committable)
         if self.source_job >= 0:
             caps[self.source_job] = self.committable
         return caps
@@ -244,8 +245,8 @@ DECLINE = CjsAction(-1)
 class CjsPolicy(ABC):
     """A scheduler. One file in `controllers/cjs/` named like the policy.
 
-    It is asked again at the same instant until all executors on offer are given or declined, or no stage can be chosen. `__init__` takes its
-    options as keyword arguments with defaults; all randomness comes from `self.rng`.
+    It is asked again at the same instant until all executors on offer are given or declined, or no stage can be chosen. `__init__` takes
+    the policy's options as keyword arguments with defaults; all randomness comes from `self.rng`.
     """
 
     label: ClassVar[str] = ""

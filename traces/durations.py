@@ -76,7 +76,8 @@ class StreamDurations:
             point = 1 + int(self._stream.random() * (LEVELS[right] - LEVELS[level]))
             level = level if point <= attached - LEVELS[level] else right
         start, count, cold = self._recorded[self._first[job] + stage][level][kind]
-        return float(self._durations_ms[start + self._stream.below(count)]) + cold * self._warm_up_ms
+        duration_ms = float(self._durations_ms[start + self._stream.below(count)])
+        return duration_ms + self._warm_up_ms if cold else duration_ms
 
 
 def frozen_uniforms(workload: Workload, job: int, stage: int) -> NDArray[np.float64]:
@@ -102,4 +103,5 @@ class FrozenDurations:
             level = right
         row = int(self._profiles.first_stage[self._workload.jobs[job].template]) + stage
         start, count, cold = self._profiles.recorded[row, level, kind].tolist()
-        return float(self._profiles.ordered_ms[start + int(quantile * count)]) + cold * self._warm_up_ms
+        duration_ms = float(self._profiles.ordered_ms[start + int(quantile * count)])
+        return duration_ms + self._warm_up_ms if cold else duration_ms

@@ -139,7 +139,7 @@ class Decima(CjsPolicy):
     | option | meaning |
     | --- | --- |
     | `weights` | a safetensors file with the arrays of `BLOCKS` |
-    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest, which at 50 executors is worse than Fair |
+    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest, at 50 executors worse than Fair |
 
     Differs from the authors' TensorFlow code in features, widths and in the action, which adds executors here and limited a job's there.
     Never declines.

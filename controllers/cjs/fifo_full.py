@@ -7,8 +7,8 @@ from controllers.shares import serve_in_order
 class FifoFull(CjsPolicy):
     """Spark's default order, with no limit on a job's executors (FIFO of spark-sched-sim).
 
-    A job that releases executors keeps all it can use; else the oldest job that can use some gets them. With 50 executors this is three times
-    worse than choosing at random: work inflates with parallelism. NetLLM's "FIFO" is `fifo_half`.
+    A job that releases executors keeps all it can use; else the oldest job that can use some gets them. With 50 executors this is three
+    times worse than choosing at random: work inflates with parallelism. NetLLM's "FIFO" is `fifo_half`.
     """
 
     label = "FIFO"

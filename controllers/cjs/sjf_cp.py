@@ -8,9 +8,9 @@ from controllers.api import DECLINE, CjsAction, CjsObservation, CjsPolicy
 class SjfCp(CjsPolicy):
     """SJF-CP (Mao et al., SIGCOMM 2019, section 7.1): jobs by their remaining work, stages by the critical path they begin.
 
-    Work is mean recorded task duration x tasks that haven't ended. The critical path of a stage is its mean task duration and the longest path
-    below it. A job that releases executors keeps all it can use (as in decima-sim's heuristics; without that, moving costs more than the
-    order gains). No job is limited, which at 50 executors is worse than `fair`: work inflates with parallelism.
+    Work is mean recorded task duration x tasks that haven't ended. The critical path of a stage is its mean task duration and the longest
+    path below it. A job that releases executors keeps all it can use, as with `fair` and the FIFOs. No job is limited, which at 50
+    executors makes it worse than `fair`: work inflates with parallelism.
     """
 
     label = "SJF-CP"

@@ -61,9 +61,9 @@ class _Bidder:
 class SrptCap(CjsPolicy):
     """The strongest rule we know for the published simulator: shortest remaining work first, a cap by work, and no clinging to executors.
 
-    Executors on offer are dealt out one by one, each to the job with the highest score; then the first job served takes what it was dealt to
-    the best of its stages, and the rest is asked again. Work counts mean recorded durations: with the last task's duration instead it loses
-    1.2 s of 48 s. Never declines while a stage can be chosen, so no executor starves.
+    Executors on offer are dealt out one by one, each to the job with the highest score; then the first job served takes what it was dealt
+    to the best of its stages, and the rest is asked again. Work counts mean recorded durations; the last task's would be noisier, and in
+    the published simulator a leak. Never declines while a stage can be chosen, so that no executor starves.
     """
 
     label = "SRPT with caps"

@@ -16,9 +16,7 @@ def active_stages(engine: Engine) -> Stages:
     return [stage for job in engine.active for stage in job.active]
 
 
-def observe(
-    engine: Engine, session: CjsSession, now_s: float, started_s: Mapping[tuple[int, int], float] | None = None
-) -> CjsObservation:
+def observe(engine: Engine, session: CjsSession, now_s: float, started_s: Mapping[tuple[int, int], float] | None = None) -> CjsObservation:
     """The observation. `started_s` (duration of the task of (job, stage) that started last) is for the published rules only."""
     if engine.source is None:
         raise ValueError("nothing is on offer, so there is nothing to observe")

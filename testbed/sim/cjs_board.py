@@ -26,7 +26,7 @@ POOL, AT_JOB, WARM, TASK, BOUND, ORDER = range(6)
 # Columns of `stages`
 OF_JOB, TASKS, UNSTARTED, RUNNING, COMPLETED, MOVING, COMMITTED, WAITING, OPEN_PARENTS, SELECTED, OFFERED = range(11)
 PROFILE, FIRST_TASK, PARENTS, CHILDREN, CHILDREN_END = range(11, 16)
-"""The stage's row in the profiles, its first task among all, and where its parents and children lie in `links` (parents end at CHILDREN)."""
+"""The stage's row in the profiles, its first task among all, where its parents and its children lie in `links`."""
 STAGE_COLUMNS = 16
 # Columns of `stage_reals`
 LAST_MS, MEAN_MS = range(2)

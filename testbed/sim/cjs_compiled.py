@@ -138,7 +138,7 @@ _unpacked = compiled(unpacked)
 
 
 @compiled
-def turn(packed, decided, stage, executors):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def turn(packed, decided, stage, executors):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Take a decision (unless this is the beginning), go on, and look: all in one call, since a call costs as much as the looking."""
     b = _unpacked(packed)
     if decided:
@@ -161,7 +161,7 @@ def turn(packed, decided, stage, executors):  # type: ignore[no-untyped-def]  # 
 
 
 @compiled
-def look_at_stages(b, jobs, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def look_at_stages(b, jobs, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Numbers of the stages that are not complete, (S,), and their columns (5, S), flags (2, S) and durations (2, S)."""
     numbers, row = np.empty(count, np.int64), 0
     columns, flags, durations_ms = np.empty((5, count), np.int64), np.empty((2, count), np.bool_), np.empty((2, count))
@@ -180,7 +180,7 @@ def look_at_stages(b, jobs, count):  # type: ignore[no-untyped-def]  # noqa: ANN
 
 
 @compiled
-def look_at_edges(b, numbers):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def look_at_edges(b, numbers):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Rows of parents and children, (E, 2): a child of a stage that is not complete is not complete either."""
     count = 0
     for row in range(len(numbers)):

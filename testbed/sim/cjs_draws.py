@@ -1,24 +1,30 @@
 """Task durations in the compiled scheduling simulator: what `traces.durations` draws, from the same streams, to the last bit."""
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 
 import numpy as np
 
 from testbed.sim.cjs_board import COLD, FIRST_TASK, FROZEN, HOW_MANY, PROFILE, START, WARM_UP, WORD, WORDS
-from testbed.sim.compiled import compiled_in_place
+from testbed.sim.compiled import compiled_in_place, inlined
 from traces.tpch import LEVELS
 
 _LEVELS = np.array(LEVELS, np.int64)
 
 
 @compiled_in_place
+def twist(words):
+    """The next state of CPython's `random` (Matsumoto and Nishimura, MT19937)."""
+    for i in range(WORDS):
+        mixed = (words[i] & np.uint32(0x80000000)) | (words[(i + 1) % WORDS] & np.uint32(0x7FFFFFFF))
+        twisted = words[(i + 397) % WORDS] ^ (mixed >> np.uint32(1))
+        words[i] = twisted ^ np.uint32(0x9908B0DF) if mixed & np.uint32(1) else twisted
+
+
+@inlined
 def word(b):
-    """The next 32 bits of CPython's `random` (Matsumoto and Nishimura, MT19937)."""
+    """The next 32 bits of CPython's `random`."""
     if b.numbers[WORD] == WORDS:
-        for i in range(WORDS):
-            mixed = (b.words[i] & np.uint32(0x80000000)) | (b.words[(i + 1) % WORDS] & np.uint32(0x7FFFFFFF))
-            twisted = b.words[(i + 397) % WORDS] ^ (mixed >> np.uint32(1))
-            b.words[i] = twisted ^ np.uint32(0x9908B0DF) if mixed & np.uint32(1) else twisted
+        twist(b.words)
         b.numbers[WORD] = 0
     bits = np.uint32(b.words[b.numbers[WORD]])
     b.numbers[WORD] += 1
@@ -29,14 +35,14 @@ def word(b):
     return np.int64(bits)
 
 
-@compiled_in_place
+@inlined
 def uniform(b):
     """As `random.random()`: 53 bits of two words."""
     high, low = word(b) >> 5, word(b) >> 6
     return (high * 67108864.0 + low) / 9007199254740992.0
 
 
-@compiled_in_place
+@inlined
 def below(b, count):
     """As the index of `random.choice`."""
     width = 0
@@ -48,7 +54,7 @@ def below(b, count):
     return drawn
 
 
-@compiled_in_place
+@inlined
 def draw_ms(b, stage, task, kind, attached):
     """As `traces.durations`: frozen, or the next of the stream."""
     row, level, right = b.stages[stage, PROFILE], b.spans[attached, 0], b.spans[attached, 1]

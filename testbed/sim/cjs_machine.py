@@ -4,7 +4,7 @@ Function by function what the engine does, in the same order, so that both start
 test compares them start by start. Executors are never lost here.
 """
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from testbed.sim.cjs_board import (
     ACTIVE_STAGES,
     ARRIVAL_MS,
     ASKING,
-    ATTACHED,
     AT_JOB,
+    ATTACHED,
     BOUND,
     BUSY,
     CHILDREN,
@@ -35,9 +35,9 @@ from testbed.sim.cjs_board import (
     NEXT_JOB,
     NOTHING,
     NOW,
+    OF_JOB,
     OFFERED,
     OFFERS,
-    OF_JOB,
     OPEN_PARENTS,
     ORDER,
     PARENTS,
@@ -63,7 +63,7 @@ from testbed.sim.cjs_board import (
     WHEN_MS,
 )
 from testbed.sim.cjs_draws import draw_ms
-from testbed.sim.compiled import compiled_in_place
+from testbed.sim.compiled import compiled_in_place, inlined
 from traces.tpch import FIRST as FIRST_KIND
 from traces.tpch import FRESH, REST
 
@@ -72,13 +72,13 @@ OVER, ASKED, OUT_OF_EVENTS = 0, 1, 2
 """What `advance` answers."""
 
 
-@compiled_in_place
+@inlined
 def demand(b, stage):
     """How many more executors it can use."""
     return b.stages[stage, UNSTARTED] - b.stages[stage, MOVING] - b.stages[stage, COMMITTED] - b.stages[stage, WAITING]
 
 
-@compiled_in_place
+@inlined
 def may_be_chosen(b, stage):
     """Schedulable, its job's supply apart."""
     if demand(b, stage) <= 0 or b.stages[stage, SELECTED]:
@@ -89,7 +89,7 @@ def may_be_chosen(b, stage):
     return True
 
 
-@compiled_in_place
+@inlined
 def open_to(b, job, source_job):
     """Whether the job may get executors at all."""
     return job == source_job or b.jobs[job, SUPPLY] < len(b.executors)
@@ -109,7 +109,7 @@ def offer_stages(b, source_job):
     return found
 
 
-@compiled_in_place
+@inlined
 def leave(b, executor):
     """Its pool, if it is in one."""
     if b.executors[executor, POOL] != NOTHING:
@@ -117,7 +117,7 @@ def leave(b, executor):
         b.executors[executor, POOL] = NOTHING
 
 
-@compiled_in_place
+@inlined
 def place(b, executor, pool):
     """Into a pool."""
     leave(b, executor)
@@ -125,13 +125,13 @@ def place(b, executor, pool):
     b.executors[executor, POOL] = pool
 
 
-@compiled_in_place
+@inlined
 def stage_pool(b, stage):
     """Number of a stage's pool."""
     return 1 + len(b.jobs) + stage
 
 
-@compiled_in_place
+@inlined
 def foresee(b, executor, delay_ms):
     """Something happens to the executor then."""
     b.executor_reals[executor, WHEN_MS] = b.clock[NOW] + delay_ms
@@ -139,7 +139,7 @@ def foresee(b, executor, delay_ms):
     b.numbers[FORESEEN] += 1
 
 
-@compiled_in_place
+@inlined
 def start_task(b, executor, stage):
     """Run the stage's next task on the executor."""
     job = b.stages[stage, OF_JOB]
@@ -314,7 +314,7 @@ def executor_arrived(b, executor):
     bring(b, executor, stage)
 
 
-@compiled_in_place
+@inlined
 def task_finished(b, executor):
     """Whether the executor just goes on with its stage."""
     stage = b.executors[executor, WARM]
@@ -384,7 +384,7 @@ def job_done(b, job):
     b.numbers[LEFT] -= 1
 
 
-@compiled_in_place
+@inlined
 def committable(b):
     """Executors of the source that nobody has decided on."""
     source = b.numbers[SOURCE]
@@ -456,7 +456,9 @@ def advance(b):
             return OVER
         executor, at_ms = 0, b.executor_reals[0, WHEN_MS]
         for i in range(1, len(b.executors)):
-            if b.executor_reals[i, WHEN_MS] < at_ms or (b.executor_reals[i, WHEN_MS] == at_ms and b.executors[i, ORDER] < b.executors[executor, ORDER]):
+            if b.executor_reals[i, WHEN_MS] < at_ms or (
+                b.executor_reals[i, WHEN_MS] == at_ms and b.executors[i, ORDER] < b.executors[executor, ORDER]
+            ):
                 executor, at_ms = i, b.executor_reals[i, WHEN_MS]
         arrives = b.numbers[NEXT_JOB] < len(b.jobs) and b.job_reals[b.numbers[NEXT_JOB], ARRIVAL_MS] <= at_ms
         if arrives:
@@ -470,7 +472,7 @@ def advance(b):
     return ASKED
 
 
-@compiled_in_place
+@inlined
 def happen(b, executor, arrives):
     """One event; whether there is nothing to decide after it."""
     if arrives:
