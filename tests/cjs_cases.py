@@ -6,14 +6,14 @@ from controllers.api import CjsAction, CjsObservation, CjsPolicy, CjsSession
 from testbed.sim.cjs import Simulator
 from traces.durations import Durations
 from traces.tpch import KINDS, LEVELS, Profiles
-from traces.workload import Job, Stage, Workload
+from traces.workload import Job, Stage, Workload, stages_of
 
 
-def job(number: int, tasks: tuple[int, ...], edges: tuple[tuple[int, int], ...] = (), arrival_s: float = 0.0, template: int = -1) -> Job:
+def job(number: int, tasks: tuple[int, ...], edges: tuple[tuple[int, int], ...] = (), arrival_s: float = 0.0) -> Job:
     stages = tuple(
         Stage(count, tuple(p for p, c in edges if c == i), tuple(c for p, c in edges if p == i), 1.0 + i) for i, count in enumerate(tasks)
     )
-    return Job(number, f"job{number}", arrival_s, stages, template)
+    return Job(number, f"job{number}", arrival_s, stages)
 
 
 def workload(*jobs: Job, seed: int = 1) -> Workload:
@@ -63,10 +63,7 @@ def random_workload(seed: int, jobs: int = 6, interarrival_s: float = 8.0) -> tu
     drawn = []
     for number, arrival_s in enumerate(arrivals_s):
         template = int(rng.integers(made.templates))
-        rows = made.stages_of(template)
-        links = [(int(p) - rows.start, int(c) - rows.start) for p, c in made.edges if int(p) in rows]
-        tasks = tuple(made.tasks[rows.start : rows.stop].tolist())
-        drawn.append(job(number, tasks, tuple(links), arrival_s, template))
+        drawn.append(Job(number, f"job{number}", arrival_s, stages_of(made, template), template))
     return workload(*drawn, seed=seed), made
 
 

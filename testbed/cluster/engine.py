@@ -26,6 +26,7 @@ from testbed.cluster.events import (
     Instruction,
     JobArrived,
     JobDone,
+    LossNoted,
     MoveExecutor,
     StartTask,
     TaskFinished,
@@ -230,11 +231,13 @@ class Engine:
             executor.bound_for.moving -= 1
         elif executor.pool:
             self._leave_pool(executor, executor.pool)
+        self._free_who_waits()
         if job:
             job.supply -= 1
             job.attached -= executor.bound_for is None
             self.source = job.pool if job.pool.members else self.common
         executor.pool, executor.job, executor.warm_stage, executor.bound_for = None, NOWHERE, NOWHERE, None
+        self._out.append(LossNoted(executor.number))
 
     def _leave_pool(self, executor: ExecutorState, pool: Pool) -> None:
         """Take a lost executor out: its task is to run again, and a promise that can't be kept any more is dropped, the newest first."""
@@ -253,10 +256,14 @@ class Engine:
         stage.running -= 1
         stage.unstarted += 1
         stage.again.append(task)
-        for other in job.active:  # who waits for later stages may be needed for this one
-            for number in sorted(other.pool.members) if other.waiting else ():
-                other.waiting -= 1
-                self._place(self.executors[number], job.pool)
+
+    def _free_who_waits(self) -> None:
+        """Executors that wait for later stages may be needed for those that lost one."""
+        for job in self.active:
+            for stage in job.active:
+                for number in sorted(stage.pool.members) if stage.waiting else ():
+                    stage.waiting -= 1
+                    self._place(self.executors[number], job.pool)
 
     def _executor_joined(self, executor: ExecutorState) -> None:
         if not executor.lost:

@@ -32,13 +32,13 @@ class DecisionGiven(NamedTuple):
 
 
 class ExecutorLost(NamedTuple):
-    """An executor is gone. Its task runs again elsewhere; what it still reports is ignored."""
+    """An executor is gone. Its task runs again elsewhere; what it still reports is ignored, as instructions about it are until `LossNoted`."""
 
     executor: int
 
 
 class ExecutorJoined(NamedTuple):
-    """A lost executor is back, idle and in the common pool."""
+    """A lost executor is back, idle and in the common pool. Only after `LossNoted`."""
 
     executor: int
 
@@ -81,4 +81,10 @@ class JobDone(NamedTuple):
     job: int
 
 
-Instruction = StartTask | MoveExecutor | AskDecision | JobDone
+class LossNoted(NamedTuple):
+    """The loss of an executor is taken into account: what was said of it before is void, and it may join again."""
+
+    executor: int
+
+
+Instruction = StartTask | MoveExecutor | AskDecision | JobDone | LossNoted
