@@ -184,8 +184,8 @@ class CjsObservation:
     | schedulable | whether it may be chosen now | (S,); bool, at least one |
     | edges | rows of parent and child, where neither is complete | (E, 2) |
 
-    Nothing of this looks into the future, but for one field in the published simulator: there `last_task_s` is the duration of the task that
-    STARTED last, which no real cluster can know (and `supply` may stay too high: docs/cjs.md). Arrays are not to be changed.
+    Nothing of this looks into the future, but for one field in the published simulator: there `last_task_s` is the duration of the task
+    that STARTED last, which no real cluster can know (and `supply` may stay too high: docs/cjs.md). Arrays are not to be changed.
     """
 
     session: CjsSession

@@ -32,7 +32,7 @@ class DecisionGiven(NamedTuple):
 
 
 class ExecutorLost(NamedTuple):
-    """An executor is gone. Its task runs again elsewhere; what it still reports is ignored, as instructions about it are until `LossNoted`."""
+    """An executor is gone: its task runs again elsewhere. What it reports is ignored; so must be what it is told until `LossNoted`."""
 
     executor: int
 

@@ -31,16 +31,16 @@ class CjsEnv(gymnasium.Env[_Observation, np.ndarray]):
     | `edges` | parent and child where neither is complete | (most, most) | 0 or 1 |
     | `committable` | executors on offer | (1,) | 0 .. executors |
 
-    Columns of `stages`: unstarted, running, demand (tasks), mean_task_s, last_task_s (s), job_supply (executors), job_age_s (s), of_source_job
-    (0 or 1). `controllers.api.CjsObservation` explains them; `env.unwrapped.simulator.observation` is one.
+    Columns of `stages`: unstarted, running, demand (tasks), mean_task_s, last_task_s (s), job_supply (executors), job_age_s (s),
+    of_source_job (0 or 1). `controllers.api.CjsObservation` explains them; `env.unwrapped.simulator.observation` is one.
 
     ## Action: `Box` of two integers
-    The stage's row (-1 declines what is left) and a number of executors, which is cut to 1 .. `committable`. A row that is not schedulable
-    declines, too; `info["invalid_actions"]` counts those.
+    The stage's row (-1 declines what is left) and a number of executors, which is cut to 1 .. `committable`. A row that is not
+    schedulable declines, too; `info["invalid_actions"]` counts those.
 
     ## Reward
-    Minus the seconds that all jobs together spent in the system since the last decision; 0 between decisions at one instant. The sum over an
-    episode is minus the sum of job completion times.
+    Minus the seconds that all jobs together spent in the system since the last decision; 0 between decisions at one instant. The sum
+    over an episode is minus the sum of job completion times.
 
     ## Start
     A workload drawn from `workloads`; `options={"workload": index}` fixes it.
