@@ -72,7 +72,7 @@ class CjsEnv(gymnasium.Env[_Observation, np.ndarray]):
         most = max(sum(len(job.stages) for job in workload.jobs) for workload in workloads)
         self._most = most
         self.action_space = spaces.Box(np.array([-1, 0]), np.array([most - 1, session.executors]), dtype=np.int64)
-        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+        self.observation_space = spaces.Dict(
             {
                 "stages": spaces.Box(-np.inf, np.inf, (most, len(STAGE_FEATURES)), np.float32),
                 "schedulable": spaces.MultiBinary(most),
