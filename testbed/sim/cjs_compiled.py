@@ -114,7 +114,7 @@ class CompiledCjs:
     def summary(self) -> ScheduleSummary:
         """How it went so far."""
         arrived = int(self._board.numbers[NEXT_JOB])
-        arrived_s = [job.arrival_s for job in self.workload.jobs[:arrived]]
+        arrived_s = s_from_ms(self._board.job_reals[:arrived, ARRIVAL_MS]).tolist()
         done_s = [None if done == np.inf else done for done in s_from_ms(self._board.job_reals[:arrived, DONE_MS]).tolist()]
         return summarise_schedule(arrived_s, done_s, float(s_from_ms(self._board.clock[BUSY])), self.session.executors, self.now_s)
 

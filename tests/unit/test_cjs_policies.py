@@ -105,7 +105,8 @@ def test_shortest_job_first_takes_the_longest_path_of_the_shortest_job():
 
 def test_the_rule_with_caps():
     small_and_large = [(0, 40, 20.0, True, True), (1, 3, 2.0, True, True)]
-    assert decided(SrptCap(), state(small_and_large, [0, 0], 5, executors=50)) == CjsAction(1, 3), "short first, and no more than it can use"
+    short_first = decided(SrptCap(), state(small_and_large, [0, 0], 5, executors=50))
+    assert short_first == CjsAction(1, 3), "and no more than it can use"
     many_tasks = [(0, 400, 20.0, True, True), (1, 400, 0.1, True, True)]
     action = decided(SrptCap(), state(many_tasks, [0, 0], 50, executors=50))
     assert action.stage == 1

@@ -129,7 +129,7 @@ def same(one: CjsObservation, other: CjsObservation) -> bool:
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_compiled_simulator_starts_the_same_tasks_at_the_same_times(semantics, seed):
     made, profiles = random_workload(seed, jobs=10, interarrival_s=5.0)
     executors = 3 + 4 * seed
