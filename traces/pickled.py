@@ -1,7 +1,7 @@
 """Reads the pickled objects in `.npy` files without trusting them: nothing in a file can name anything that runs.
 
-A pickle calls what it names. The reader knows three names, those that numpy writes around an array of objects, and has its own inert
-stand-ins for them; all else is refused. What comes out is checked to be dicts, lists and integers.
+A pickle calls what it names. The reader knows three names, those that numpy writes around an array of objects, and has one inert stand-in
+for them; all else is refused. What comes out is checked to be dicts, lists and integers.
 """
 
 import io
@@ -17,42 +17,33 @@ LARGEST_BYTES = 4_000_000
 """The largest TPC-H profile has a tenth of that."""
 
 
-class _Array:
-    """Stands in for `numpy.ndarray`: keeps the state that numpy would have unpacked."""
+class _Inert:
+    """Stands in for numpy's array, its type, and the function that makes one: keeps the state that numpy would have unpacked."""
 
-    items: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.items = state[-1]  # (version, shape, dtype, Fortran order, list of objects)
-
-
-class _Dtype:
-    """Stands in for `numpy.dtype`."""
+    __slots__ = ("items",)
 
     def __init__(self, *_: Any) -> None:
-        pass
+        self.items: Any = None
 
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
+    def __setstate__(self, state: Any) -> None:
+        self.items = state[-1]  # of an array: (version, shape, dtype, Fortran order, list of objects)
 
 
-STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-}
+NAMES = frozenset(
+    {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),  # since numpy 2
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    }
+)
 
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in STAND_INS:
+        if (module, name) not in NAMES:
             raise pickle.UnpicklingError(f"names {module}.{name}")
-        return STAND_INS[module, name]
+        return _Inert
 
 
 def read_object(path: Path) -> Any:
@@ -77,7 +68,7 @@ def _unpickled(path: Path) -> Any:
     if shape != () or dtype != np.dtype(object):
         raise ValueError(f"an array of shape {shape} and type {dtype}, wanted one object")
     array = _Reader(file).load()
-    if not isinstance(array, _Array) or not isinstance(array.items, list) or len(array.items) != 1:
+    if not isinstance(array, _Inert) or not isinstance(array.items, list) or len(array.items) != 1:
         raise ValueError("no single object in it")
     return array.items[0]
 

@@ -21,6 +21,7 @@ from testbed.sim.cjs import COMPLETE, CjsSimulator, Semantics
 from testbed.sim.cjs_compiled import CompiledCjs
 from tests.cjs_cases import Fixed, Random, job, play_out, random_workload, session, workload
 
+pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 NAMES = list(discover(Path(controllers.cjs.__file__).parent))
 WANTED = {"fifo_full", "fifo_half", "fair", "sjf_cp", "weighted_fair", "srpt_cap", "decima"}
 

@@ -32,6 +32,7 @@ from traces.store import data_roots
 from traces.tpch import Profiles, load_profiles
 from traces.workload import draw_workload
 
+pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 SETTINGS = {
     "small_10ex_20jobs": (10, 20),
     "default_50ex_200jobs": (50, 200),

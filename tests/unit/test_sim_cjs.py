@@ -21,6 +21,7 @@ from testbed.sim.cjs_env import CjsEnv
 from testbed.sim.compiled import compiled, folder_stamp
 from tests.cjs_cases import Fixed, Random, job, play_out, random_workload, session, workload
 
+pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 CHAIN = ((0, 1),)
 SEMANTICS = ["published", "conserving"]
 

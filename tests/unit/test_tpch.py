@@ -72,6 +72,8 @@ def test_nothing_in_a_file_runs(tmp_path, function, protocol):
     [
         b"cnumpy\nndarray\n.",  # an allowed name, but no array
         b"cnumpy\nload\n(S'x'\ntR.",
+        b"cnumpy\ndtype\n(N(dS'__init__'\nI5\nstb.",  # would change what stands in
+        b"cnumpy\ndtype\n(dS'items'\nI5\nsb.",
         b"cnumpy.core.multiarray\n_reconstruct\n(ttR.",
         b"cbuiltins\nexec\n(S'import os'\ntR.",
         b"\x80\x04\x95",
