@@ -10,7 +10,6 @@ from testbed.bench.command import command
 from testbed.errors import TestbedError, UserError
 from traces.tpch import load_profiles
 
-
 pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 
 
