@@ -213,3 +213,125 @@ class VpPolicy(ABC):
         import numpy as np
 
         return np.stack([self.decide(each) for each in observations])
+
+
+@dataclass(frozen=True)
+class CjsSession:
+    """What stays the same while a cluster schedules one workload."""
+
+    session_id: str
+    executors: int
+    moving_delay_s: float = 2.0
+    """For an executor to go to another job."""
+
+
+@dataclass(frozen=True, slots=True)
+class CjsObservation:
+    """What is known when executors are on offer: J active jobs in order of arrival, S stages that are not complete (by job, then number).
+
+    | field | meaning | shape; range, unit |
+    | --- | --- | --- |
+    | session | the cluster's constants | |
+    | now_s | time since the session began | 0 .. s |
+    | committable | executors on offer | 1 .. executors |
+    | source_job | row of the job that they are at; -1: they come from the common pool or a job that is done | -1 .. J-1 |
+    | job_id | number of the job, in order of arrival over the session | (J,); 0 .. |
+    | job_age_s | time since it arrived | (J,); 0 .. s |
+    | job_first | row of the job's first stage; the last entry is S | (J+1,); 0 .. S |
+    | supply | executors at the job, moving to it, or committed to it from elsewhere | (J,); 0 .. |
+    | stage_id | number of the stage within its job | (S,); 0 .. |
+    | stage_job | row of its job | (S,); 0 .. J-1 |
+    | unstarted | tasks that have not started | (S,); 0 .. |
+    | running | tasks that run now | (S,); 0 .. executors |
+    | demand | unstarted, less executors that move, are committed or wait for the stage | (S,); may be negative |
+    | mean_task_s | mean duration of its tasks in the profile, known before it runs | (S,); s |
+    | last_task_s | duration of its task that completed last, `mean_task_s` until one has | (S,); s |
+    | runnable | whether all its parents are complete | (S,); bool |
+    | schedulable | whether it may be chosen now | (S,); bool, at least one |
+    | edges | rows of parent and child, where neither is complete | (E, 2) |
+
+    Nothing of this looks into the future, but for one field in the published simulator: there `last_task_s` is the duration of the task
+    that STARTED last, which no real cluster can know (and `supply` may stay too high: docs/cjs.md). Arrays are not to be changed.
+    """
+
+    session: CjsSession
+    now_s: float
+    committable: int
+    source_job: int
+    job_id: "np.ndarray"
+    job_age_s: "np.ndarray"
+    job_first: "np.ndarray"
+    supply: "np.ndarray"
+    stage_id: "np.ndarray"
+    stage_job: "np.ndarray"
+    unstarted: "np.ndarray"
+    running: "np.ndarray"
+    demand: "np.ndarray"
+    mean_task_s: "np.ndarray"
+    last_task_s: "np.ndarray"
+    runnable: "np.ndarray"
+    schedulable: "np.ndarray"
+    edges: "np.ndarray"
+
+    @property
+    def jobs(self) -> int:
+        """Active jobs, J."""
+        return len(self.job_id)
+
+    @property
+    def stages(self) -> int:
+        """Stages that are not complete, S."""
+        return len(self.stage_id)
+
+    @property
+    def commit_caps(self) -> "np.ndarray":
+        """How many executors each job may be given now, (J,): those on offer, but up to the cluster's size; the source job all of them."""
+        import numpy as np
+
+        caps: np.ndarray = np.clip(self.session.executors - self.supply, 0, self.committable)
+        if self.source_job >= 0:
+            caps[self.source_job] = self.committable
+        return caps
+
+
+@dataclass(frozen=True, slots=True)
+class CjsAction:
+    """Give `executors` of those on offer to the stage in row `stage`. What the stage can't use stays on offer.
+
+    With `stage` -1 all that are left are declined: they stay idle at their job, or go to the common pool.
+    """
+
+    stage: int
+    executors: int = 0
+
+
+DECLINE = CjsAction(-1)
+
+
+class CjsPolicy(ABC):
+    """A scheduler. One file in `controllers/cjs/` named like the policy.
+
+    It is asked again at the same instant until all executors on offer are given or declined, or no stage can be chosen. `__init__` takes
+    the policy's options as keyword arguments with defaults; all randomness comes from `self.rng`.
+    """
+
+    label: ClassVar[str] = ""
+    """Name in tables and figures."""
+    colour: ClassVar[str] = "#777777"
+    """Colour in every figure."""
+    citation: ClassVar[str] = ""
+    """Paper, section or equation."""
+
+    session: CjsSession
+    rng: "np.random.Generator"
+
+    def reset(self, session: CjsSession, seed: int) -> None:
+        """Forget everything and start `session`. Overriding methods call this one."""
+        import numpy as np
+
+        self.session = session
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def decide(self, observation: CjsObservation) -> CjsAction:
+        """Which schedulable stage gets how many of the executors on offer (1 to `committable`), or `DECLINE`."""

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from controllers.api import AbrPolicy, AbrSession, VpPolicy
+from controllers.api import AbrPolicy, AbrSession, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
@@ -51,7 +51,11 @@ class PolicyKind:
         return f"wanted a class that extends controllers.api.{self.base.__name__} and defines decide"
 
 
-KINDS = {"abr": PolicyKind(AbrPolicy, ABR_PACKAGE), "vp": PolicyKind(VpPolicy, "controllers.vp")}
+KINDS = {
+    "abr": PolicyKind(AbrPolicy, ABR_PACKAGE),
+    "cjs": PolicyKind(CjsPolicy, "controllers.cjs"),
+    "vp": PolicyKind(VpPolicy, "controllers.vp"),
+}
 """By task."""
 
 

@@ -1,8 +1,10 @@
-"""How good a playback was: QoE_lin per chunk, and its mean with its components over a session."""
+"""How good a session was: QoE_lin per chunk of a playback, its mean and components; job completion times of a schedule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
 
 from controllers.api import Chunk, Manifest
 from testbed.units import mbps_from_bps
@@ -56,4 +58,43 @@ def summarise(chunks: Sequence[Chunk], video: Manifest) -> SessionSummary:
         switch_mbps=sum(abs(b - a) for a, b in pairwise(mbps)) / rated,
         startup_s=chunks[0].rebuffer_s,
         chunks=rated,
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleSummary:
+    """How one workload went. A job's completion time (JCT) is from its arrival to the end of its last task.
+
+    Jobs that never ended count up to the end of the session: their true times are longer, so a schedule with any can't be compared.
+    """
+
+    avg_jct_s: float
+    p50_jct_s: float
+    p95_jct_s: float
+    makespan_s: float
+    """From 0 to the end of the last job, or of the session."""
+    busy_share: float
+    """Executor time spent on tasks, over all executor time until the makespan."""
+    jobs: int
+    unfinished: int
+
+
+def summarise_schedule(
+    arrived_s: Sequence[float], done_s: Sequence[float | None], busy_s: float, executors: int, end_s: float
+) -> ScheduleSummary:
+    """`done_s` has None for a job that never ended, `end_s` is when the session did. Raises `ValueError` when there is no job."""
+    if not arrived_s:
+        raise ValueError("no job arrived, wanted at least 1")
+    ended_s = np.array([end_s if done is None else done for done in done_s])
+    jct_s = ended_s - np.array(arrived_s)
+    p50_s, p95_s = np.quantile(jct_s, (0.5, 0.95))
+    makespan_s = float(ended_s.max())
+    return ScheduleSummary(
+        avg_jct_s=float(jct_s.mean()),
+        p50_jct_s=float(p50_s),
+        p95_jct_s=float(p95_s),
+        makespan_s=makespan_s,
+        busy_share=busy_s / (executors * makespan_s) if makespan_s > 0 else 0.0,
+        jobs=len(jct_s),
+        unfinished=sum(done is None for done in done_s),
     )

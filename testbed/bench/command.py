@@ -8,7 +8,13 @@ from testbed.errors import TestbedError, UserError, suggestion
 
 def command(arguments: Sequence[str]) -> int:
     """Run a benchmark."""
-    known: dict[str, Callable[[list[str]], object]] = {"links": _links, "live": _live, "netllm": _netllm, "sim": _sim}
+    known: dict[str, Callable[[list[str]], object]] = {
+        "cjs-sim": _cjs_sim,
+        "links": _links,
+        "live": _live,
+        "netllm": _netllm,
+        "sim": _sim,
+    }
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UserError(f"which benchmark is not said, wanted one of {', '.join(known)}; each has a --help")
@@ -22,6 +28,14 @@ def command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; what was made is undone", 130)
     return 0
+
+
+def _cjs_sim(arguments: list[str]) -> None:
+    import tyro
+
+    from testbed.bench.cjs_sim import CjsSimSettings, cjs_sim
+
+    sys.stdout.write(cjs_sim(tyro.cli(CjsSimSettings, prog="scripts/bench cjs-sim", args=arguments)))
 
 
 def _links(arguments: list[str]) -> None:

@@ -1,0 +1,1 @@
+"""Cluster job scheduling policies: one file each, named like the policy."""
