@@ -130,7 +130,8 @@ def trials_of(folder: Path) -> polars.DataFrame:
 def sound(trials: polars.DataFrame, row: int) -> bool:
     """Nothing but this machine's timing (the link's verdict on lateness) speaks against a trial."""
     reasons = [reason for reason in trials["invalid_reason"][row].split("; ") if reason]
-    return trials["end_reason"][row] == "complete" and all("late" in reason or "over 100 ms" in reason for reason in reasons)
+    timing = ("late", "over 100 ms", "stood still")
+    return trials["end_reason"][row] == "complete" and all(any(word in reason for word in timing) for reason in reasons)
 
 
 def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> None:
@@ -183,8 +184,10 @@ def test_faulty_decisions_fall_back_and_say_why(tmp_path: Path, trace: Path) -> 
     decisions = polars.read_parquet(tmp_path / "results" / "latest" / "decisions.parquet").sort("chunk_index")
     assert decisions["reason"].to_list() == ["", "late", "invalid", "error"] * 2
     assert decisions["source"].to_list() == ["policy", "fallback", "fallback", "fallback"] * 2
+    trials = trials_of(tmp_path)
+    assert trials["fallbacks"].to_list() == [6] and sound(trials, 0)
     summary = json.loads((tmp_path / "results" / "latest" / "summary.json").read_text())
-    assert summary["policies"]["faulty"]["fallbacks"] == 6
+    assert summary["policies"]["faulty"]["fallbacks"] == (6 if trials["valid"][0] else 0)  # of valid trials only
 
 
 def test_a_killed_controller_is_restarted_and_the_players_go_on(tmp_path: Path, trace: Path) -> None:
