@@ -40,7 +40,7 @@ def story_of(reference: str) -> dict[str, Any]:
     """What a teacher has learnt from, its student has, too: file, hash and training videos of its weights; empty for a rule."""
     parsed = parse_reference(reference)
     path = find_weights(dict(parsed.options).get("weights", ""), parsed.target)
-    if not path.is_file():
+    if path.suffix != ".safetensors" or not path.is_file():  # a user's policy may keep its weights in any form
         return {}
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"weights": path.name, "sha256": sha256, "videos": list(read_story(path).get("videos", ()))}

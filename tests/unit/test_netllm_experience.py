@@ -12,7 +12,7 @@ from controllers.api import AbrObservation, AbrSession
 from controllers.weights import SHIPPED, read_story
 from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
 from netllm.tasks.abr import AbrTask
-from netllm.teaching import LEAST, Teachers
+from netllm.teaching import LEAST, Teachers, story_of
 from netllm.training import prepare
 from players.media import synthetic_manifest
 from testbed.errors import UserError
@@ -303,3 +303,13 @@ def test_a_student_that_is_missing_and_a_policy_that_is_unknown_are_one_sentence
     for name, message in (("student", "needs a student"), ("bbq", "policy 'bbq' is unknown")):
         with pytest.raises(UserError, match=message):
             play(jobs(replace(own, behaviours=(name,), sessions=1), sources_of(own)), own.teachers)
+
+
+def test_a_teacher_tells_the_videos_its_weights_were_trained_on(tmp_path):
+    told = story_of("pensieve+weights=pensieve-2")
+    assert told["weights"] == "pensieve-2.safetensors" and len(told["sha256"]) == 64
+    assert "video2" not in told["videos"] and "video1" in told["videos"]
+    assert story_of("bba") == {}
+    other = tmp_path / "mine.pt"
+    other.write_bytes(b"weights in a form of their own")
+    assert story_of(f"mine.py+weights={other}") == {}
