@@ -14,7 +14,7 @@ from testbed.errors import TestbedError
 from testbed.lane import LanePlayer
 from testbed.link import PathSpec
 from testbed.network import Network
-from testbed.prepared import Prepared
+from testbed.prepared import PreparedPlaybacks
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
 from testbed.trial import Trial, lanes
@@ -25,7 +25,7 @@ WATCH_EVERY_S = 0.1
 
 
 @contextlib.contextmanager
-def emulated(prepared: Prepared) -> Iterator["Emulation"]:
+def emulated(prepared: PreparedPlaybacks) -> Iterator["Emulation"]:
     """Bring up network, origins and controller; undo all of it in any case. Raises `UserError` when this host or user can't."""
     owned.require_root()
     experiment, trials = prepared.experiment, prepared.trials

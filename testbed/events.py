@@ -23,6 +23,7 @@ from testbed.records import (
     OptimumRow,
     PlaybackEndRow,
     RunHeader,
+    ScheduleBeginRow,
     ScheduleDecisionRow,
     ScheduleEndRow,
     ScheduleRow,
@@ -168,7 +169,7 @@ class _Reader:
                 self.optima[event.trace_sha256, event.offset_s] = event
             case TrialRow() | ScheduleRow():
                 self.trials.append(event)
-            case PlaybackEndRow() | ScheduleEndRow():
+            case PlaybackEndRow() | ScheduleBeginRow() | ScheduleEndRow():
                 pass  # the trial's row holds it
             case _:
                 name = self._names[type(event)]

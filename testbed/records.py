@@ -290,12 +290,20 @@ class ScheduleDecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedu
     """Empty, or why it fell back: `late`, `invalid`, `error`, `unreachable`."""
 
 
+class ScheduleBeginRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_begin", tag_field="event"):
+    """The driver's first line: all executors are there, and the first job arrives."""
+
+    trial_id: str
+    began_at_s: float
+    """Seconds on CLOCK_MONOTONIC."""
+
+
 class ScheduleEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_end", tag_field="event"):
     """How a schedule ended: its last line."""
 
     trial_id: str
     end_reason: str
-    """`complete`; `starved` when nothing would happen any more though jobs are left, because the policy declined executors; or else."""
+    """`complete`; `starved`: nothing would happen any more though jobs are left, because the policy declined executors; or what else."""
     avg_jct_s: float | None
     p50_jct_s: float | None
     p95_jct_s: float | None
@@ -313,7 +321,7 @@ class ScheduleEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_en
     late_task_share: float | None = None
 
 
-ScheduleTrialRow = JobRow | TaskRow | ExecutorRow | TransferRow | ScheduleDecisionRow | ScheduleEndRow | ScheduleRow
+ScheduleTrialRow = JobRow | TaskRow | ExecutorRow | TransferRow | ScheduleDecisionRow | ScheduleBeginRow | ScheduleEndRow | ScheduleRow
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow | ScheduleTrialRow
 
 
@@ -387,7 +395,10 @@ class HostRow(msgspec.Struct, frozen=True, kw_only=True, tag="host", tag_field="
 
 
 class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", tag_field="event"):
-    """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed. It becomes the trial's `simulated_qoe` or `simulated_jct_s`."""
+    """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed.
+
+    It becomes the trial's `simulated_qoe` or `simulated_jct_s`.
+    """
 
     trial_id: str
     qoe: float | None = None

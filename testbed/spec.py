@@ -48,7 +48,8 @@ class Experiment:
     """Traces of the way back, named as for --trace (`lte` is `lte/up` here): one for all trials, or one for each downlink trace, paired by
     name without ending (`X.down` with `X.up`). Default: delay only."""
     policies: str = ""
-    """Default: netllm,robust_mpc,bola,bba; with cjs those of netllm,decima,srpt_cap,fair,fifo_half that are there. Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
+    """Default: netllm,robust_mpc,bola,bba; for cjs netllm,decima,srpt_cap,fair,fifo_half, as far as they are trained. Comma-separated:
+    names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
     player: Literal["headless"] = "headless"
     """The player: headless behaves like dash.js 5."""
     trials: int | Literal["all"] = 3

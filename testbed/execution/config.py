@@ -5,6 +5,9 @@ import msgspec
 from controllers.api import CjsSession
 from traces.workload import Workload
 
+HUNG = "it hangs: its tasks are over their time, and it answers no more"
+"""Why an executor is lost that whoever started it should end: the `reason` of its `ExecutorRow`."""
+
 
 class ExecutorPlace(msgspec.Struct, frozen=True, kw_only=True):
     """A Dask worker that is an executor."""

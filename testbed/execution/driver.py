@@ -1,13 +1,13 @@
-"""The driver: carries the engine's instructions out on a Dask cluster, and tells it what happens there. `python -m testbed.execution.driver`.
+"""The driver: carries the engine's instructions out on a Dask cluster, and tells it what happens there.
 
-It reads a `DriverConfig` on stdin and writes rows as JSON lines; `ScheduleEndRow` is the last.
+`python -m testbed.execution.driver` reads a `DriverConfig` on stdin and writes rows as JSON lines; `ScheduleEndRow` is the last.
 
-**Clock.** The engine's time is the workload's, `time_scale` times faster than the wall's. An event's time is the one at which it happened on
-the executor, not the one at which its message came; a decision's is that of its question plus what the controller took, by the wall. So a
-policy pays for its time, and the emulation's own messages cost none as long as they are within the slack of `executor.SLACK_S`.
+**Clock.** The engine's time is the workload's, `time_scale` times faster than the wall's. An event's time is when it happened on the
+executor, not when its message came; a decision's is that of its question plus what the controller took, by the wall. So a policy pays
+for its time, and the emulation's own messages cost none as long as they are within the slack of `executor.SLACK_S`.
 
-**Losses.** What ran on a lost executor runs again; outputs that lay there run again when a task needs them. A task whose reading failed runs
-again. An executor that doesn't answer long after its tasks should have ended is given up.
+**Losses.** What ran on a lost executor runs again, outputs that lay there are made again when a task needs them, and a task whose reading
+failed runs again. An executor that doesn't answer long after its tasks should have ended is given up.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from controllers.config import read_config
 from controllers.loader import claim_stdout
 from controllers.shares import serve_in_order
 from testbed.clock import now_s
+from testbed.cluster.account import job_row
 from testbed.cluster.engine import CONSERVING, Engine
 from testbed.cluster.events import (
     DECLINE,
@@ -46,21 +47,20 @@ from testbed.cluster.events import (
     TaskFinished,
 )
 from testbed.cluster.observe import active_stages, observe
-from testbed.cluster.state import JobState
 from testbed.errors import TestbedError, UserError
 from testbed.execution.bundles import Sent, StagePool, steal
-from testbed.execution.config import DriverConfig
+from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
 from testbed.execution.executor import Bundle, Read, Report
 from testbed.execution.outputs import Outputs, Part, Vanished
 from testbed.metrics import summarise_schedule
-from testbed.records import ExecutorRow, JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
+from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
+from testbed.sim.cjs import COMPLETE, STARVED
 from testbed.units import s_from_ms
 from traces.durations import Durations, FrozenDurations
 from traces.tpch import REST, load_profiles
 
-COMPLETE, STARVED, NO_EXECUTORS = "complete", "starved", "no executors"
-HUNG = "it hangs: its tasks are over their time, and it answers no more"
+NO_EXECUTORS = "no executor is left"
 PATIENCE_S = 5.0
 """A bundle that is over its time by this makes the driver ask whether its executor still answers; so long it waits for the answer."""
 LOOK_EVERY_S = 0.2
@@ -79,10 +79,11 @@ class Driver:
         controller: SchedulingClient,
         durations: Durations,
         emit: Callable[[Row], None],
+        flush: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = now_s,
     ) -> None:
         self._config, self._cluster, self._controller, self._durations, self._emit = config, cluster, controller, durations, emit
-        self._clock, self._scale = clock, config.time_scale
+        self._clock, self._scale, self._told_begin = clock, config.time_scale, flush
         self.engine = Engine(config.session.executors, CONSERVING)
         self._pools = {(job.number, stage): StagePool(each.tasks) for job in config.workload.jobs for stage, each in enumerate(job.stages)}
         self._outputs = Outputs(config.bytes_scale)
@@ -154,6 +155,8 @@ class Driver:
         with contextlib.suppress(DecisionFailed):  # the first decision tries again
             await self._controller.open(self._config.open_deadline_s)
         self._start_s = self._clock()
+        self._emit(ScheduleBeginRow(trial_id=self._config.trial_id, began_at_s=self._start_s))
+        self._told_begin()
         for job in self._config.workload.jobs:
             self._at(self._wall_s(job.arrival_s), self._tell, JobArrived(job), job.arrival_s)
         watch = asyncio.create_task(self._watch())
@@ -182,7 +185,7 @@ class Driver:
     def _finish(self, reason: str) -> None:
         for job in self.engine.jobs.values():
             if job.done_s is None:
-                self._tell_job(job)
+                self._emit(job_row(self._config.trial_id, job))
         for (sender, receiver), size_bytes in sorted(self._transfers.items()):
             self._emit(TransferRow(trial_id=self._config.trial_id, sender=sender, receiver=receiver, size_bytes=size_bytes))
         self._emit(self._end_row(reason))
@@ -211,22 +214,6 @@ class Driver:
             late_task_share=self._late / self._bundles if self._bundles else None,
         )
 
-    def _tell_job(self, job: JobState) -> None:
-        spec = job.spec
-        self._emit(
-            JobRow(
-                trial_id=self._config.trial_id,
-                job=spec.number,
-                name=spec.name,
-                arrived_s=job.arrived_s,
-                done_s=job.done_s,
-                jct_s=None if job.done_s is None else job.done_s - job.arrived_s,
-                stages=len(spec.stages),
-                tasks=sum(stage.tasks for stage in spec.stages),
-                work_s=sum(stage.tasks * stage.mean_task_s for stage in spec.stages),
-            )
-        )
-
     # The engine
 
     def _tell(self, event: Event, at_s: float) -> None:
@@ -245,7 +232,7 @@ class Driver:
         elif isinstance(instruction, AskDecision):
             self._spawn(self._decide(at_s))
         elif isinstance(instruction, JobDone):
-            self._tell_job(self.engine.jobs[instruction.job])
+            self._emit(job_row(self._config.trial_id, self.engine.jobs[instruction.job]))
             self._outputs.forget(instruction.job)
             self._left -= 1
             if not self._left and not self._over.done():
@@ -541,7 +528,7 @@ async def drive(config: DriverConfig, out: BinaryIO) -> None:
     writing = asyncio.create_task(writer.keep_writing())
     try:
         async with DaskCluster(config.scheduler, config.executors, config.session.executors, config.trial_id) as cluster:
-            await Driver(config, cluster, controller, durations, writer.emit).run()
+            await Driver(config, cluster, controller, durations, writer.emit, writer.flush).run()
             writer.flush()
     finally:
         writing.cancel()
