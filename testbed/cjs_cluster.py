@@ -140,7 +140,7 @@ class EmulatedExecutors:
     """Workers on the hosts of a star."""
 
     def __init__(self, star: Star, names: Sequence[str], user: User | None, folder: Path, controller_url: str) -> None:
-        self._star, self._names, self._user, self._folder = star, names, user, folder
+        self.star, self._names, self._user, self._folder = star, names, user, folder
         self.scheduler = f"tcp://{star.ip(CONTROL, SCHEDULER)}:{SCHEDULER_PORT}"
         self.places = tuple(ExecutorPlace(name=name, data_host=star.ip(DATA, name)) for name in names)
         self.controller_url = controller_url
@@ -150,7 +150,7 @@ class EmulatedExecutors:
 
     def launch(self) -> None:
         """Start Dask's scheduler, then the workers, which wait for it."""
-        argv = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self._star.ip(CONTROL, SCHEDULER)]
+        argv = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.star.ip(CONTROL, SCHEDULER)]
         self._popen(SCHEDULER, [*argv, "--port", str(SCHEDULER_PORT), "--no-dashboard", "--no-show"])
         for name in self._names:
             self._start(name)
@@ -158,21 +158,21 @@ class EmulatedExecutors:
     def _start(self, name: str) -> None:
         argv = [sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler, "--name", name, "--nthreads", "1", "--no-nanny"]
         argv += ["--listen-address", f"tcp://{ANY_HOST}:{WORKER_PORT}"]
-        argv += ["--contact-address", f"tcp://{self._star.ip(CONTROL, name)}:{WORKER_PORT}"]
+        argv += ["--contact-address", f"tcp://{self.star.ip(CONTROL, name)}:{WORKER_PORT}"]
         argv += ["--no-dashboard", "--memory-limit", "0", "--death-timeout", "60", "--local-directory", str(self._folder)]
         self.workers[name] = self._popen(name, argv)
 
     def _popen(self, host: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         log = (self._folder / f"{host}.log").open("ab")
         with log:
-            return self._star.popen(host, argv, user=self._user, env=self._environment, stdout=log, stderr=log)
+            return self.star.popen(host, argv, user=self._user, env=self._environment, stdout=log, stderr=log)
 
     def popen_driver(self, argv: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]:
         """Start the driver, beside Dask's scheduler."""
-        return self._star.popen(SCHEDULER, argv, user=self._user, env=self._environment, **popen)
+        return self.star.popen(SCHEDULER, argv, user=self._user, env=self._environment, **popen)
 
     def _wires(self) -> Mapping[str, Wire]:
-        return self._star.wires[DATA]
+        return self.star.wires[DATA]
 
     def load(self, trial: ScheduleTrial) -> None:
         """Get the links ready for a trial."""
@@ -245,6 +245,7 @@ class ClusterRun:
         self._prepared, self.executors, self.controller, self.facts = prepared, executors, controller, facts
         self._playing: _Playing | None = None
         self._error: Exception | None = None
+        self._stopped = False
 
     def run(self, recorder: Recorder) -> None:
         """Play all trials, one after another. Raises what went wrong beyond a trial."""
@@ -257,10 +258,15 @@ class ClusterRun:
                     thread.join(WATCH_EVERY_S)
                     self._watch(recorder)
             finally:
-                if self._playing:
-                    self._playing.driver.kill()
+                self._stopped = thread.is_alive()
+                self.kill_driver()
         if self._error:
             raise self._error
+
+    def kill_driver(self) -> None:
+        """End the trial that is played."""
+        if playing := self._playing:
+            playing.driver.kill()
 
     def _watch(self, recorder: Recorder) -> None:
         for note in (self.executors.watch(), self.controller.watch()):
@@ -275,7 +281,7 @@ class ClusterRun:
 
     def _play_all(self, waiting: "collections.deque[ScheduleTrial]", recorder: Recorder) -> None:
         try:
-            while waiting:
+            while waiting and not self._stopped:
                 trial = waiting.popleft()
                 recorder.started(trial, 0)
                 if again := self._play(trial, recorder):
@@ -287,6 +293,8 @@ class ClusterRun:
         restarts, begin_s = self.controller.restarts, now_s()
         self.executors.load(trial)
         problem = self._drive(trial, recorder)
+        if self._stopped:
+            return None
         reports, end_s = self.executors.end(), now_s()
         for name, report in reports.items():
             recorder.extend(_named(name, trial.trial_id, report))

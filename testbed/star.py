@@ -47,8 +47,8 @@ class Star:
         """Mininet hosts by name; `core-NETWORK` are the routers."""
         self.wires: dict[str, dict[str, Wire]] = {}
         """By network and host; of its two ends the first is the host's, the second the core's."""
-        self.facts: dict[str, str] = {}
-        """TCP's settings as read back."""
+        self.facts: dict[str, object] = {}
+        """TCP's settings as read back, and what the relay is, if there is one."""
 
     def __enter__(self) -> Self:
         require_root()
@@ -76,7 +76,7 @@ class Star:
         with congestion_control_allowed(spawner, self._run, core, self._congestion_control):
             outputs = run_scripts(spawner, {host: self._script(name) for name, host in self.hosts.items()})
         for name, host in self.hosts.items():
-            self.facts = check(name, outputs[host], self._ports_of(name), self._congestion_control)
+            self.facts = {**wires.facts, **check(name, outputs[host], self._ports_of(name), self._congestion_control)}
         wires.check()
 
     def _ports_of(self, name: str) -> list[Port]:
