@@ -69,10 +69,12 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("time_scale", "Time scale", "{:g}"),
     ("bytes_scale", "Bytes scale", "{:g}"),
     ("cluster", "Dask cluster", "{}"),
+    ("containers", "Executors in containers", "{}"),
 )
 _PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
-_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster"}
+_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
 _EMULATION_ONLY = {
+    "containers",
     "time_scale",
     "bytes_scale",
     "uplink",

@@ -4,9 +4,7 @@ A fault strikes `STRIKE_S` after the trial's begin. Whatever it is, every job mu
 trial be as if nothing had been. A driver that is killed ends its trial; the cluster serves the next.
 """
 
-import os
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -111,9 +109,9 @@ def faults(run: ClusterRun, long_cut: bool) -> dict[str, Callable[[], None]]:
 
     found = {
         "none": lambda: None,
-        "executor killed": lambda: executors.workers[name].kill(),
-        "two executors killed": lambda: [executors.workers[each].kill() for each in (name, "e0")] and None,
-        "executor hangs": lambda: os.kill(executors.workers[name].pid, signal.SIGSTOP),
+        "executor killed": lambda: executors.kill(name),
+        "two executors killed": lambda: [executors.kill(each) for each in (name, "e0")] and None,
+        "executor hangs": lambda: executors.hang(name),
         "link cut for 5 s": lambda: cut(5.0),
         "controller killed": run.controller.kill,
         "driver killed": run.kill_driver,
@@ -180,17 +178,17 @@ def cjs_faults(settings: CjsFaultsSettings) -> str:
         "restarts",
         "trial",
     ]
-    text = "\n".join(
-        [
-            "# Faults on the cluster",
-            f"`{shlex.join(['scripts/bench', *sys.argv[1:]])}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`. {settings.executors} executors, {settings.jobs} jobs, "
-            f"time scale {settings.time_scale:g}; a fault strikes {STRIKE_S:g} s after the beginning, executor {STRUCK} where it is one's.",
-            "",
-            table(names, rows),
-            "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller.",
-            "",
-        ]
-    )
+    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    setting = f"{settings.executors} executors, {settings.jobs} jobs, time scale {settings.time_scale:g}"
+    lines = [
+        "# Faults on the cluster",
+        f"`{command}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`. {setting}; a fault strikes {STRIKE_S:g} s after the "
+        f"beginning, executor {STRUCK} where it is one's.",
+        "",
+        table(names, rows),
+        "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller.",
+    ]
+    text = "\n".join([*lines, ""])
     if settings.write:
         settings.write.write_text(text, encoding="utf-8")
     if lost:
