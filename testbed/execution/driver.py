@@ -51,7 +51,7 @@ from testbed.errors import TestbedError, UserError
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
-from testbed.execution.executor import Bundle, Read, Report
+from testbed.execution.executor import SLACK_S, Bundle, Read, Report
 from testbed.execution.outputs import Outputs, Part, Vanished
 from testbed.metrics import summarise_schedule
 from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
@@ -388,7 +388,7 @@ class Driver:
     def _ended(self, sent: Sent, report: Report) -> None:
         """A bundle is done: what the engine doesn't know of it yet, then its last end."""
         ends_s = list(report.ends_s)
-        self._late += report.lag_s > 0
+        self._late += report.lag_s > SLACK_S
         while sent.begun < len(sent.tasks) and not sent.halted:
             self._advance(sent, ends_s[sent.begun - 1])
         self._outputs.add(sent.place, sent.executor, sent.tasks)

@@ -75,7 +75,7 @@ class Report:
     ends_s: tuple[float, ...] = ()
     """When its tasks ended, on the worker's clock; fewer than were sent where some were dropped."""
     lag_s: float = 0.0
-    """By how much the worker was late at the last one's end, the reading apart."""
+    """By how much the worker was late at the end of a task, at most, the reading apart."""
     read_s: float = 0.0
     """From the bundle's coming to the arrival of all it reads."""
     failed: str = ""
@@ -167,15 +167,15 @@ class ExecutorPlugin(WorkerPlugin):
         came_s, blocks = now_s(), self._blocks
         reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._worker.loop.asyncio_loop) if bundle.reads else None
         ends_s: list[float] = []
-        end_s = bundle.due_s
+        end_s, lag_s = bundle.due_s, 0.0
         for place, duration_s in enumerate(bundle.durations_s):
             if place and place >= len(bundle.durations_s) - self._dropped[bundle.number]:
                 break
             end_s += duration_s
             time.sleep(max(end_s - now_s(), 0.0))
+            lag_s = max(lag_s, now_s() - end_s)
             end_s = max(end_s, now_s() - SLACK_S)
             ends_s.append(end_s)
-        lag_s = max(now_s() - end_s, 0.0)
         read_s = 0.0
         if reading:
             try:
