@@ -360,7 +360,7 @@ class ClusterRun:
 
     def _drive(self, trial: ScheduleTrial, recorder: Recorder) -> str:
         """Run the driver; returns why it failed, if it did."""
-        driver = Child(self.executors.popen_driver, "testbed.execution.driver")
+        driver = Child(self.executors.popen_driver, "testbed.execution.process")
         self._playing = playing = _Playing(driver, now_s())
         driver.hand(self._config(trial))
         decoder = msgspec.json.Decoder(Row)

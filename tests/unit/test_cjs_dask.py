@@ -90,7 +90,7 @@ def driving(cluster: Cluster, controller_url: str, jobs: Workload, scale: float 
         deadline_s=1.0,
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-m", "testbed.execution.driver"], env=TUNED, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen([sys.executable, "-m", "testbed.execution.process"], env=TUNED, **pipes) as process:  # type: ignore[call-overload]
         try:
             process.stdin.write(msgspec.json.encode(config))
             process.stdin.close()
