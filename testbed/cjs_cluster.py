@@ -59,6 +59,11 @@ TUNED = {
 """Of scheduler, workers and driver: a default worker idles at 2 % of a core, this one at 0.2 %. A link may be cut for a minute."""
 
 
+EXHAUST = """
+import operator, sys
+from distributed import Client
+Client(sys.argv[1]).run(operator.mul, b"x", 1 << 32, workers=[sys.argv[2]])
+"""
 KEPT = ("PATH", "HOME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH")
 """Of this process's environment what goes into a container."""
 
@@ -212,6 +217,16 @@ class EmulatedExecutors:
             docker("kill", self._container[name])
         else:
             self.workers[name].kill()
+
+    @property
+    def contained(self) -> bool:
+        """Whether executors are containers, with limits."""
+        return self._containers is not None
+
+    def exhaust(self, name: str) -> None:
+        """Have a worker take more memory than its container may."""
+        address = f"tcp://{self.star.ip(CONTROL, name)}:{WORKER_PORT}"
+        self.star.popen(SCHEDULER, [sys.executable, "-c", EXHAUST, self.scheduler, address], env=self._environment, stderr=subprocess.DEVNULL)
 
     def hang(self, name: str) -> None:
         """Stop a worker, so that it neither answers nor ends."""

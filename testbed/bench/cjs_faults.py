@@ -117,6 +117,8 @@ def faults(run: ClusterRun, long_cut: bool) -> dict[str, Callable[[], None]]:
         "driver killed": run.kill_driver,
         "none, after all these": lambda: None,
     }
+    if executors.contained:
+        found["container out of memory"] = lambda: executors.exhaust(name)
     if long_cut:
         found["link cut for 60 s"] = lambda: cut(LONG_CUT_S)
     return found

@@ -14,13 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-
 from controllers.api import CjsAction, CjsObservation
 from controllers.client import DecisionFailed
 from controllers.client_cjs import SchedulingClient
 from controllers.shares import serve_in_order
 from testbed.clock import now_s
-from testbed.execution.account import job_row
 from testbed.cluster.engine import CONSERVING, Engine
 from testbed.cluster.events import (
     DECLINE,
@@ -42,6 +40,7 @@ from testbed.cluster.events import (
 )
 from testbed.cluster.observe import active_stages, observe
 from testbed.errors import TestbedError
+from testbed.execution.account import job_row
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
