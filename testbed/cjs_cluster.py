@@ -190,7 +190,7 @@ class EmulatedExecutors:
     def launch(self) -> None:
         """Start Dask's scheduler, then the workers, which wait for it."""
         argv = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.star.ip(CONTROL, SCHEDULER)]
-        self._popen(SCHEDULER, [*argv, "--port", str(SCHEDULER_PORT), "--no-dashboard", "--no-show"])
+        self._popen(SCHEDULER, [*argv, "--port", str(SCHEDULER_PORT), "--no-dashboard"])
         for name in self._names:
             self._start(name)
 
