@@ -226,7 +226,9 @@ class EmulatedExecutors:
     def exhaust(self, name: str) -> None:
         """Have a worker take more memory than its container may."""
         address = f"tcp://{self.star.ip(CONTROL, name)}:{WORKER_PORT}"
-        self.star.popen(SCHEDULER, [sys.executable, "-c", EXHAUST, self.scheduler, address], env=self._environment, stderr=subprocess.DEVNULL)
+        self.star.popen(
+            SCHEDULER, [sys.executable, "-c", EXHAUST, self.scheduler, address], env=self._environment, stderr=subprocess.DEVNULL
+        )
 
     def hang(self, name: str) -> None:
         """Stop a worker, so that it neither answers nor ends."""

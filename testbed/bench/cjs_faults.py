@@ -7,7 +7,7 @@ trial be as if nothing had been. A driver that is killed ends its trial; the clu
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, sch
 from testbed.cjs_cluster import DATA, ClusterRun, EmulatedExecutors, emulated
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, UserError, suggestion
 from testbed.pressure import NO_STRAIN
 from testbed.records import JobRow, Row, ScheduleBeginRow, ScheduleRow, TaskRow
 from testbed.spec import Experiment
@@ -39,8 +39,8 @@ class CjsFaultsSettings:
     executors: int = 6
     time_scale: float = 16.0
     seed: int = 1
-    long_cut: bool = True
-    """Also cut a link for a minute."""
+    faults: str = ""
+    """Comma-separated, of those that the page names. Default: all."""
     write: Path | None = None
     """Also write the page (Markdown) to this file."""
 
@@ -94,7 +94,7 @@ class _Witness:
         self.said += text
 
 
-def faults(run: ClusterRun, long_cut: bool) -> dict[str, Callable[[], None]]:
+def faults(run: ClusterRun) -> dict[str, Callable[[], None]]:
     """What can befall a cluster, by name."""
     executors = run.executors
     assert isinstance(executors, EmulatedExecutors)
@@ -115,12 +115,11 @@ def faults(run: ClusterRun, long_cut: bool) -> dict[str, Callable[[], None]]:
         "link cut for 5 s": lambda: cut(5.0),
         "controller killed": run.controller.kill,
         "driver killed": run.kill_driver,
-        "none, after all these": lambda: None,
+        "none again": lambda: None,
+        "link cut for 60 s": lambda: cut(LONG_CUT_S),
     }
     if executors.contained:
         found["container out of memory"] = lambda: executors.exhaust(name)
-    if long_cut:
-        found["link cut for 60 s"] = lambda: cut(LONG_CUT_S)
     return found
 
 
@@ -137,10 +136,22 @@ def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
     )
     prepared = prepare_schedules(experiment)
     with emulated(prepared) as run:
-        for fault, strike in faults(run, settings.long_cut).items():
+        known = faults(run)
+        for fault in _chosen(settings.faults, known):
+            strike = known[fault]
             witness = _Witness(strike)
             run.run(witness)  # type: ignore[arg-type]
-            yield _outcome(fault, prepared, witness)
+            outcome = _outcome(fault, prepared, witness)
+            sys.stderr.write(f"{fault}: {outcome.jobs_done} jobs done, {outcome.row.end_reason}, {outcome.row.wall_s or 0:.0f} s\n")
+            yield outcome
+
+
+def _chosen(text: str, known: Iterable[str]) -> list[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()] or list(known)
+    for fault in chosen:
+        if fault not in known:
+            raise UserError(f"--faults names {fault!r}, {suggestion(fault, known)}")
+    return chosen
 
 
 def _outcome(fault: str, prepared: PreparedSchedules, witness: _Witness) -> Outcome:

@@ -190,13 +190,13 @@ TWO_JOBS = loaded(((8, 5, 2), ((0, 1), (1, 2)), 0.0), ((6, 3), CHAIN, 4.0))
 
 
 async def test_a_schedule_is_the_simulators_but_for_the_time_of_decisions():
-    rows, _, _ = await schedule(TWO_JOBS)
+    rows, _, _ = await schedule(TWO_JOBS, scale=20.0)
     check_whole(rows, TWO_JOBS)
     twin = CjsSimulator(TWO_JOBS, session(3), "conserving", Fixed())
     while not twin.ended:
         twin.step(fair(twin.observation))
     end = end_of(rows)
-    assert end.avg_jct_s == pytest.approx(twin.summary.avg_jct_s, rel=0.1)
+    assert end.avg_jct_s == pytest.approx(twin.summary.avg_jct_s, rel=0.15)
     assert end.avg_jct_s is not None and end.avg_jct_s > twin.summary.avg_jct_s
     assert end.tasks == TWO_JOBS.tasks
     assert end.shuffled_bytes > WRITTEN_BYTES / 2
@@ -207,7 +207,7 @@ async def test_a_schedule_is_the_simulators_but_for_the_time_of_decisions():
 
 async def test_short_tasks_travel_together_and_decisions_fall_where_they_would_one_by_one():
     many = loaded(((120, 30), CHAIN, 0.0))
-    rows, _, cluster = await schedule(many, scale=400.0)
+    rows, _, cluster = await schedule(many, scale=100.0)
     check_whole(rows, many)
     assert len(cluster.bundles) < 100
     assert max(len(bundle.durations_s) for bundle in cluster.bundles) > 3
@@ -215,7 +215,7 @@ async def test_short_tasks_travel_together_and_decisions_fall_where_they_would_o
     while not twin.ended:
         twin.step(fair(twin.observation))
     assert abs(len([row for row in rows if isinstance(row, ScheduleDecisionRow)]) - twin.decisions) <= 2
-    assert end_of(rows).avg_jct_s == pytest.approx(twin.summary.avg_jct_s, rel=0.1)
+    assert end_of(rows).avg_jct_s == pytest.approx(twin.summary.avg_jct_s, rel=0.15)
 
 
 async def test_what_an_executor_has_lost_runs_again_and_outputs_are_made_again():
