@@ -159,6 +159,8 @@ class VpSession:
     horizon: int
     rate_hz: float = 5.0
     """Samples of head movement a second, of history and prediction alike."""
+    front_deg: float | None = None
+    """The yaw at which viewers of this video look ahead; None: not known."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""Features of video frames, made by a vision transformer in a user's folder (NetLLM, section 4.1: ViT for the images of viewport prediction).
+"""Features of video frames, made by a vision transformer in a user's folder (NetLLM, section 4.1, takes a ViT for viewport prediction).
 
 The frozen ViT turns a frame into its class token; only the encoder behind it learns. No ViT comes with this project.
 """

@@ -83,7 +83,9 @@ class VpTask:
         return PathHead(width, self.horizon, len(ANGLES))
 
 
-def features(task: VpTask, history_deg: np.ndarray, front: np.ndarray | bool = True, images: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def features(
+    task: VpTask, history_deg: np.ndarray, front: np.ndarray | bool = True, images: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The tokens of N histories of equal length, (N, T, ...), of (N, H, 3) degrees; the newest sample is the last token's.
 
     `front` says where the yaw of the front is known, (N,); `images` are the features of the frames at the newest samples,
@@ -136,7 +138,7 @@ def predict_turns_deg(model: TaskModel, told: dict[str, np.ndarray]) -> np.ndarr
 
 
 def extended(turns_deg: np.ndarray, horizon: int) -> np.ndarray:
-    """Turns (N, learnt, 3) for `horizon` samples, (N, horizon, 3): beyond what was learnt, the head stays where it was last thought to be."""
+    """Turns (N, learnt, 3) for `horizon` samples, (N, horizon, 3): after those learnt the head stays where it is."""
     return turns_deg[:, np.minimum(np.arange(horizon), turns_deg.shape[1] - 1)]
 
 
