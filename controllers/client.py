@@ -1,4 +1,4 @@
-"""A player's side of the decision service: ask, with a deadline; whatever happens is a level or one of four reasons."""
+"""A player's or a driver's side of the decision service: ask, with a deadline; whatever happens is an answer or one of four reasons."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,16 +24,16 @@ class DecisionFailed(Exception):
     message: str
 
 
-class DecisionClient:
+class Client:
     """One session at the decision service, over one keep-alive connection.
 
     A service that lost the session (it was restarted) is asked to open it again, within the same deadline.
     """
 
-    def __init__(self, url: str, session: AbrSession, policy: str, seed: int) -> None:
+    def __init__(self, url: str, session_id: str, opening: msgspec.Struct) -> None:
         self._url = url.rstrip("/")
-        self._session = session
-        self._open = msgspec.json.encode(Open(session=session, policy=policy, seed=seed))
+        self._session_id = session_id
+        self._open = msgspec.json.encode(opening)
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=KEEP_ALIVE_S))
 
     async def open(self, deadline_s: float) -> None:
@@ -41,10 +41,10 @@ class DecisionClient:
         async with _deadline(deadline_s):
             await self._opened(deadline_s)
 
-    async def decide(self, history: Sequence[Chunk], buffer_s: float, deadline_s: float) -> Answer:
-        """The level of the next chunk, or `DecisionFailed`."""
-        body = msgspec.json.encode(Decide(history=tuple(history), buffer_s=buffer_s, deadline_s=deadline_s))
-        path = f"/sessions/{self._session.session_id}/decide"
+    async def ask(self, message: msgspec.Struct, deadline_s: float) -> bytes:
+        """The body of the answer to a decide message, or `DecisionFailed`."""
+        body = msgspec.json.encode(message)
+        path = f"/sessions/{self._session_id}/decide"
         async with _deadline(deadline_s):
             status, answer = await self._post(path, body, deadline_s)
             if status == 404 and decode_failure(answer).code == "unknown_session":
@@ -52,15 +52,12 @@ class DecisionClient:
                 status, answer = await self._post(path, body, deadline_s)
         if status != 200:
             raise _failed(answer)
-        try:
-            return decode_answer(answer, self._session)
-        except Refusal as refusal:
-            raise DecisionFailed("invalid", refusal.message) from None
+        return answer
 
     async def close(self, deadline_s: float) -> None:
         """Close the session, if the service can still be reached, and the connection."""
         try:
-            async with asyncio.timeout(deadline_s), self._http.delete(f"{self._url}/sessions/{self._session.session_id}") as response:
+            async with asyncio.timeout(deadline_s), self._http.delete(f"{self._url}/sessions/{self._session_id}") as response:
                 await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
             pass  # the service forgets idle sessions by itself
@@ -87,6 +84,22 @@ class DecisionClient:
             if not again:
                 raise DecisionFailed("unreachable", f"{self._url}: {type(error).__name__} {error}") from None
         return await self._post(path, body, deadline_s, again=False)
+
+
+class DecisionClient(Client):
+    """Of a player."""
+
+    def __init__(self, url: str, session: AbrSession, policy: str, seed: int) -> None:
+        super().__init__(url, session.session_id, Open(session=session, policy=policy, seed=seed))
+        self._session = session
+
+    async def decide(self, history: Sequence[Chunk], buffer_s: float, deadline_s: float) -> Answer:
+        """The level of the next chunk, or `DecisionFailed`."""
+        body = await self.ask(Decide(history=tuple(history), buffer_s=buffer_s, deadline_s=deadline_s), deadline_s)
+        try:
+            return decode_answer(body, self._session)
+        except Refusal as refusal:
+            raise DecisionFailed("invalid", refusal.message) from None
 
 
 @asynccontextmanager

@@ -20,6 +20,8 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """TCP port; 0 takes a free one, told in `ControllerReady`."""
     unix_socket: str | None = None
     """Path of a Unix socket that serves the same (AF_UNIX paths cross network namespaces); None: none."""
+    task: str = "abr"
+    """Whose policies and messages: a key of `controllers.dialects.DIALECTS`."""
     policies: tuple[str, ...]
     """References to load before the first session; no other policy is ever loaded."""
     torch_threads: int = 1

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from controllers.api import AbrPolicy, AbrSession, CjsPolicy, VpPolicy
+from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
@@ -251,25 +251,27 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """`python -m controllers.loader`, on its stdin: what do `references` name, and can each start this session?"""
 
     references: tuple[str, ...]
+    task: str = "abr"
     session: AbrSession | None = None
-    """None: nothing is made, only described."""
+    """Without this and `scheduling` nothing is made, only described."""
+    scheduling: CjsSession | None = None
     seed: int = 0
 
 
 def describe(question: Question) -> list[dict[str, str]]:
     """Name, label, colour, citation and reference of each policy. Raises `UserError` for one that can't be found, made or reset."""
-    found = load_all(question.references)
-    if question.session:
+    found = load_all(question.references, question.task)
+    if session := question.session or question.scheduling:
         for factory in found:
-            shipped = factory.policy_class.__module__ == f"{ABR_PACKAGE}.netllm" and not factory.arguments
+            shipped = factory.policy_class.__module__ == f"{KINDS[question.task].package}.netllm" and not factory.arguments
             if not shipped:  # what ships starts, and would take torch and seconds to say so
-                _try(factory, question.session, question.seed)
+                _try(factory, session, question.seed)
     return [
         {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found
     ]
 
 
-def _try(factory: PolicyFactory, session: AbrSession, seed: int) -> None:
+def _try(factory: PolicyFactory, session: AbrSession | CjsSession, seed: int) -> None:
     try:
         factory().reset(session, seed)
     except UserError:

@@ -1,5 +1,7 @@
 """What a player and the decision service say to each other: JSON over HTTP, each message checked to the last number before use.
 
+Scheduling has the same paths and failures, with the messages of `controllers.protocol_cjs`.
+
 | request | body | answer |
 | --- | --- | --- |
 | `POST /sessions` | `Open` | 201 `Opened`; a session of the same id is replaced |
@@ -15,6 +17,7 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 from typing import Any, TypeVar
 
 import msgspec
@@ -104,35 +107,35 @@ class Refusal(Exception):
 
 def decode_open(body: bytes) -> Open:
     """A checked `Open`; `Refusal` names the first field that is wrong."""
-    message = _decode(body, Open)
-    _check_version(message.version)
-    _check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
-    _check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
+    message = decode(body, Open)
+    check_version(message.version)
+    check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
+    check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
     check_session(message.session)
     return message
 
 
 def decode_decide(body: bytes) -> Decide:
     """A `Decide` with finite numbers in range; whether it fits its session says `observation`."""
-    message = _decode(body, Decide)
-    _check_version(message.version)
-    _check("buffer_s", message.buffer_s, 0 <= message.buffer_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
-    _check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+    message = decode(body, Decide)
+    check_version(message.version)
+    check("buffer_s", message.buffer_s, 0 <= message.buffer_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
+    check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
     for i, chunk in enumerate(message.history):
         field = f"history[{i}]"
-        _check(f"{field}.index", chunk.index, chunk.index == i, f"{i}")
-        _check(f"{field}.size_bytes", chunk.size_bytes, 1 <= chunk.size_bytes <= 2**40, "1 to 2^40")
-        _check(f"{field}.download_s", chunk.download_s, 0 < chunk.download_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+        check(f"{field}.index", chunk.index, chunk.index == i, f"{i}")
+        check(f"{field}.size_bytes", chunk.size_bytes, 1 <= chunk.size_bytes <= 2**40, "1 to 2^40")
+        check(f"{field}.download_s", chunk.download_s, 0 < chunk.download_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
         for name in ("rebuffer_s", "buffer_s", "waited_s"):
             seconds = getattr(chunk, name)
-            _check(f"{field}.{name}", seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
+            check(f"{field}.{name}", seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
     return message
 
 
 def observation(session: AbrSession, message: Decide) -> AbrObservation:
     """What the policy is told; `Refusal` when the history is not one of this session."""
     most = session.chunks - 1
-    _check("history", len(message.history), 1 <= len(message.history) <= most, f"1 to {most} chunks")
+    check("history", len(message.history), 1 <= len(message.history) <= most, f"1 to {most} chunks")
     for i, chunk in enumerate(message.history):
         _check_level(f"history[{i}].level", chunk.level, session.video)
     return AbrObservation(session, message.history, message.buffer_s)
@@ -140,45 +143,47 @@ def observation(session: AbrSession, message: Decide) -> AbrObservation:
 
 def check_session(session: AbrSession) -> None:
     """A `Refusal` names the first field of a session that is out of range."""
-    _check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
+    check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
     check_manifest(session.video, "session.video")
     most = len(session.video.sizes_bytes)
-    _check("session.chunks", session.chunks, 1 <= session.chunks <= most, f"1 to {most}")
-    _check("session.buffer_cap_s", session.buffer_cap_s, 0 < session.buffer_cap_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
-    _check("session.rtt_s", session.rtt_s, 0 <= session.rtt_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
+    check("session.chunks", session.chunks, 1 <= session.chunks <= most, f"1 to {most}")
+    check("session.buffer_cap_s", session.buffer_cap_s, 0 < session.buffer_cap_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+    check("session.rtt_s", session.rtt_s, 0 <= session.rtt_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
     _check_level("session.first_level", session.first_level, session.video)
 
 
 def check_manifest(video: Manifest, field: str = "video") -> None:
     """A `Refusal` names the first field of a manifest that is out of range: ladder rising, table whole, sizes of at least a byte."""
-    _check(f"{field}.name", len(video.name), 1 <= len(video.name) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
-    _check(f"{field}.chunk_s", video.chunk_s, 0.01 <= video.chunk_s <= 1e4, "0.01 to 10000 s")
-    _check(f"{field}.bitrates_bps", video.levels, 1 <= video.levels <= MAX_LEVELS, f"1 to {MAX_LEVELS} levels")
+    check(f"{field}.name", len(video.name), 1 <= len(video.name) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
+    check(f"{field}.chunk_s", video.chunk_s, 0.01 <= video.chunk_s <= 1e4, "0.01 to 10000 s")
+    check(f"{field}.bitrates_bps", video.levels, 1 <= video.levels <= MAX_LEVELS, f"1 to {MAX_LEVELS} levels")
     for i, (lower, bitrate) in enumerate(pairwise((0, *video.bitrates_bps))):
-        _check(f"{field}.bitrates_bps[{i}]", bitrate, lower < bitrate <= 10**12, f"more than {lower}, at most 10^12 bit/s")
+        check(f"{field}.bitrates_bps[{i}]", bitrate, lower < bitrate <= 10**12, f"more than {lower}, at most 10^12 bit/s")
     chunks = len(video.sizes_bytes)
-    _check(f"{field}.sizes_bytes", chunks, 1 <= chunks <= MAX_CHUNKS, f"1 to {MAX_CHUNKS} chunks")
+    check(f"{field}.sizes_bytes", chunks, 1 <= chunks <= MAX_CHUNKS, f"1 to {MAX_CHUNKS} chunks")
     for i, sizes_bytes in enumerate(video.sizes_bytes):
-        _check(f"{field}.sizes_bytes[{i}]", len(sizes_bytes), len(sizes_bytes) == video.levels, f"{video.levels} sizes")
+        check(f"{field}.sizes_bytes[{i}]", len(sizes_bytes), len(sizes_bytes) == video.levels, f"{video.levels} sizes")
         for level, size_bytes in enumerate(sizes_bytes):
-            _check(f"{field}.sizes_bytes[{i}][{level}]", size_bytes, 1 <= size_bytes <= 2**40, "1 to 2^40")
+            check(f"{field}.sizes_bytes[{i}][{level}]", size_bytes, 1 <= size_bytes <= 2**40, "1 to 2^40")
 
 
 def _check_level(field: str, level: int, video: Manifest) -> None:
-    _check(field, level, 0 <= level < video.levels, f"0 to {video.levels - 1}")
+    check(field, level, 0 <= level < video.levels, f"0 to {video.levels - 1}")
 
 
-def _check_version(version: int) -> None:
-    _check("version", version, version == VERSION, f"{VERSION}")
+def check_version(version: int) -> None:
+    """`Refusal` for another version."""
+    check("version", version, version == VERSION, f"{VERSION}")
 
 
-def _check(field: str, seen: Any, ok: bool, wanted: str) -> None:
-    """`ok` is False for NaN too, as every comparison with it is."""
+def check(field: str, seen: Any, ok: bool, wanted: str) -> None:
+    """`Refusal` unless `ok`, which is False for NaN too, as every comparison with it is."""
     if not ok:
         raise Refusal("malformed", f"{field} is {seen!r}, wanted {wanted}")
 
 
-def _decode(body: bytes, kind: type[T]) -> T:
+def decode(body: bytes, kind: type[T]) -> T:
+    """A message of this kind, or a `Refusal`."""
     if len(body) > MAX_MESSAGE_BYTES:
         raise Refusal("malformed", f"{kind.__name__}: the message has {len(body)} bytes, wanted at most {MAX_MESSAGE_BYTES}")
     try:
@@ -190,17 +195,28 @@ def _decode(body: bytes, kind: type[T]) -> T:
 def decode_answer(body: bytes, session: AbrSession) -> Answer:
     """A checked `Answer`; `Refusal("invalid")` when it is garbage or no level of the ladder."""
     try:
-        answer = _decode(body, Answer)
+        answer = decode(body, Answer)
         _check_level("level", answer.level, session.video)
-        _check("policy_s", answer.policy_s, answer.policy_s >= 0 and math.isfinite(answer.policy_s), "0 or more")
+        check("policy_s", answer.policy_s, answer.policy_s >= 0 and math.isfinite(answer.policy_s), "0 or more")
     except Refusal as refusal:
         raise Refusal("invalid", refusal.message) from None
     return answer
 
 
+def answer(decided: object, seen: AbrObservation, policy_s: float) -> Answer:
+    """What the policy decided, if it is a level of the ladder; else `Refusal`."""
+    try:
+        level = index(decided)  # type: ignore[arg-type]
+    except TypeError:
+        level = -1
+    if not 0 <= level < seen.video.levels:
+        raise Refusal("invalid", f"the policy answered {decided!r:.200}, wanted a level of 0 to {seen.video.levels - 1}")
+    return Answer(level=int(level), policy_s=policy_s)
+
+
 def decode_failure(body: bytes) -> Failure:
     """A `Failure`; what is none becomes one that says so."""
     try:
-        return _decode(body, Failure)
+        return decode(body, Failure)
     except Refusal as refusal:
         return Failure(code="invalid", message=refusal.message)

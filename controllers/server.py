@@ -14,13 +14,13 @@ from typing import BinaryIO
 import msgspec
 from aiohttp import web
 
-from controllers.api import AbrPolicy
 from controllers.config import ControllerConfig, ControllerReady, read_config
+from controllers.dialects import DIALECTS, AnyPolicy
 from controllers.loader import claim_stdout, load, take_stdin
-from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal, decode_decide, decode_open
+from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
 from controllers.sessions import Factory, Sessions
 from testbed.clock import now_s
-from testbed.errors import UserError
+from testbed.errors import UserError, suggestion
 
 KEEP_ALIVE_S = 3600.0
 EXPIRE_EVERY_S = 10.0
@@ -35,12 +35,12 @@ def application(sessions: Sessions) -> web.Application:
     app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_failures])
 
     async def open_session(request: web.Request) -> web.Response:
-        message = decode_open(await request.read())
+        message = sessions.dialect.decode_open(await request.read())
         await sessions.open(message)
         return _json(Opened(session_id=message.session.session_id), 201)
 
     async def decide(request: web.Request) -> web.Response:
-        return _json(await sessions.decide(request.match_info["id"], decode_decide(await request.read())))
+        return _json(await sessions.decide(request.match_info["id"], sessions.dialect.decode_decide(await request.read())))
 
     async def close(request: web.Request) -> web.Response:
         sessions.close(request.match_info["id"])
@@ -75,13 +75,13 @@ def _json(message: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(message), status=status, content_type="application/json")
 
 
-def _loader(torch_threads: int) -> Callable[[str], Factory]:
+def _loader(task: str, torch_threads: int) -> Callable[[str], Factory]:
     """`load`, which also keeps torch to its threads if the policy brought it; called in the policy's own thread."""
 
     def load_policy(reference: str) -> Factory:
-        factory = load(reference)
+        factory = load(reference, task)
 
-        def make() -> AbrPolicy:
+        def make() -> AnyPolicy:
             policy = factory()
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(torch_threads)
@@ -100,12 +100,14 @@ async def serve(config: ControllerConfig, out: BinaryIO) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    sessions = Sessions(config.max_sessions, config.session_idle_s)
+    if config.task not in DIALECTS:
+        raise UserError(f"decision service: task is {config.task!r}, {suggestion(config.task, DIALECTS)}")
+    sessions = Sessions(config.max_sessions, config.session_idle_s, DIALECTS[config.task])
     runner = web.AppRunner(application(sessions), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         for reference in config.policies:
-            await sessions.preload(reference, _loader(config.torch_threads))
+            await sessions.preload(reference, _loader(config.task, config.torch_threads))
         await _listen(runner, config)
         ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
         out.write(msgspec.json.encode(ready) + b"\n")

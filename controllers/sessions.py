@@ -9,16 +9,15 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from controllers.api import AbrObservation, AbrPolicy, AbrSession
+from controllers.dialects import DIALECTS, AnyAnswer, AnyOpen, AnyPolicy, AnySession, Dialect
 from controllers.health import Health, PolicyCounters
-from controllers.protocol import VERSION, Answer, Decide, Open, Refusal, observation
+from controllers.protocol import VERSION, Refusal
 from testbed.clock import now_s
 
-Factory = Callable[[], AbrPolicy]
+Factory = Callable[[], AnyPolicy]
 T = TypeVar("T")
 
 
@@ -27,17 +26,17 @@ class _Loaded:
     """A preloaded policy. `first` is never used: it keeps alive what all policies of its kind share (a model in memory)."""
 
     factory: Factory
-    first: AbrPolicy
+    first: AnyPolicy
     worker: ThreadPoolExecutor
     counters: PolicyCounters
 
 
 @dataclass
 class _Session:
-    """One playback."""
+    """One playback, or one workload."""
 
-    constants: AbrSession
-    policy: AbrPolicy
+    constants: AnySession
+    policy: AnyPolicy
     loaded: _Loaded
     last_used_s: float
 
@@ -45,7 +44,8 @@ class _Session:
 class Sessions:
     """All sessions of the service; its methods are called from one event loop."""
 
-    def __init__(self, max_sessions: int, idle_s: float) -> None:
+    def __init__(self, max_sessions: int, idle_s: float, dialect: Dialect = DIALECTS["abr"]) -> None:
+        self.dialect = dialect
         self._max_sessions, self._idle_s = max_sessions, idle_s
         self._loaded: dict[str, _Loaded] = {}
         self._workers: dict[str, ThreadPoolExecutor] = {}
@@ -56,7 +56,7 @@ class Sessions:
     async def preload(self, reference: str, load: Callable[[str], Factory]) -> None:
         """Load a policy and make one of it, so that its first session finds models in memory. What `load` raises is passed on."""
 
-        def warm() -> tuple[Factory, AbrPolicy]:
+        def warm() -> tuple[Factory, AnyPolicy]:
             factory = load(reference)
             return factory, factory()
 
@@ -65,7 +65,7 @@ class Sessions:
         factory, first = await asyncio.get_running_loop().run_in_executor(worker, warm)
         self._loaded[reference] = _Loaded(factory, first, worker, PolicyCounters(now_s() - started_s))
 
-    async def open(self, message: Open) -> None:
+    async def open(self, message: AnyOpen) -> None:
         """Start a session with a fresh policy, in place of one with the same id."""
         loaded = self._loaded.get(message.policy)
         if loaded is None:
@@ -75,7 +75,7 @@ class Sessions:
         if len(self._sessions) >= self._max_sessions and session_id not in self._sessions:
             raise Refusal("busy", f"there are {len(self._sessions)} sessions, wanted fewer than {self._max_sessions}")
 
-        def start() -> AbrPolicy:
+        def start() -> AnyPolicy:
             policy = loaded.factory()
             policy.reset(message.session, message.seed)
             return policy
@@ -83,13 +83,13 @@ class Sessions:
         policy = await self._compute(loaded, start)
         self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
 
-    async def decide(self, session_id: str, message: Decide) -> Answer:
-        """The policy's level for the next chunk."""
+    async def decide(self, session_id: str, message: Any) -> AnyAnswer:
+        """The policy's answer."""
         session = self._sessions.get(session_id)
         if session is None:
             raise Refusal("unknown_session", f"session {session_id[:200]!r} is not open")
         session.last_used_s = now_s()
-        seen = observation(session.constants, message)
+        seen = self.dialect.observation(session.constants, message)
         counters = session.loaded.counters
         give_up_s = now_s() + message.deadline_s
 
@@ -100,14 +100,14 @@ class Sessions:
             return session.policy.decide(seen), now_s() - started_s
 
         try:
-            level, policy_s = await self._compute(session.loaded, timed)
+            decided, policy_s = await self._compute(session.loaded, timed)
         except Refusal as refusal:
             counters.late += refusal.code == "late"
             counters.errors += refusal.code == "error"
             raise
         counters.took(policy_s)
         try:
-            return Answer(level=_level(level, seen), policy_s=policy_s)
+            return self.dialect.answer(decided, seen, policy_s)
         except Refusal:
             counters.invalid += 1
             raise
@@ -158,16 +158,6 @@ class Sessions:
             return await asyncio.get_running_loop().run_in_executor(loaded.worker, guarded)
         finally:
             self.computing -= 1
-
-
-def _level(answer: object, seen: AbrObservation) -> int:
-    try:
-        level = index(answer)  # type: ignore[arg-type]
-    except TypeError:
-        level = -1
-    if not 0 <= level < seen.video.levels:
-        raise Refusal("invalid", f"the policy answered {answer!r:.200}, wanted a level of 0 to {seen.video.levels - 1}")
-    return int(level)
 
 
 def _told(error: BaseException) -> str:

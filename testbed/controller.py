@@ -3,7 +3,8 @@
 import http.client
 import os
 import socket
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,6 @@ from controllers.config import ControllerConfig, ControllerReady
 from testbed.child import Child
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.network import Network
 from testbed.user import User, home
 
 PORT = 9000
@@ -28,11 +28,25 @@ MOST_RESTARTS = 10
 
 
 class Controller:
-    """One decision service in the controller host. `launch`, `wait_ready`, then `watch` every now and then, then `stop`."""
+    """One decision service, started by `popen` (of a host). `launch`, `wait_ready`, then `watch` every now and then, then `stop`."""
 
-    def __init__(self, network: Network, references: Sequence[str], user: User | None, folder: Path, load_s: float = LOAD_S) -> None:
-        self._network, self._user, self._load_s = network, user, load_s
-        self._config = ControllerConfig(host="0.0.0.0", port=PORT, unix_socket=str(folder / "controller.sock"), policies=tuple(references))
+    def __init__(
+        self,
+        popen: Callable[..., subprocess.Popen[bytes]],
+        references: Sequence[str],
+        user: User | None,
+        folder: Path,
+        load_s: float = LOAD_S,
+        *,
+        task: str = "abr",
+        host: str = "0.0.0.0",
+        port: int = PORT,
+    ) -> None:
+        self._popen, self._user, self._load_s = popen, user, load_s
+        unix_socket = str(folder / "controller.sock")
+        self._config = ControllerConfig(host=host, port=port, unix_socket=unix_socket, task=task, policies=tuple(references))
+        self.port = port
+        """Where it listens; told by the service when it was 0."""
         self._child: Child | None = None
         self._ready = False
         self._given_up = False
@@ -43,7 +57,7 @@ class Controller:
         """Start the process; it loads its policies meanwhile. Call `wait_ready` next."""
         Path(str(self._config.unix_socket)).unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"HOME": home(self._user)} if self._user else {})}
-        self._child = Child(self._network.popen_controller, "controllers.server", user=self._user, env=environment)
+        self._child = Child(self._popen, "controllers.server", user=self._user, env=environment)
         self._child.hand(self._config)
         self._ready, self._launched_s = False, now_s()
 
@@ -70,7 +84,7 @@ class Controller:
         self._child.kill()  # SIGTERM would have to be waited for, and the lanes are watched from the same loop
         if self.restarts >= MOST_RESTARTS:
             self._given_up = True
-            return f"the controller {fault}, after {MOST_RESTARTS} restarts: from now on players decide by their local rule"
+            return f"the controller {fault}, after {MOST_RESTARTS} restarts: from now on local rules decide"
         self.restarts += 1
         self.launch()
         return f"the controller {fault} and was restarted"
@@ -87,7 +101,8 @@ class Controller:
         return "did not answer when asked for its health" if silent else ""
 
     def _heard(self, line: bytes) -> None:
-        msgspec.json.decode(line, type=ControllerReady)
+        self.port = msgspec.json.decode(line, type=ControllerReady).port
+        self._config = msgspec.structs.replace(self._config, port=self.port)  # a restarted one is to be found where the first was
         self._ready = True
 
     def _hung(self) -> bool:

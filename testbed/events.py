@@ -15,15 +15,23 @@ from testbed.records import (
     DecisionRow,
     EndRow,
     Event,
+    ExecutorRow,
     HostRow,
+    JobRow,
     LatenessRow,
     LinkRow,
     OptimumRow,
     PlaybackEndRow,
     RunHeader,
+    ScheduleBeginRow,
+    ScheduleDecisionRow,
+    ScheduleEndRow,
+    ScheduleRow,
     SimulatedRow,
     StallRow,
+    TaskRow,
     TraceRow,
+    TransferRow,
     TrialRow,
 )
 
@@ -37,6 +45,18 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "host": HostRow,
 }
 """Table name (`NAME.parquet`) to its row."""
+SCHEDULE_TABLES: dict[str, type[msgspec.Struct]] = {
+    "trials": ScheduleRow,
+    "jobs": JobRow,
+    "tasks": TaskRow,
+    "decisions": ScheduleDecisionRow,
+    "executors": ExecutorRow,
+    "transfers": TransferRow,
+    "links": LinkRow,
+    "host": HostRow,
+}
+"""The same of a run that schedules."""
+AnyTrialRow = TrialRow | ScheduleRow
 _DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 _BATCH_ROWS = 50_000
 """Rows held as structs before they become columns: a long run has millions of link rows."""
@@ -47,9 +67,9 @@ class Run:
     """A whole run as read from its events."""
 
     header: RunHeader
-    trials: tuple[TrialRow, ...]
+    trials: tuple[AnyTrialRow, ...]
     tables: dict[str, pl.DataFrame]
-    """By the names of `TABLES`; typed even when empty."""
+    """By the names of the task's tables; typed even when empty."""
     traces: dict[str, TraceRow] = field(default_factory=dict)
     """By the trace's sha256."""
     lateness: tuple[LatenessRow, ...] = ()
@@ -63,7 +83,7 @@ class Run:
     @property
     def unfinished(self) -> int:
         """Trials that have rows but did not end."""
-        seen = {t for name in ("chunks", "decisions", "stalls", "links") for t in self.tables[name]["trial_id"].unique()}
+        seen = {t for name in self.tables if name not in ("trials", "host") for t in self.tables[name]["trial_id"].unique()}
         return len(seen - {t.trial_id for t in self.trials})
 
 
@@ -101,15 +121,19 @@ class _Reader:
         self.path = path
         self.header: RunHeader | None = None
         self.end: EndRow | None = None
-        self.trials: list[TrialRow] = []
+        self.trials: list[AnyTrialRow] = []
         self.traces: dict[str, TraceRow] = {}
         self.lateness: list[LatenessRow] = []
         self.twins: dict[str, SimulatedRow] = {}
         self.optima: dict[tuple[str, float], OptimumRow] = {}
         self.truncated = False
-        self._names = {row: name for name, row in TABLES.items()}
-        self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in TABLES}
-        self._frames: dict[str, list[pl.DataFrame]] = {name: [] for name in TABLES}
+        self._lay_out(TABLES)
+
+    def _lay_out(self, tables: dict[str, type[msgspec.Struct]]) -> None:
+        self._tables = tables
+        self._names = {row: name for name, row in tables.items()}
+        self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in tables}
+        self._frames: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
 
     def events(self) -> Iterator[Event]:
         """Every event in order; a last line that is cut off ends the run there."""
@@ -132,6 +156,7 @@ class _Reader:
         match event:
             case RunHeader():
                 self.header = event
+                self._lay_out(SCHEDULE_TABLES if event.task == "cjs" else TABLES)
             case EndRow():
                 self.end = event
             case TraceRow():
@@ -142,9 +167,9 @@ class _Reader:
                 self.twins[event.trial_id] = event
             case OptimumRow():
                 self.optima[event.trace_sha256, event.offset_s] = event
-            case TrialRow():
+            case TrialRow() | ScheduleRow():
                 self.trials.append(event)
-            case PlaybackEndRow():
+            case PlaybackEndRow() | ScheduleBeginRow() | ScheduleEndRow():
                 pass  # the trial's row holds it
             case _:
                 name = self._names[type(event)]
@@ -153,7 +178,7 @@ class _Reader:
                     self._flush(name)
 
     def _flush(self, name: str) -> None:
-        self._frames[name].append(frame(self._rows[name], TABLES[name]))
+        self._frames[name].append(frame(self._rows[name], self._tables[name]))
         self._rows[name] = []
 
     def run(self) -> Run:
@@ -162,18 +187,20 @@ class _Reader:
             raise UserError(f"{self.path} is empty, wanted a header line")
         trials = [self._with_optimum(self._with_twin(trial)) for trial in self.trials]
         self._rows["trials"] = list(trials)
-        for name in TABLES:
+        for name in self._tables:
             self._flush(name)
         tables = {name: pl.concat(frames) for name, frames in self._frames.items()}
         return Run(self.header, tuple(trials), tables, self.traces, tuple(self.lateness), self.optima, self.end, self.truncated)
 
-    def _with_twin(self, trial: TrialRow) -> TrialRow:
+    def _with_twin(self, trial: AnyTrialRow) -> AnyTrialRow:
         twin = self.twins.get(trial.trial_id)
         if twin is None:
             return trial
+        if isinstance(trial, ScheduleRow):
+            return msgspec.structs.replace(trial, simulated_jct_s=twin.avg_jct_s)
         return msgspec.structs.replace(trial, simulated_qoe=twin.qoe, replayed_qoe=twin.replayed_qoe, parts_at_chunk=twin.parts_at_chunk)
 
-    def _with_optimum(self, trial: TrialRow) -> TrialRow:
+    def _with_optimum(self, trial: AnyTrialRow) -> AnyTrialRow:
         optimum = self.optima.get((trial.trace_sha256, trial.offset_s))
         return trial if optimum is None else msgspec.structs.replace(trial, optimum_qoe=optimum.qoe)
 

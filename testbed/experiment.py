@@ -3,8 +3,9 @@
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -15,8 +16,8 @@ from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
 from testbed.optima import one_a_cell, optima
 from testbed.owned import require_root, undisturbed
-from testbed.prepared import Prepared, describe_policies, job, prepare
-from testbed.recorder import Recorder, twins
+from testbed.prepared import Prepared, PreparedPlaybacks, describe_policies, prepare
+from testbed.recorder import Recorder, schedule_twins, twins
 from testbed.records import OptimumRow, RunHeader
 from testbed.results import ResultFolder, check_base, rebuild, trace_row
 from testbed.shapers.userspace import NOT_BUILT
@@ -24,38 +25,50 @@ from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
 
+LIVE_TASKS: tuple[Literal["abr", "cjs"], ...] = ("abr", "cjs")
+
 
 def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
-    if not experiment.simulate:
+    if not (experiment.simulate or experiment.cluster):
         require_root()
     check_base(Path(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
         console.print(f"note: {note}")
     if experiment.simulate:
-        _recorded(prepared, console, lambda recorder: simulate([job(prepared, trial) for trial in prepared.trials], recorder.row), {})
+        _recorded(prepared, console, lambda recorder: simulate([prepared.job(trial) for trial in prepared.trials], recorder.row), {})
     else:
-        from testbed.emulation import emulated
-
-        with emulated(prepared) as emulation:
+        with _emulated(prepared) as emulation:
             _recorded(prepared, console, emulation.run, emulation.facts)
+
+
+def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
+    """All that real time needs, brought up: it has `facts`, and plays the trials in `run`."""
+    from testbed import cjs_cluster, emulation
+
+    if isinstance(prepared, PreparedPlaybacks):
+        return emulation.emulated(prepared)
+    if prepared.experiment.cluster:
+        return cjs_cluster.joined(prepared)
+    return cjs_cluster.emulated(prepared)
 
 
 def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any]) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
     folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared, facts), utc_now())
-    for trace in {trial.trace.sha256: trial.trace for trial in prepared.trials}.values():
+    for trace in {trace.sha256: trace for trace in prepared.links}.values():
         folder.append(trace_row(trace))
     reason = "failed"
     try:
-        with LiveView(len(prepared.trials), prepared.experiment.chunks, console) as view:
+        with LiveView(len(prepared.trials), prepared.steps, console, step=prepared.step) as view:
             recorder = Recorder(prepared, folder, view)
             work(recorder)
             if not prepared.experiment.simulate:
                 view.note("running the same trials in the simulator twin")
                 _add_twins(prepared, recorder, folder)
-            _add_optima(prepared, view, folder)
+            if isinstance(prepared, PreparedPlaybacks):
+                _add_optima(prepared, view, folder)
         if lost := len(prepared.trials) - recorder.closed:
             raise TestbedError(f"{lost} of {len(prepared.trials)} trials left no result, wanted all")
         reason = "complete"
@@ -72,12 +85,13 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
 def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> None:
     """Put each trial's twin beside it. What was emulated stands without them, too."""
     try:
-        folder.extend(twins(prepared, recorder.played))
+        found = twins if isinstance(prepared, PreparedPlaybacks) else schedule_twins
+        folder.extend(found(prepared, recorder.played))
     except (TestbedError, UserError) as error:
         recorder.note(f"no comparison with the simulator: {error}")
 
 
-def _add_optima(prepared: Prepared, view: LiveView, folder: ResultFolder) -> None:
+def _add_optima(prepared: PreparedPlaybacks, view: LiveView, folder: ResultFolder) -> None:
     """Put each trace's offline optimum beside its trials, now that no trial is played."""
     view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
 
@@ -93,11 +107,12 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
 
     experiment = prepared.experiment
     sets = prepared.traces
+    uplink = prepared.uplink if isinstance(prepared, PreparedPlaybacks) else None
     return RunHeader(
         task=experiment.task,
-        mode="simulation" if experiment.simulate else "emulation",
-        metric="qoe_lin",
-        unit="per chunk",
+        mode="simulation" if experiment.simulate else "cluster" if experiment.cluster else "emulation",
+        metric=prepared.metric,
+        unit=prepared.unit,
         started_utc=utc_now().isoformat(timespec="seconds"),
         command=shlex.join(["testbed/run.py", *sys.argv[1:]]),
         commit=checkout_commit(),
@@ -108,9 +123,9 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
             "name": "+".join(s.name for s in sets),
             "split": "+".join(s.split for s in sets),
             "source": "+".join(sorted({s.source for s in sets})),
-            "traces": len({trial.group for trial in prepared.trials}) // len(experiment.seeds),
+            "traces": prepared.cells,
             "sha256": "+".join(s.sha256 for s in sets),
-            **({"uplink": _named(prepared.uplink)} if prepared.uplink else {}),
+            **({"uplink": _named(uplink)} if uplink else {}),
         },
         versions=versions(),
         host=host_facts() | facts,
@@ -152,18 +167,18 @@ def list_all(console: Console) -> None:
     """Tasks, traces, videos and policies."""
     from rich.table import Table
 
-    from controllers.loader import discover
+    from controllers.loader import KINDS, discover
     from traces.store import list_sets
 
-    console.print("[bold]tasks[/]: abr")
+    console.print(f"[bold]tasks[/]: {', '.join(LIVE_TASKS)}")
     table = Table("data set", "kind", "splits (files)", "format", "where")
     for item in list_sets():
         splits = ", ".join(f"{name or 'all'} ({files})" for name, files in item.splits)
         table.add_row(item.name, item.kind, splits, item.format, item.where)
     console.print(table)
-    experiment = Experiment(policies=",".join(discover()))
-    table = Table("policy", "label", "source")
-    for card in describe_policies(experiment):
-        table.add_row(card.name, card.label, card.citation)
+    table = Table("task", "policy", "label", "source")
+    for task in LIVE_TASKS:
+        for card in describe_policies(Experiment(task=task, policies=",".join(discover(KINDS[task].folder)))):
+            table.add_row(task, card.name, card.label, card.citation)
     console.print(table)
-    console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy), or package.module:Class")
+    console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy or CjsPolicy), or package.module:Class")

@@ -14,7 +14,7 @@ from testbed.controller import PORT, Controller
 from testbed.errors import TestbedError
 from testbed.link import NEVER_STARTED, LinkReport
 from testbed.network import Lane
-from testbed.prepared import Prepared
+from testbed.prepared import PreparedPlaybacks
 from testbed.recorder import Recorder
 from testbed.records import ChunkRow, Drops, Row
 from testbed.trial import Trial
@@ -30,7 +30,7 @@ SILENCE_MARGIN_S = 30.0
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
 
-    def __init__(self, lane: Lane, prepared: Prepared, controller: Controller) -> None:
+    def __init__(self, lane: Lane, prepared: PreparedPlaybacks, controller: Controller) -> None:
         self._lane, self._controller = lane, controller
         self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
         self._origin: Child | None = None

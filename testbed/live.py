@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.clock import now_s
-from testbed.records import ChunkRow, DecisionRow, Row, TrialRow
+from testbed.records import ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
+from testbed.stats import AnyTrialRow
 from testbed.terminal import print_summary
 from testbed.units import ms_from_s
 
@@ -40,6 +41,7 @@ class _LaneState:
     fallbacks: int = 0
     decision_ms: float | None = None
     levels: deque[int] = field(default_factory=lambda: deque(maxlen=_SPARKS))
+    jct_sum_s: float = 0.0
 
     def take(self, row: Row) -> None:
         """Follow the trial by one row."""
@@ -48,7 +50,10 @@ class _LaneState:
             self.buffer_s = row.buffer_s
             self.levels.append(row.level)
             self.qoe_sum += row.qoe if row.index else 0.0
-        elif isinstance(row, DecisionRow):
+        elif isinstance(row, JobRow) and row.jct_s is not None:
+            self.chunks += 1
+            self.jct_sum_s += row.jct_s
+        elif isinstance(row, DecisionRow | ScheduleDecisionRow):
             self.decision_ms = ms_from_s(row.latency_s)
             self.fallbacks += row.source != "policy"
 
@@ -59,12 +64,15 @@ class _LaneState:
 
 
 class LiveView:
-    """`with LiveView(total_trials, chunks) as view:` and hand it the rows as they come, from any thread.
+    """`with LiveView(total_trials, chunks) as view:` and hand it the rows as they come, from any thread. `step` is the row that is counted.
 
     Rows of trials that were not announced (simulated ones) only move the progress. `clock` gives seconds; tests hand in their own.
     """
 
-    def __init__(self, total_trials: int, chunks: int, console: Console | None = None, clock: Callable[[], float] = now_s) -> None:
+    def __init__(
+        self, total_trials: int, chunks: int, console: Console | None = None, clock: Callable[[], float] = now_s, step: type = ChunkRow
+    ) -> None:
+        self._schedules = step is JobRow
         self.total_trials = total_trials
         self.chunks = chunks
         self.console = console or Console()
@@ -107,7 +115,7 @@ class LiveView:
             if (state := self._by_trial.get(row.trial_id)) is not None:
                 state.take(row)
 
-    def trial_ended(self, row: TrialRow, again: bool = False) -> None:
+    def trial_ended(self, row: AnyTrialRow, again: bool = False) -> None:
         """A trial is over; or it will be played `again`, because only its link failed."""
         with self._lock:
             self.ended += not again
@@ -121,8 +129,8 @@ class LiveView:
             verdict = "its link failed, to be played again" if again else "invalid"
             self.note(f"{self._counted()} {row.policy} on {row.trace}: {verdict}: {row.invalid_reason}")
         elif self._live is None and (self.ended % every == 0 or self.ended == self.total_trials):
-            qoe = "" if row.qoe is None else f"QoE {row.qoe:.2f}, "
-            self.note(f"{self._counted()} {row.policy} on {row.trace}: {qoe}{row.fallbacks} fallbacks")
+            value = "" if row.value is None else f"{'JCT' if self._schedules else 'QoE'} {row.value:.2f}, "
+            self.note(f"{self._counted()} {row.policy} on {row.trace}: {value}{row.fallbacks} fallbacks")
 
     def stage(self, what: str, total: int, of: str) -> None:
         """What goes on after the trials: `what` of `total` things, each told by `advance`."""
@@ -146,9 +154,12 @@ class LiveView:
         table.add_column("lane", justify="right")
         table.add_column("policy", no_wrap=True)
         table.add_column("trace", no_wrap=True, overflow="ellipsis", max_width=32)
-        table.add_column("chunk", justify="right", no_wrap=True)
-        table.add_column("levels", no_wrap=True, min_width=_SPARKS)
-        for name in ("buffer", "QoE", "fallbacks", "decision"):
+        table.add_column("jobs" if self._schedules else "chunk", justify="right", no_wrap=True)
+        if not self._schedules:
+            table.add_column("levels", no_wrap=True, min_width=_SPARKS)
+        for name in ("JCT",) if self._schedules else ("buffer", "QoE"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in ("fallbacks", "decision"):
             table.add_column(name, justify="right", no_wrap=True)
         with self._lock:
             for lane, state in sorted(self._lanes.items()):
@@ -159,6 +170,10 @@ class LiveView:
 
     def _cells(self, state: _LaneState) -> tuple[str | Text, ...]:
         late = f"[yellow]{state.fallbacks}[/]" if state.fallbacks else "0"
+        decision = "" if state.decision_ms is None else f"{state.decision_ms:.1f} ms"
+        if self._schedules:
+            jct = f"{state.jct_sum_s / state.chunks:.1f} s" if state.chunks else ""
+            return escape(state.policy), Text(state.trace), f"{state.chunks}/{self.chunks}", jct, late, decision
         return (
             escape(state.policy),
             Text(state.trace),
@@ -167,7 +182,7 @@ class LiveView:
             f"{state.buffer_s:.1f} s",
             "" if state.qoe is None else f"{state.qoe:.2f}",
             late,
-            "" if state.decision_ms is None else f"{state.decision_ms:.1f} ms",
+            decision,
         )
 
     def _progress(self) -> Table:

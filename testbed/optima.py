@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from testbed.errors import TestbedError, UserError
-from testbed.prepared import Prepared, job
+from testbed.prepared import PreparedPlaybacks, job
 from testbed.records import ChunkRow, OptimumRow, PlaybackEndRow, Row
 from testbed.sim.abr import OPTIMUM_GRID_S
 from testbed.simulation import simulate
@@ -16,7 +16,7 @@ SILENCE_S = 600.0
 """It is our own code, compiled the first time: only a machine that has no time for it lets it be silent for so long."""
 
 
-def optima(prepared: Prepared, on_row: Callable[[OptimumRow], None], grid_s: float = OPTIMUM_GRID_S) -> None:
+def optima(prepared: PreparedPlaybacks, on_row: Callable[[OptimumRow], None], grid_s: float = OPTIMUM_GRID_S) -> None:
     """One row for each trace and offset of the run goes to `on_row` (called from several threads) as it is made.
 
     What can't be computed is a row that says why.

@@ -3,25 +3,30 @@
 import dataclasses
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 
-from controllers.api import AbrSession, Manifest
+from controllers.api import AbrSession, CjsSession, Manifest
 from controllers.loader import Fault, Question
 from players.media import default_manifest, load_manifest
-from testbed.abr import session
+from testbed.abr import PathFacts, session, trial_row
 from testbed.errors import TestbedError, UserError
+from testbed.pressure import Strain
+from testbed.records import ChunkRow, PlaybackEndRow, Row, TrialBase, TrialRow
 from testbed.spec import Experiment
 from testbed.trial import Trial, plan
 from testbed.twin import SimulationJob
 from testbed.units import s_from_ms
 from testbed.user import invoking_user, popen_tied
 from traces.store import TraceSet, resolve, resolve_uplink
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import OpportunityTrace, RateTrace, Trace
 
+DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
 POLICY_START_S = 120.0
 """For importing and starting all policies once."""
 
@@ -38,34 +43,107 @@ class PolicyCard:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An experiment whose every part was found: nothing in it can be the user's mistake any more."""
+class Prepared(ABC):
+    """An experiment whose every part was found: nothing in it can be the user's mistake any more. What is the task's own is here too."""
 
     experiment: Experiment
     policies: tuple[PolicyCard, ...]
     traces: tuple[TraceSet, ...]
-    video: Manifest
-    trials: tuple[Trial, ...]
+    trials: tuple[Any, ...]
+    """Each has a `trial_id`, a `group` that it shares with those it is compared with, a `policy` and a `name` of what it plays."""
     notes: tuple[str, ...]
-    uplink: TraceSet | None = None
-    """Where the trials' uplinks come from; None: they have none."""
+
+    metric: ClassVar[str]
+    unit: ClassVar[str]
+    closing: ClassVar[type]
+    """The row that ends a simulated trial."""
+    step: ClassVar[type]
+    """The row of which a trial has `steps`."""
 
     @property
     def references(self) -> dict[str, str]:
         """Name of a policy in tables to what loads it."""
         return {card.name: card.reference for card in self.policies}
 
+    @property
+    def cells(self) -> int:
+        """What each policy meets, seeds not counted."""
+        return len({trial.group for trial in self.trials}) // len(self.experiment.seeds)
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Of each trial: what its progress is told in."""
+
+    @property
+    @abstractmethod
+    def links(self) -> tuple[Trace, ...]:
+        """All traces of the trials' links, for the figures."""
+
+    @abstractmethod
+    def job(self, trial: Any) -> Any:
+        """A trial as work for the simulator twin."""
+
+    @abstractmethod
+    def row(self, trial: Any, rows: Sequence[Row], path: PathFacts, attempt: int, strain: Strain) -> TrialBase:
+        """A trial that is over, judged."""
+
+
+@dataclass(frozen=True)
+class PreparedPlaybacks(Prepared):
+    """Of adaptive bitrate streaming."""
+
+    video: Manifest
+    uplink: TraceSet | None = None
+    """Where the trials' uplinks come from; None: they have none."""
+
+    metric = "qoe_lin"
+    unit = "per chunk"
+    closing = PlaybackEndRow
+    step = ChunkRow
+
+    @property
+    def steps(self) -> int:
+        """Chunks."""
+        return self.experiment.chunks
+
+    @property
+    def links(self) -> tuple[Trace, ...]:
+        """Downlinks."""
+        return tuple(trial.trace for trial in self.trials)
+
+    def job(self, trial: Trial) -> SimulationJob:
+        """A trial as work for the simulator twin."""
+        return job(self, trial)
+
+    def row(self, trial: Trial, rows: Sequence[Row], path: PathFacts, attempt: int, strain: Strain) -> TrialRow:
+        """A trial that is over, judged."""
+        playback = session(trial, self.video, self.experiment)
+        mode = "simulation" if self.experiment.simulate else "emulation"
+        return trial_row(trial, playback, rows, path, mode, attempt, strain)
+
 
 def prepare(experiment: Experiment) -> Prepared:
-    """Find policies, traces and video. Raises `UserError` before anything is started."""
+    """Find all that an experiment names. Raises `UserError` before anything is started."""
+    if experiment.task == "cjs":
+        from testbed.cjs import prepare_schedules
+
+        return prepare_schedules(experiment)
+    return prepare_playbacks(experiment)
+
+
+def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
+    """Find policies, traces and video."""
+    if not experiment.policy_references:
+        experiment = dataclasses.replace(experiment, policies=DEFAULT_POLICIES)
     video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
     policies = describe_policies(experiment, video)
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
     experiment = dataclasses.replace(
         experiment,
-        trace=tuple(_from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
-        uplink=_from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
+        trace=tuple(from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
+        uplink=from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
         policies=",".join(card.reference for card in policies),
         video=video.name,
     )
@@ -73,10 +151,10 @@ def prepare(experiment: Experiment) -> Prepared:
     trials = plan(experiment, [card.name for card in policies], list(traces.values()), uplink.traces if uplink else ())
     found = dict.fromkeys(each.note for each in (*trace_sets, *([uplink] if uplink else [])))
     notes = (note, *found, _wrap_note(trials, experiment.chunks * video.chunk_s), _unsimulated_note(experiment, trials))
-    return Prepared(experiment, policies, trace_sets, video, trials, tuple(text for text in notes if text), uplink)
+    return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
 
 
-def _from_anywhere(reference: str, found: TraceSet) -> str:
+def from_anywhere(reference: str, found: TraceSet) -> str:
     """The reference as it works from any folder, for `experiment.toml`."""
     return str(Path(reference).expanduser().resolve()) if found.source == "path" else reference
 
@@ -109,15 +187,20 @@ def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
     return f"the simulator leaves out {told}{too}"
 
 
-def describe_policies(experiment: Experiment, video: Manifest | None = None) -> tuple[PolicyCard, ...]:
+def describe_policies(
+    experiment: Experiment, video: Manifest | None = None, scheduling: CjsSession | None = None
+) -> tuple[PolicyCard, ...]:
     """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code.
 
-    Given the `video`, each policy is made and starts a session once, so that one that can't is the user's mistake before anything runs.
+    Given the `video`, or the `scheduling` session, each policy is made and starts a session once, so that one that can't is the user's
+    mistake before anything runs.
     """
     question = Question(
         references=tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references),
         session=AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None,
         seed=experiment.seeds[0],
+        task=experiment.task,
+        scheduling=scheduling,
     )
     command = [sys.executable, "-m", "controllers.loader"]
     process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -151,7 +234,7 @@ def _named_as_asked(card: PolicyCard, llm: str | None) -> PolicyCard:
     return dataclasses.replace(card, name=card.name.removesuffix(added), label=card.label.removesuffix(added)) if llm else card
 
 
-def job(prepared: Prepared, trial: Trial, levels: tuple[int, ...] = (), optimum_grid_s: float | None = None) -> SimulationJob:
+def job(prepared: PreparedPlaybacks, trial: Trial, levels: tuple[int, ...] = (), optimum_grid_s: float | None = None) -> SimulationJob:
     """A trial as work for the simulator twin: under its policy, with the `levels` that an emulated trial chose, or at the optimum."""
     return SimulationJob(
         trial_id=trial.trial_id,

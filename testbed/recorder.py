@@ -8,21 +8,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.abr import PathFacts, only_its_link_failed, session, trial_row
+from testbed.abr import PathFacts, only_its_link_failed
 from testbed.live import LiveView
-from testbed.prepared import Prepared, job
+from testbed.prepared import Prepared, PreparedPlaybacks, job
 from testbed.pressure import NO_STRAIN, Strain, strain
-from testbed.records import ChunkRow, HostRow, PlaybackEndRow, Row, SimulatedRow
+from testbed.records import ChunkRow, HostRow, Row, ScheduleEndRow, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
-from testbed.trial import Trial
 
 
 @dataclass(frozen=True)
 class Played:
-    """A trial that was played to the end, and the level of each of its chunks."""
+    """A trial that was played to the end, and the level of each of its chunks, if it has any."""
 
-    trial: Trial
+    trial: Any
     levels: tuple[int, ...]
 
 
@@ -40,16 +39,16 @@ class Recorder:
         self.played: dict[str, Played] = {}
         """The attempts that count, of those that played to the end."""
 
-    def started(self, trial: Trial, lane: int) -> None:
+    def started(self, trial: Any, lane: int) -> None:
         """A trial begins in a lane."""
-        self._view.trial_started(trial.trial_id, trial.policy, trial.trace.name, lane)
+        self._view.trial_started(trial.trial_id, trial.policy, trial.name, lane)
 
     def row(self, row: Row) -> None:
-        """A row of a trial; in simulation the playback's end closes the trial."""
+        """A row of a trial; in simulation the end closes the trial."""
         self._rows[row.trial_id].append(row)
         self._folder.append(row)
         self._view.row(row)
-        if isinstance(row, PlaybackEndRow) and self._prepared.experiment.simulate:
+        if isinstance(row, self._prepared.closing) and self._prepared.experiment.simulate:
             self.close(row.trial_id, PathFacts())
 
     def host(self, row: HostRow) -> None:
@@ -76,23 +75,21 @@ class Recorder:
         with (self._folder.path / "requests.jsonl").open("ab") as log:
             log.write(line)
 
-    def close(self, trial_id: str, path: PathFacts) -> Trial | None:
+    def close(self, trial_id: str, path: PathFacts) -> Any:
         """A trial is over: judge it and write its row. Returns what to play again at the end of the run, if only its link failed.
 
         What an attempt left stays in the events; the last attempt counts.
         """
         attempt, rows = self._attempts[trial_id], self._rows.pop(trial_id, [])
         trial, experiment = attempt.trial, self._prepared.experiment
-        playback = session(trial, self._prepared.video, experiment)
-        mode = "simulation" if experiment.simulate else "emulation"
-        row = trial_row(trial, playback, rows, path, mode, attempt.number, self._strain(path))
+        row = self._prepared.row(trial, rows, path, attempt.number, self._strain(path))
         self._folder.append(row)
         again = attempt.next() if attempt.number <= experiment.repeats and only_its_link_failed(row, path) else None
         self._view.trial_ended(row, again is not None)
         if again:
             self._attempts[again.trial.trial_id] = again
             return again.trial
-        if row.chunks == experiment.chunks:
+        if row.end_reason == "complete":
             self.played[trial_id] = Played(trial, tuple(chunk.level for chunk in rows if isinstance(chunk, ChunkRow)))
         with self._lock:
             self.closed += 1
@@ -109,7 +106,7 @@ class Recorder:
 class _Attempt:
     """A trial, its number among the attempts of the trial that was planned, and that one's id."""
 
-    trial: Trial
+    trial: Any
     planned_id: str
     number: int = 1
 
@@ -119,7 +116,7 @@ class _Attempt:
         return _Attempt(trial, self.planned_id, self.number + 1)
 
 
-def twins(prepared: Prepared, played: Mapping[str, Played]) -> list[SimulatedRow]:
+def twins(prepared: PreparedPlaybacks, played: Mapping[str, Played]) -> list[SimulatedRow]:
     """The simulated twin of each emulated trial in `played` (by its id): once under its policy, once with the same levels.
 
     When the two scores of one trial differ from the emulated one, the second tells why: if the simulator agrees as long as it plays the
@@ -137,6 +134,18 @@ def twins(prepared: Prepared, played: Mapping[str, Played]) -> list[SimulatedRow
         for trial_id, one in played.items()
         if decided[trial_id]
     ]
+
+
+def schedule_twins(prepared: Prepared, played: Mapping[str, Played]) -> list[SimulatedRow]:
+    """The simulated twin of each schedule in `played`, under its policy."""
+    found: list[SimulatedRow] = []
+
+    def take(row: Row) -> None:
+        if isinstance(row, ScheduleEndRow) and row.end_reason == "complete":
+            found.append(SimulatedRow(trial_id=row.trial_id, avg_jct_s=row.avg_jct_s))
+
+    simulate([prepared.job(one.trial) for one in played.values()], take)
+    return found
 
 
 def _simulated(work: list[Any]) -> dict[str, list[ChunkRow]]:

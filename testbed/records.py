@@ -75,6 +75,8 @@ class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="
     wasted_bytes: float
     dropped_bytes: float
     queue_bytes: float
+    link: str = ""
+    """Whose, where a trial has several."""
     lost_bytes: float = 0.0
     """Of the delivered ones, lost at random after the bottleneck, as the trace says."""
 
@@ -94,12 +96,13 @@ class Drops(msgspec.Struct, frozen=True, kw_only=True):
     """The receiving interface refused them."""
 
 
-class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field="event"):
-    """One trial: one policy, one trace at one offset, one seed. An invalid trial is shown and not averaged in."""
+class TrialBase(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rows of trials have in common whatever the task. An invalid trial is shown and not averaged in."""
 
     trial_id: str
     policy: str
     trace: str
+    """The unit of sampling, over which means are taken: the link's trace, or the workload."""
     trace_sha256: str
     offset_s: float
     seed: int
@@ -109,13 +112,6 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """`complete`, or what ended it early."""
     valid: bool
     invalid_reason: str
-    qoe: float | None
-    bitrate_mbps: float | None
-    rebuffer_s: float | None
-    """Stall per chunk."""
-    switch_mbps: float | None
-    startup_s: float | None
-    chunks: int
     decisions: int
     fallbacks: int
     controller_restarts: int
@@ -125,14 +121,8 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     lateness_ms_p99: float | None
     rate_error_pct_100ms: float | None
     uncounted_losses: int | None
-    simulated_qoe: float | None
-    """The same policy, trace and offset in the simulator twin (emulation only)."""
     fidelity: str | None = None
-    """The link's verdict, `pass` or `fail`; None when no link was emulated."""
-    replayed_qoe: float | None = None
-    """The simulator twin's QoE when it plays the levels of this trial (emulation only)."""
-    parts_at_chunk: int | None = None
-    """First chunk at which the twin under the same policy chose another level (emulation only)."""
+    """The links' verdict, `pass` or `fail`; None when no link was emulated."""
     attempt: int = 1
     """2 and more: the trial was played again because its link had failed. Of a trial's attempts the last one counts."""
     began_at_s: float | None = None
@@ -141,9 +131,9 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     lateness_ms_p50: float | None = None
     lateness_ms_max: float | None = None
     late_packets: int | None = None
+    """Packets later than `testbed.link.LATE_S`, both directions together."""
     stalled_ms: float | None = None
     """So long the emulator stood still, in all."""
-    """Packets later than `testbed.link.LATE_S`, both directions together."""
     packets_in: int | None = None
     packets_out: int | None = None
     drops: Drops | None = None
@@ -158,11 +148,181 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True, tag="trial", tag_field
     """Share of the trial in which the relay process could have run and did not get a core."""
     link_notes: str = ""
     """What the link's verdict does not judge and a reader should know."""
+
+
+class TrialRow(TrialBase, frozen=True, kw_only=True, tag="trial", tag_field="event"):
+    """One playback: one policy, one trace at one offset, one seed."""
+
+    qoe: float | None
+    bitrate_mbps: float | None
+    rebuffer_s: float | None
+    """Stall per chunk."""
+    switch_mbps: float | None
+    startup_s: float | None
+    chunks: int
+    simulated_qoe: float | None
+    """The same policy, trace and offset in the simulator twin (emulation only)."""
+    replayed_qoe: float | None = None
+    """The simulator twin's QoE when it plays the levels of this trial (emulation only)."""
+    parts_at_chunk: int | None = None
+    """First chunk at which the twin under the same policy chose another level (emulation only)."""
     optimum_qoe: float | None = None
     """The offline optimum of the same trace and offset, in the simulator (also of an emulated trial), mean per chunk as `qoe`."""
 
+    @property
+    def value(self) -> float | None:
+        """The metric."""
+        return self.qoe
 
-Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow
+    @property
+    def simulated(self) -> float | None:
+        """The metric of the simulator twin."""
+        return self.simulated_qoe
+
+
+class ScheduleRow(TrialBase, frozen=True, kw_only=True, tag="schedule", tag_field="event"):
+    """One schedule: one policy, one workload, whose name and seed stand for the trace. Times are the workload's (`time_scale` times faster
+    than the wall's)."""
+
+    avg_jct_s: float | None
+    """Mean over jobs of the time from arrival to the end of the last task."""
+    p50_jct_s: float | None
+    p95_jct_s: float | None
+    makespan_s: float | None
+    busy_share: float | None
+    """Executor time spent on tasks, over all executor time until the makespan."""
+    shuffled_mb: float | None
+    """Megabytes that travelled between executors."""
+    jobs: int
+    tasks: int
+    """Runs of tasks, those that came to nothing among them."""
+    unfinished: int
+    """Jobs that never ended."""
+    executors_lost: int = 0
+    tasks_run_again: int = 0
+    time_scale: float = 1.0
+    simulated_jct_s: float | None = None
+    """Mean JCT of the same policy and workload in the simulator twin (on a cluster only)."""
+    late_task_share: float | None = None
+    """Share of bundles of tasks whose executor was later than the slack of `testbed.execution.executor`."""
+
+    @property
+    def value(self) -> float | None:
+        """The metric."""
+        return self.avg_jct_s
+
+    @property
+    def simulated(self) -> float | None:
+        """The metric of the simulator twin."""
+        return self.simulated_jct_s
+
+
+class JobRow(msgspec.Struct, frozen=True, kw_only=True, tag="job", tag_field="event"):
+    """One job of a schedule. Times are the workload's, from the trial's start."""
+
+    trial_id: str
+    job: int
+    name: str
+    arrived_s: float
+    done_s: float | None
+    """None: it never ended."""
+    jct_s: float | None
+    stages: int
+    tasks: int
+    work_s: float
+    """Tasks x mean duration in the profile."""
+
+
+class TaskRow(msgspec.Struct, frozen=True, kw_only=True, tag="task", tag_field="event"):
+    """One run of a task. Times are the workload's."""
+
+    trial_id: str
+    job: int
+    stage: int
+    task: int
+    executor: int
+    start_s: float
+    end_s: float
+    profiled_s: float
+    """What it takes by the profile; it took longer where what it read came late."""
+    outcome: str = "done"
+    """`done`; `lost` with its executor; `failed`, because what it reads could not be had."""
+
+
+class ExecutorRow(msgspec.Struct, frozen=True, kw_only=True, tag="executor", tag_field="event"):
+    """An executor left or came back."""
+
+    trial_id: str
+    executor: int
+    at_s: float
+    """The workload's time."""
+    what: str
+    """`lost` or `joined`."""
+    reason: str = ""
+
+
+class TransferRow(msgspec.Struct, frozen=True, kw_only=True, tag="transfer", tag_field="event"):
+    """All that one executor read from another in a trial."""
+
+    trial_id: str
+    sender: int
+    receiver: int
+    size_bytes: int
+
+
+class ScheduleDecisionRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_decision", tag_field="event"):
+    """One scheduling decision. `at_s` is the workload's time, `latency_s` and `policy_s` the wall's, as in `DecisionRow`."""
+
+    trial_id: str
+    index: int
+    at_s: float
+    committable: int
+    active_jobs: int
+    job: int
+    """-1: all on offer were declined."""
+    stage: int
+    executors: int
+    latency_s: float
+    policy_s: float | None
+    source: str
+    """`policy`, or `fallback` when the driver's own rule answered: jobs in order of arrival."""
+    reason: str
+    """Empty, or why it fell back: `late`, `invalid`, `error`, `unreachable`."""
+
+
+class ScheduleBeginRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_begin", tag_field="event"):
+    """The driver's first line: all executors are there, and the first job arrives."""
+
+    trial_id: str
+    began_at_s: float
+    """Seconds on CLOCK_MONOTONIC."""
+
+
+class ScheduleEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_end", tag_field="event"):
+    """How a schedule ended: its last line."""
+
+    trial_id: str
+    end_reason: str
+    """`complete`; `starved`: nothing would happen any more though jobs are left, because the policy declined executors; or what else."""
+    avg_jct_s: float | None
+    p50_jct_s: float | None
+    p95_jct_s: float | None
+    makespan_s: float | None
+    busy_share: float | None
+    jobs: int
+    unfinished: int
+    tasks: int = 0
+    wall_s: float = 0.0
+    detail: str = ""
+    began_at_s: float | None = None
+    shuffled_bytes: int = 0
+    executors_lost: int = 0
+    tasks_run_again: int = 0
+    late_task_share: float | None = None
+
+
+ScheduleTrialRow = JobRow | TaskRow | ExecutorRow | TransferRow | ScheduleDecisionRow | ScheduleBeginRow | ScheduleEndRow | ScheduleRow
+Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow | ScheduleTrialRow
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="event"):
@@ -235,11 +395,16 @@ class HostRow(msgspec.Struct, frozen=True, kw_only=True, tag="host", tag_field="
 
 
 class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", tag_field="event"):
-    """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed. It becomes `TrialRow.simulated_qoe`."""
+    """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed.
+
+    It becomes the trial's `simulated_qoe` or `simulated_jct_s`.
+    """
 
     trial_id: str
-    qoe: float
-    """Mean per chunk, as `TrialRow.qoe`."""
+    qoe: float | None = None
+    """Mean per chunk, as `TrialRow.qoe`; None of a schedule."""
+    avg_jct_s: float | None = None
+    """Mean JCT, as `ScheduleRow.avg_jct_s`; None of a playback."""
     replayed_qoe: float | None = None
     """The same when the simulator plays the very levels that the emulated trial chose: what path and player alone differ by."""
     parts_at_chunk: int | None = None

@@ -17,7 +17,9 @@ from testbed.figures import Look
 from testbed.linkpage import LinkPage
 from testbed.records import OptimumRow, TrialRow
 from testbed.results import as_trace
+from testbed.schedulepage import SchedulePage
 from testbed.sessions import groups, selection_sentence
+from testbed.stats import AnyTrialRow
 from testbed.summary import (
     AGREEMENT_LEAST,
     AGREEMENT_SHARE,
@@ -36,6 +38,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
 OPTIMUM = "Offline optimum"
 METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
+SAMPLES = {"abr": "trace", "cjs": "workload"}
+"""What means are taken over."""
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
 LEAST_TRACES_FOR_SCATTER = 4
@@ -59,8 +63,28 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("seeds", "Seeds", "{}"),
     ("parallel", "Lanes", "{}"),
     ("llm", "Backbone", "{}"),
+    ("jobs", "Jobs", "{}"),
+    ("executors", "Executors", "{}"),
+    ("interarrival", "Mean time between arrivals", "{:g} s"),
+    ("time_scale", "Time scale", "{:g}"),
+    ("bytes_scale", "Bytes scale", "{:g}"),
+    ("cluster", "Dask cluster", "{}"),
 )
-_EMULATION_ONLY = {"uplink", "queue", "queue_packets", "aqm", "cc", "link", "deadline_ms", "parallel", "player"}
+_PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
+_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster"}
+_EMULATION_ONLY = {
+    "time_scale",
+    "bytes_scale",
+    "uplink",
+    "queue",
+    "queue_packets",
+    "aqm",
+    "cc",
+    "link",
+    "deadline_ms",
+    "parallel",
+    "player",
+}
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -127,7 +151,7 @@ class Page:
         return [row for row in self.run.optima.values() if row.qoe is not None]
 
     @cached_property
-    def trials(self) -> dict[str, list[TrialRow]]:
+    def trials(self) -> dict[str, list[AnyTrialRow]]:
         """Valid trials by policy."""
         return {name: [t for t in self.run.trials if t.policy == name and t.valid] for name in self.looks}
 
@@ -143,6 +167,16 @@ class Page:
         return all(s == sets[0] for s in sets)
 
     @property
+    def sample(self) -> str:
+        """What means are taken over, for people."""
+        return SAMPLES.get(self.run.header.task, "trace")
+
+    @cached_property
+    def schedules(self) -> SchedulePage | None:
+        """Of a run that schedules."""
+        return SchedulePage(self.run, self.looks) if self.run.header.task == "cjs" else None
+
+    @property
     def metric(self) -> str:
         """Name of the metric for people."""
         return METRICS.get(self.run.header.metric, self.run.header.metric)
@@ -156,7 +190,8 @@ class Page:
     def trace_set(self) -> str:
         """The trace set's name with its split."""
         trace = self.run.header.trace
-        return "/".join(str(part) for part in (trace.get("name"), trace.get("split")) if part) or "unnamed traces"
+        unnamed = "no emulated link" if self.run.header.task == "cjs" else "unnamed traces"
+        return "/".join(str(part) for part in (trace.get("name"), trace.get("split")) if part) or unnamed
 
     @property
     def title(self) -> str:
@@ -173,7 +208,7 @@ class Page:
             return f"{self.looks[main].label} has no valid trial: there is nothing to compare it by."
         label, unit = self.looks[main].label, f"{self.metric} {self.run.header.unit}"
         n = len(stats.per_trace(self.trials[main]))
-        over = f"over {n} traces" if n > 1 else "on one trace"
+        over = f"over {n} {self.sample}s" if n > 1 else f"on one {self.sample}"
         spread = f" (95 % interval {interval(row['ci95'])})" if row["ci95"] else ""
         text = f"{label} averages {number(row['mean'])} {unit}{spread} {over}."
         return f"{text} {self._against(label, self.pairs[0])}" if self.pairs else text
@@ -182,9 +217,9 @@ class Page:
         rival, mean, ci95 = self.looks[pair.b].label, pair.estimate.mean, pair.estimate.ci95
         others = f"{rival}, the strongest of the others," if len(self.pairs) > 1 else rival
         if mean is None or ci95 is None:
-            few = "one trace is" if pair.estimate.n == 1 else f"{pair.estimate.n} traces are"
+            few = f"one {self.sample} is" if pair.estimate.n == 1 else f"{pair.estimate.n} {self.sample}s are"
             return f"It differs from {others} by {number(mean, 2, True)}; {few} too few for an interval."
-        traces = "" if self.same_traces else f", on the {pair.estimate.n} traces where both are valid"
+        traces = "" if self.same_traces else f", on the {pair.estimate.n} {self.sample}s where both are valid"
         if ci95[0] <= 0 <= ci95[1]:
             return f"Its difference from {others} is not clear: {number(mean, 3, True)} ({interval(ci95, 3, True)}){traces}."
         better = (mean > 0) != (self.run.header.metric in stats.LOWER_IS_BETTER)
@@ -201,7 +236,7 @@ class Page:
             tiles.append(_fact("Link fidelity", fidelity["verdict"], "good" if fidelity["verdict"] == "pass" else "bad"))
         if fidelity["repeated"]:
             tiles.append(_fact("Played again", count(fidelity["repeated"], "trial"), "warn"))
-        if self.run.header.mode == "emulation":
+        if self.run.header.mode != "simulation":
             tiles.append(_fact("Fallbacks", f"{fallbacks} of {decisions} decisions", "warn" if fallbacks else "good"))
         twins = [p["simulation"]["within"] for p in policies if p["simulation"]]
         if twins:
@@ -217,10 +252,15 @@ class Page:
         header, trace = self.run.header, self.run.header.trace
         source = {"store": "measured, from the store", "path": "the user's own files", "model": MODELLED}
         said = " + ".join(source.get(part, part) for part in str(trace.get("source") or "unknown").split("+"))
-        rows = [("Mode", header.mode), ("Trace set", self.trace_set), ("Traces", f"{trace.get('traces', 'unknown')}, {said}")]
+        rows = [
+            ("Mode", header.mode),
+            ("Trace set", self.trace_set),
+            (f"{self.sample.capitalize()}s", f"{trace.get('traces', 'unknown')}, {said}"),
+        ]
         for key, label, form in _SETTINGS:
             value = header.spec.get(key)
-            if value is None or (header.mode == "simulation" and key in _EMULATION_ONLY):
+            other = _PLAYBACK_ONLY if header.task == "cjs" else _SCHEDULE_ONLY
+            if value is None or key in other or (header.mode == "simulation" and key in _EMULATION_ONLY):
                 continue
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(value)
             rows.append((label, shown))
@@ -284,9 +324,11 @@ class Page:
         return {"main": self.looks[self.pairs[0].a], "rows": rows, "axis": axis, "better": better}
 
     def distribution(self) -> dict[str, Any]:
-        """CDF per trial, or per chunk where there are few trials."""
+        """CDF per trial, or per chunk where there are few trials; of jobs in a run that schedules."""
+        if self.schedules:
+            return {"of": "jobs", "svg": self.schedules.jct_cdf()}
         if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
-            series = {self.looks[n]: [t.qoe for t in trials if t.qoe is not None] for n, trials in self.trials.items()}
+            series = {self.looks[n]: [t.value for t in trials if t.value is not None] for n, trials in self.trials.items()}
             series |= {self.upper: [row.qoe for row in self.optima if row.qoe is not None]} if self.upper else {}
             label = f"{self.metric} {self.run.header.unit}, mean of a trial"
             return {"of": "trials", "svg": Markup(figures.cdf(series, label, "trials", "Distribution over trials"))}
@@ -301,9 +343,11 @@ class Page:
 
     def parts(self) -> Markup:
         """What QoE is made of."""
+        if self.run.header.task != "abr":
+            return Markup()
         rows = {look: self.summary["policies"][name]["components"] for name, look in self.looks.items()}
         rows |= {self.upper: self.summary["optimum"]["components"]} if self.upper else {}
-        return Markup(figures.components(rows, "What QoE is made of")) if self.run.header.task == "abr" else Markup()
+        return Markup(figures.components(rows, "What QoE is made of"))
 
     def scatters(self) -> list[dict[str, Any]]:
         """Trace by trace: the main policy against the strongest other, and each policy against the trace's mean rate."""
@@ -340,16 +384,19 @@ class Page:
     def deadline_ms(self) -> float | None:
         """After which the player decides itself; None in simulation, which has none."""
         value = self.run.header.spec.get("deadline_ms")
-        return float(value) if value is not None and self.run.header.mode == "emulation" else None
+        return float(value) if value is not None and self.run.header.mode != "simulation" else None
 
     def latency(self) -> Markup:
         """How long decisions took."""
-        label = "the player waited, ms" if self.run.header.mode == "emulation" else "the policy computed, ms"
+        asking = "player" if self.run.header.task == "abr" else "cluster"
+        label = f"the {asking} waited, ms" if self.run.header.mode != "simulation" else "the policy computed, ms"
         return Markup(figures.latency(self.waits_ms(), self.deadline_ms, "Decision latency", label))
 
     @cached_property
     def links(self) -> LinkPage | None:
-        """The links' and the host's part; None in simulation."""
+        """The links' and the host's part; None in simulation, and for schedules, whose links come by the dozen."""
+        if self.schedules:
+            return None
         return linkpage.of_run(self.run, self.summary)
 
     def twins(self) -> dict[str, Any] | None:
@@ -361,17 +408,19 @@ class Page:
         ]
         if not rows:
             return None
-        both = [(t.simulated_qoe, t.qoe, t) for ts in self.trials.values() for t in ts if t.simulated_qoe is not None and t.qoe is not None]
+        both = [(t.simulated, t.value, t) for ts in self.trials.values() for t in ts if t.simulated is not None and t.value is not None]
         points = {look: [(s, e, t.trace) for s, e, t in both if t.policy == name] for name, look in self.looks.items()}
         band = (AGREEMENT_SHARE, AGREEMENT_LEAST)
-        svg = figures.scatter(points, "simulated QoE", "emulated QoE", "Emulation against simulation", diagonal=True, band=band)
+        svg = figures.scatter(
+            points, f"simulated {self.metric}", f"emulated {self.metric}", "Emulation against simulation", diagonal=True, band=band
+        )
         far = sorted(both, key=lambda pair: -abs(pair[1] - pair[0]))
         outside = [(e, t) for s, e, t in both if not agrees(e, s)]
-        decided = sum(t.replayed_qoe is not None and agrees(e, t.replayed_qoe) for e, t in outside)
+        decided = sum(isinstance(t, TrialRow) and t.replayed_qoe is not None and agrees(e, t.replayed_qoe) for e, t in outside)
         shown = [(t, agrees(e, s)) for s, e, t in far[:MOST_TWINS]]
         return {"rows": rows, "svg": Markup(svg), "shown": shown, "outside": len(outside), "decided": decided, "trials": len(both)}
 
-    def invalid(self) -> list[TrialRow]:
+    def invalid(self) -> list[AnyTrialRow]:
         """Trials that were left out."""
         return [t for t in self.run.trials if not t.valid]
 
@@ -404,7 +453,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
         "percent": percent,
     }
     environment.filters.update(filters)
-    shown = groups(run, page.looks, page.upper)
+    shown = [] if page.schedules else groups(run, page.looks, page.upper)
     return environment.get_template("report.html.j2").render(
         page=page,
         run=run,

@@ -16,7 +16,7 @@ import msgspec
 from controllers.loader import Fault
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
-from testbed.twin import Finished, SimulationJob, ended_early
+from testbed.twin import AnyJob, Finished
 from testbed.user import invoking_user, popen_tied
 
 JOBS_PER_WORKER = 8
@@ -29,7 +29,7 @@ EXIT_S = 2.0
 """From the last row to the end of the process; a thread that a policy started may hold it."""
 
 
-def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float | None = None) -> None:
+def simulate(jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: float | None = None) -> None:
     """Run `jobs`; each row goes to `on_row` (called from several threads) as it is made.
 
     A policy that says nothing for `silence_s` (else `SILENCE_S`) ends its trial, and is not asked in the trials left. Raises `UserError`
@@ -49,7 +49,7 @@ def simulate(jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silen
 class _Worker:
     """Some of the jobs, in a process; in another one after a policy hung."""
 
-    def __init__(self, jobs: Sequence[SimulationJob], on_row: Callable[[Row], None], silence_s: float) -> None:
+    def __init__(self, jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: float) -> None:
         self._left, self._on_row, self._silence_s = deque(jobs), on_row, silence_s
         self._decoder: msgspec.json.Decoder[Row | Finished | Fault] = msgspec.json.Decoder(Row | Finished | Fault)
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,11 +115,11 @@ class _Worker:
         """End the trial that hangs, and the further ones of its policy: each would hang as long."""
         hung = self._left.popleft()
         reason = f"{hung.who} did not answer for {self._silence_s:g} s"
-        self._on_row(ended_early(hung.trial_id, reason))
-        others = [job for job in self._left if job.policy == hung.policy and not job.levels]
+        self._on_row(hung.ended_early(reason))
+        others = [job for job in self._left if job.policy == hung.policy and job.asks]
         self._left = deque(job for job in self._left if job not in others)
         for job in others:
-            self._on_row(ended_early(job.trial_id, f"{reason} in trial {hung.trial_id}, and was not asked again"))
+            self._on_row(job.ended_early(f"{reason} in trial {hung.trial_id}, and was not asked again"))
 
     def stop(self) -> None:
         """End the process if it still runs, and start no other."""

@@ -32,19 +32,24 @@ _CommaIntegers = Annotated[
 ]
 
 
+MOST_EXECUTORS = 60
+"""As many links as one relay carries, less a few."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A paired grid of trials: every policy meets the same traces, offsets and seeds."""
 
-    task: Literal["abr"] = "abr"
-    """The workload: abr, adaptive bitrate streaming."""
+    task: Literal["abr", "cjs"] = "abr"
+    """The workload: abr, adaptive bitrate streaming; cjs, cluster job scheduling."""
     trace: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or a file or folder in a known format. Default: fcc."""
     uplink: str | None = None
     """Traces of the way back, named as for --trace (`lte` is `lte/up` here): one for all trials, or one for each downlink trace, paired by
     name without ending (`X.down` with `X.up`). Default: delay only."""
-    policies: str = "netllm,robust_mpc,bola,bba"
-    """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
+    policies: str = ""
+    """Default: netllm,robust_mpc,bola,bba; for cjs netllm,decima,srpt_cap,fair,fifo_half, as far as they are trained. Comma-separated:
+    names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
     player: Literal["headless"] = "headless"
     """The player: headless behaves like dash.js 5."""
     trials: int | Literal["all"] = 3
@@ -77,6 +82,18 @@ class Experiment:
     """A decision later than this is taken by the player's local rule, and recorded as a fallback."""
     llm: str | None = None
     """Backbone of the policy `netllm`: a Hugging Face causal language model (name or folder). Default: the embedded one of its adapter."""
+    jobs: int = 8
+    """cjs: jobs of a workload; each seed draws one."""
+    executors: int = 10
+    """cjs: executors, one Dask worker each."""
+    interarrival: float = 25.0
+    """cjs: mean time between arrivals, seconds of the workload."""
+    time_scale: float = 16.0
+    """cjs: seconds of the workload that pass in one second. Tasks, traces, delays and the bytes that travel shrink alike."""
+    bytes_scale: float = 0.01
+    """cjs: bytes that travel for each that the workload's stages exchange; 0.01 suits traces of access links."""
+    cluster: str | None = None
+    """cjs: address of a Dask scheduler, whose workers are the executors; no link is emulated then."""
     simulate: bool = False
     """Run the same experiment on the virtual clock: no root, no network, the same records."""
     out: str = "results"
@@ -96,7 +113,13 @@ class Experiment:
             ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
             ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63, "numbers from 0 to 2^63-1"),
             ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "each seed once"),
-            ("policies", self.policies, bool(self.policy_references), "at least one policy"),
+            ("policies", repr(self.policies), not self.policies or bool(self.policy_references), "at least one policy"),
+            ("jobs", self.jobs, 1 <= self.jobs <= 10_000, "1 to 10000"),
+            ("executors", self.executors, 1 <= self.executors <= MOST_EXECUTORS, f"1 to {MOST_EXECUTORS}"),
+            ("interarrival", self.interarrival, math.isfinite(self.interarrival) and self.interarrival > 0, "more than 0 s"),
+            ("time_scale", self.time_scale, 0.1 <= self.time_scale <= 1000, "0.1 to 1000"),
+            ("bytes_scale", self.bytes_scale, 0 <= self.bytes_scale <= 100, "0 to 100"),
+            ("cluster", repr(self.cluster), self.cluster is None or self.task == "cjs", "none but for --task cjs"),
         )
         for name, seen, ok, wanted in checks:
             if not ok:
@@ -106,7 +129,7 @@ class Experiment:
 
     @property
     def policy_references(self) -> tuple[str, ...]:
-        """The policies, one reference each."""
+        """The policies asked for, one reference each; none: the task's default."""
         return tuple(part.strip() for part in self.policies.split(",") if part.strip())
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from testbed.records import TrialRow
+from testbed.records import ScheduleRow, TrialRow
 
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 3
@@ -21,6 +21,7 @@ TIE = 1e-9
 LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
 """Metrics that are costs; all others are gains."""
 
+AnyTrialRow = TrialRow | ScheduleRow
 TraceKey = tuple[str, str]
 """Name and sha256 of a trace: two folders may hold files of the same name."""
 Cell = tuple[TraceKey, float, int]
@@ -73,9 +74,9 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, (mean - half, mean + half), n)
 
 
-def last_attempts(trials: Iterable[TrialRow]) -> list[TrialRow]:
+def last_attempts(trials: Iterable[AnyTrialRow]) -> list[AnyTrialRow]:
     """Of each trial the attempt that counts: a trial whose link failed may have been played again."""
-    last: dict[tuple[str, Cell], TrialRow] = {}
+    last: dict[tuple[str, Cell], AnyTrialRow] = {}
     for trial in trials:
         key = trial.policy, _cell(trial)
         if key not in last or trial.attempt >= last[key].attempt:
@@ -83,17 +84,17 @@ def last_attempts(trials: Iterable[TrialRow]) -> list[TrialRow]:
     return list(last.values())
 
 
-def per_trace(trials: Iterable[TrialRow], value: str = "qoe") -> dict[TraceKey, float]:
+def per_trace(trials: Iterable[AnyTrialRow], value: str = "value") -> dict[TraceKey, float]:
     """The field `value` of the valid trials of ONE policy, averaged over seeds, then offsets: one number a trace."""
     return _mean_over_cells(_cells(trials, value))
 
 
-def _cells(trials: Iterable[TrialRow], value: str) -> dict[Cell, float]:
+def _cells(trials: Iterable[AnyTrialRow], value: str) -> dict[Cell, float]:
     """What the valid trials of ONE policy saw, by trace, offset and seed."""
     return {_cell(trial): number for trial in trials if trial.valid and (number := getattr(trial, value)) is not None}
 
 
-def _cell(trial: TrialRow) -> Cell:
+def _cell(trial: AnyTrialRow) -> Cell:
     return (trial.trace, trial.trace_sha256), trial.offset_s, trial.seed
 
 
@@ -108,7 +109,7 @@ def _mean_over_cells(cells: Mapping[Cell, float]) -> dict[TraceKey, float]:
     return {key: float(np.mean(means)) for key, means in by_trace.items()}
 
 
-def compare(a: str, b: str, trials: Iterable[TrialRow], metric: str = "qoe_lin", value: str = "qoe") -> Comparison:
+def compare(a: str, b: str, trials: Iterable[AnyTrialRow], metric: str = "qoe_lin", value: str = "value") -> Comparison:
     """Paired differences of two policies: a - b at each trace, offset and seed where both are valid, averaged as in `per_trace`."""
     trials = tuple(trials)
     of_a, of_b = (_cells((t for t in trials if t.policy == name), value) for name in (a, b))

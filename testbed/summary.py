@@ -35,11 +35,15 @@ from testbed import stats
 from testbed.events import Run
 from testbed.pressure import weighted_mean
 from testbed.records import TrialRow
+from testbed.stats import AnyTrialRow
 from testbed.terminal import MODELLED
 from testbed.units import ms_from_s
 
 VERSION = 1
-COMPONENTS = {"abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s")}
+COMPONENTS = {
+    "abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s"),
+    "cjs": ("p50_jct_s", "p95_jct_s", "makespan_s", "busy_share", "shuffled_mb"),
+}
 MOST_REASONS = 3
 """Trials that were played again and are named with the reason; the report lists all."""
 AGREEMENT_SHARE = 0.10
@@ -87,7 +91,7 @@ def comparisons(run: Run) -> list[stats.Comparison]:
     if main is None:
         return []
     metric = run.header.metric
-    means = {n: _mean([t for t in run.trials if t.policy == n], "qoe") for n in names if n != main}
+    means = {n: _mean([t for t in run.trials if t.policy == n], "value") for n in names if n != main}
     ordered = []
     while (best := stats.strongest(means, metric)) is not None:
         ordered.append(best)
@@ -118,13 +122,13 @@ def modelled(run: Run) -> bool:
     return "model" in str(run.header.trace.get("source")).split("+")
 
 
-def repeated(run: Run) -> list[TrialRow]:
+def repeated(run: Run) -> list[AnyTrialRow]:
     """Attempts that were played again, so that they count no more."""
     counting = {trial.trial_id for trial in stats.last_attempts(run.trials)}
     return [trial for trial in run.trials if trial.trial_id not in counting]
 
 
-def _played_again(again: Sequence[TrialRow]) -> str:
+def _played_again(again: Sequence[AnyTrialRow]) -> str:
     """How many, and why."""
     shown = "; ".join(f"{trial.trial_id}: {trial.invalid_reason}" for trial in again[:MOST_REASONS])
     more = f"; and {len(again) - MOST_REASONS} more" if len(again) > MOST_REASONS else ""
@@ -158,7 +162,7 @@ def _host_pct(run: Run, column: str) -> float | None:
     return None if mean is None else 100 * mean
 
 
-def verdict(trial: TrialRow) -> str | None:
+def verdict(trial: AnyTrialRow) -> str | None:
     """The verdict on a trial's link; one that recorded none counts by its validity, if it was emulated."""
     if trial.fidelity is not None or trial.mode != "emulation":
         return trial.fidelity
@@ -170,17 +174,17 @@ def agrees(emulated: float, simulated: float) -> bool:
     return abs(emulated - simulated) <= max(AGREEMENT_SHARE * abs(simulated), AGREEMENT_LEAST)
 
 
-def _mean(trials: Sequence[TrialRow], field: str) -> float | None:
+def _mean(trials: Sequence[AnyTrialRow], field: str) -> float | None:
     """Mean over traces of the valid ones of `trials`."""
     values = list(stats.per_trace(trials, field).values())
     return sum(values) / len(values) if values else None
 
 
-def _worst(trials: Sequence[TrialRow], field: str) -> float | None:
+def _worst(trials: Sequence[AnyTrialRow], field: str) -> float | None:
     return max((abs(v) for t in trials if (v := getattr(t, field)) is not None), default=None)
 
 
-def _sum(trials: Sequence[TrialRow], field: str) -> int | None:
+def _sum(trials: Sequence[AnyTrialRow], field: str) -> int | None:
     values = [v for t in trials if (v := getattr(t, field)) is not None]
     return sum(values) if values else None
 
@@ -228,24 +232,24 @@ def optimum(run: Run) -> dict[str, Any] | None:
     }
 
 
-def gaps_to_optimum(valid: Sequence[TrialRow]) -> dict[stats.TraceKey, float]:
+def gaps_to_optimum(valid: Sequence[AnyTrialRow]) -> dict[stats.TraceKey, float]:
     """The optimum minus ONE policy's valid trials, by trace."""
     both = _with_optimum(valid)
     policy, best = stats.per_trace(both, "qoe"), stats.per_trace(both, "optimum_qoe")
     return {key: best[key] - policy[key] for key in policy}
 
 
-def _with_optimum(trials: Sequence[TrialRow]) -> list[TrialRow]:
-    return [t for t in trials if t.valid and t.qoe is not None and t.optimum_qoe is not None]
+def _with_optimum(trials: Sequence[AnyTrialRow]) -> list[TrialRow]:
+    return [t for t in trials if isinstance(t, TrialRow) and t.valid and t.qoe is not None and t.optimum_qoe is not None]
 
 
-def _share_of_optimum(valid: Sequence[TrialRow]) -> float | None:
+def _share_of_optimum(valid: Sequence[AnyTrialRow]) -> float | None:
     both = _with_optimum(valid)
     policy, best = _mean(both, "qoe"), _mean(both, "optimum_qoe")
     return policy / best if policy is not None and best is not None and best > 0 else None
 
 
-def _gap_to_optimum(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
+def _gap_to_optimum(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:
     gap = stats.estimate(list(gaps_to_optimum(valid).values()))
     if gap.mean is None:
         return None
@@ -253,7 +257,7 @@ def _gap_to_optimum(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
     return {"mean": gap.mean, "ci95": list(gap.ci95) if gap.ci95 else None, "traces": gap.n, "trials_above": above}
 
 
-def _above(trials: Sequence[TrialRow]) -> list[float]:
+def _above(trials: Sequence[AnyTrialRow]) -> list[float]:
     """By how much trials score more than their optimum, for those that do."""
     return [over for t in trials if t.qoe is not None and t.optimum_qoe is not None and (over := t.qoe - t.optimum_qoe) > stats.TIE]
 
@@ -279,20 +283,21 @@ def _above_optimum(run: Run) -> list[str]:
     return [f"{many} score{'' if len(over) > 1 else 's'} above the offline optimum, by up to {max(over):.3f}: {why}."]
 
 
-def _decision_ms(run: Run, valid: Sequence[TrialRow], column: str) -> dict[str, float | None]:
+def _decision_ms(run: Run, valid: Sequence[AnyTrialRow], column: str) -> dict[str, float | None]:
     ids = [t.trial_id for t in valid]
     waits_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))[column].drop_nulls()]
     return {"p50": stats.quantile(waits_ms, 0.5), "p99": stats.quantile(waits_ms, 0.99), "max": max(waits_ms, default=None)}
 
 
-def _simulation(valid: Sequence[TrialRow]) -> dict[str, Any] | None:
-    both = [t for t in valid if t.simulated_qoe is not None and t.qoe is not None]
+def _simulation(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:
+    both = [t for t in valid if t.simulated is not None and t.value is not None]
     if not both:
         return None
-    emulated, simulated = _mean(both, "qoe"), _mean(both, "simulated_qoe")
+    emulated, simulated = _mean(both, "value"), _mean(both, "simulated")
     if emulated is None or simulated is None:
         return None
-    same_levels = _mean(both, "replayed_qoe") if all(t.replayed_qoe is not None for t in both) else None
+    played = [t for t in both if isinstance(t, TrialRow) and t.replayed_qoe is not None]
+    same_levels = _mean(played, "replayed_qoe") if len(played) == len(both) else None
     return {"mean": simulated, "difference": emulated - simulated, "within": agrees(emulated, simulated), "same_levels_mean": same_levels}
 
 

@@ -20,6 +20,11 @@ _COMPONENTS = {
     "rebuffer_s": ("stall\ns/chunk", 3),
     "switch_mbps": ("change\nMbit/s", 3),
     "startup_s": ("start-up\ns", 2),
+    "p50_jct_s": ("JCT p50\ns", 1),
+    "p95_jct_s": ("JCT p95\ns", 1),
+    "makespan_s": ("makespan\ns", 0),
+    "busy_share": ("busy\nshare", 3),
+    "shuffled_mb": ("shuffled\nMB", 1),
 }
 
 
@@ -45,7 +50,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 
 def _policies(summary: Mapping[str, Any], wide: bool) -> Table:
     trace = summary["trace"]
-    where = "/".join(str(part) for part in (trace["name"], trace["split"]) if part)
+    where = "/".join(str(part) for part in (trace["name"], trace["split"]) if part) or "no emulated link"
     modelled = f", {MODELLED}" if "model" in str(trace["source"]).split("+") else ""
     title = f"{summary['task']} over {escape(where)}{modelled}, {summary['mode']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

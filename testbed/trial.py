@@ -29,6 +29,11 @@ class Trial:
     """Trace of the way from client to server; None: delay only."""
 
     @property
+    def name(self) -> str:
+        """What it plays over."""
+        return self.trace.name
+
+    @property
     def loss_seed(self) -> int:
         """Of the random losses: the same for all policies, another for each trace, because an interval takes traces for independent."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {self.trace.sha256}".encode()).digest()[:6], "big")

@@ -21,10 +21,11 @@ from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
 from testbed.sim.abr import AbrSimulator, level_number, run_session
+from testbed.twin_cjs import ScheduleJob, simulate_schedule
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 
-class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
+class SimulationJob(msgspec.Struct, frozen=True, kw_only=True, tag="abr", tag_field="task"):
     """One trial to simulate. Exactly one of the traces is given."""
 
     trial_id: str
@@ -43,6 +44,15 @@ class SimulationJob(msgspec.Struct, frozen=True, kw_only=True):
     def who(self) -> str:
         """What chooses the levels, for sentences on what befell it."""
         return "policy" if self.optimum_grid_s is None else "the search"
+
+    @property
+    def asks(self) -> bool:
+        """Whether somebody chooses: levels that are given can't hang."""
+        return not self.levels
+
+    def ended_early(self, reason: str) -> PlaybackEndRow:
+        """The only row of a trial that came to nothing."""
+        return ended_early(self.trial_id, reason)
 
     @property
     def trace(self) -> Trace:
@@ -82,13 +92,19 @@ class _Timed(AbrPolicy):
 
 
 @cache
-def _factory(reference: str) -> PolicyFactory:
+def _factory(reference: str, task: str = "abr") -> PolicyFactory:
     """A policy's file is imported once, as in the decision service: its trials share what it keeps in its module (a model in memory)."""
-    return load(parse_reference(reference))
+    return load(parse_reference(reference, task), task)
 
 
-def simulate(job: SimulationJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
-    """The rows of one simulated trial, as a player would have written them. `alive` is called after each decision."""
+AnyJob = SimulationJob | ScheduleJob
+
+
+def simulate(job: AnyJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
+    """The rows of one simulated trial, as a player or driver would have written them. `alive` is called after each decision."""
+    if isinstance(job, ScheduleJob):
+        yield from simulate_schedule(job, _factory(job.policy, "cjs"), alive)
+        return
     if levels := job.levels or _optimal_levels(job, alive):
         simulator = AbrSimulator(job.trace, job.session, job.offset_s)
         yield from chunk_rows(job.trial_id, job.session.video, [simulator.step(level) for level in levels])
@@ -133,14 +149,14 @@ def _optimal_levels(job: SimulationJob, alive: Callable[[], None]) -> tuple[int,
     return kept_optimum(job.trace, job.session, job.offset_s, job.optimum_grid_s, alive).levels
 
 
-def _guarded(job: SimulationJob, alive: Callable[[], None]) -> Iterator[Row]:
+def _guarded(job: AnyJob, alive: Callable[[], None]) -> Iterator[Row]:
     """A policy that raises ends its own trial, not the experiment."""
     try:
         yield from simulate(job, alive)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's policy may raise
-        yield ended_early(job.trial_id, f"{job.who} {raised(error)}")
+        yield job.ended_early(f"{job.who} {raised(error)}")
 
 
 def ended_early(trial_id: str, reason: str) -> PlaybackEndRow:
@@ -182,7 +198,7 @@ def main() -> int:
     """Read a JSON list of jobs, write a JSON line for each row. A policy that can't be loaded: a `Fault`, exit code 2."""
     writer = _Writer(claim_stdout())
     try:
-        for job in msgspec.json.decode(take_stdin(), type=list[SimulationJob]):
+        for job in msgspec.json.decode(take_stdin(), type=list[AnyJob]):
             writer.write(*_guarded(job, writer.alive), Finished(trial_id=job.trial_id))
     except UserError as error:
         writer.write(Fault(sentence=" ".join(str(error).split())))

@@ -1,10 +1,10 @@
-"""`Wires.join`: a wire between two hosts without a trace, for a cluster's data and for control: unshaped, or at one constant rate.
+"""`Wires.join`: a wire between two hosts, for a cluster's data and for control: unshaped, at one constant rate, or under traces.
 
 | spec | made of | rate and queue | delay |
 | --- | --- | --- | --- |
 | `WireSpec()` | a veth pair, offloads on | unbounded | none |
 | `by="kernel"` | a veth pair | TBF at each end, for what leaves there | none: Linux would delay before it paces |
-| `by="relay"` | two TAP devices and the relay in C | the relay's bottleneck in each direction, with a report and a verdict | yes |
+| `by="relay"` | two TAP devices and the relay in C | its bottleneck in each direction, at one rate or under a trace; a report, a verdict | yes |
 
 **TBF rather than HTB.** At one rate both pace alike, within 0.5 % of 10 to 1000 Mbit/s beside busy processes. But TCP hands a device
 packets of up to 64 kB, which HTB's queue takes or drops whole: a short one loses 40 packets at a time, and TCP has been seen to collapse on
@@ -39,7 +39,7 @@ from testbed.link import Endpoint, Link, LinkReport, PathSpec
 from testbed.shapers.kernel import tried
 from testbed.shapers.userspace import RelaySet
 from testbed.units import ETHERNET_BYTES, MTU_BYTES, bytes_per_s_from_bps
-from traces.trace import RateTrace
+from traces.trace import RateTrace, Trace
 
 Shaper = Literal["kernel", "relay"]
 MIN_RATE_BPS, MAX_RATE_BPS = 10e3, 10e9
@@ -164,7 +164,16 @@ class Wire:
 
     def _start(self, link: Link) -> None:
         trace = RateTrace(f"wire {link.lane}", (0.0, TRACE_S), (self.spec.rate_bps or MAX_RATE_BPS,))
-        link.load(trace, 0.0, trace.name, uplink=trace)
+        self.load(trace, trace.name)
+        self.start()
+
+    def load(self, trace: Trace, trial_id: str) -> None:
+        """Get ready to pace both directions by `trace`, on its mean rate until `start`. UserError without a relay."""
+        self._relayed().load(trace, 0.0, trial_id, uplink=trace)
+
+    def start(self) -> None:
+        """Begin the trace that was loaded."""
+        link = self._relayed()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
             one.sendto(b"start", str(link.start_path))
 
@@ -195,11 +204,15 @@ class Wire:
 
     def report(self) -> LinkReport:
         """The relay's account since the last one, or since the wire was made; what was in its queues is lost. UserError without a relay."""
-        if not self.link:
-            raise UserError('the wire has no report, wanted one shaped by="relay"')
-        report = self.link.stop()
-        self._start(self.link)
+        link = self._relayed()
+        report = link.stop()
+        self._start(link)
         return report
+
+    def _relayed(self) -> Link:
+        if not self.link:
+            raise UserError('the wire has neither trace nor report, wanted one shaped by="relay"')
+        return self.link
 
 
 class Wires:

@@ -28,7 +28,9 @@ from testbed.cluster.events import (
     JobDone,
     LossNoted,
     MoveExecutor,
+    OutputsLost,
     StartTask,
+    TaskFailed,
     TaskFinished,
 )
 from testbed.cluster.state import NOWHERE, ExecutorState, JobState, Pool, StageState, job_state
@@ -121,13 +123,18 @@ class Engine:
         if not isinstance(event, TaskFinished):
             return False
         executor = self._executor(event.executor)
-        return not executor.lost and executor.task != NOWHERE and self.stage_of(executor).unstarted > 0
+        return not executor.lost and executor.task != NOWHERE and self.stage_of(executor).startable
 
     def _apply(self, event: Event, now_s: float) -> None:
         self.now_s = now_s
         if isinstance(event, TaskFinished):
             if self._task_finished(self._executor(event.executor)):
                 return
+        elif isinstance(event, TaskFailed):
+            if self._task_failed(self._executor(event.executor)):
+                return
+        elif isinstance(event, OutputsLost):
+            self._outputs_lost(event)
         elif isinstance(event, ExecutorArrived):
             self._executor_arrived(self._executor(event.executor))
         elif isinstance(event, JobArrived):
@@ -180,11 +187,47 @@ class Engine:
         stage.completed += 1
         stage.last_task_s = self.now_s - executor.started_s
         executor.task = NOWHERE
-        if stage.unstarted:
+        return self._go_on(executor, stage)
+
+    def _task_failed(self, executor: ExecutorState) -> bool:
+        """As `_task_finished`."""
+        if executor.lost:
+            return True
+        if executor.task == NOWHERE:
+            raise ValueError(f"the task of executor {executor.number} failed, but it ran none")
+        stage = self.stage_of(executor)
+        self._run_again(executor.task, stage)
+        executor.task = NOWHERE
+        return self._go_on(executor, stage)
+
+    def _go_on(self, executor: ExecutorState, stage: StageState) -> bool:
+        """Whether the executor starts the next task of its stage; else it is released."""
+        if stage.startable:
             self._start(executor, stage)
             return True
         self._stage_has_no_more(executor, stage)
         return False
+
+    def _outputs_lost(self, event: OutputsLost) -> None:
+        job = self.jobs.get(event.job)
+        stage = job.stages[event.stage] if job and 0 <= event.stage < len(job.stages) else None
+        if job is None or stage is None:
+            raise ValueError(f"outputs of stage {event.stage} of job {event.job} are lost, wanted a stage of a job that arrived")
+        if job.done_s is not None:
+            return  # nobody needs them
+        if not 0 < len(event.tasks) <= stage.completed:
+            raise ValueError(f"outputs of {len(event.tasks)} tasks are lost, wanted 1 to {stage.completed}")
+        if stage.complete:
+            stage.reopened = True
+            job.active = [each for each in job.stages if each is stage or not each.complete]
+            for child in stage.spec.children:
+                job.stages[child].open_parents += 1
+        job.unsaturated += stage.unstarted == 0
+        stage.completed -= len(event.tasks)
+        stage.unstarted += len(event.tasks)
+        stage.again.extend(event.tasks)
+        self._free_who_waits()
+        self.source = job.pool if job.pool.members else self.common
 
     def _stage_has_no_more(self, executor: ExecutorState, stage: StageState) -> None:
         job = self.jobs[stage.job]
@@ -209,11 +252,11 @@ class Engine:
         children = [job.stages[child] for child in stage.spec.children]
         for child in children:
             child.open_parents -= 1
-        unlocked = [child for child in children if child.open_parents == 0]
+        unlocked = [child for child in children if child.open_parents == 0 and not child.complete]
         for child in unlocked:
             child.waiting = 0
-            for number in sorted(child.pool.members):
-                self._start(self.executors[number], child)
+            for executor in self.idle_members(child.pool):
+                self._start(executor, child)
         return bool(unlocked)
 
     def _job_done(self, job: JobState) -> None:

@@ -31,6 +31,23 @@ class DecisionGiven(NamedTuple):
     executors: int
 
 
+class TaskFailed(NamedTuple):
+    """The task on this executor came to nothing, and runs again; the executor lives."""
+
+    executor: int
+
+
+class OutputsLost(NamedTuple):
+    """What these tasks, which had ended, had left for later stages is gone with an executor: they run again.
+
+    A stage that was complete isn't any more; its children's tasks that run already go on, the others wait for it.
+    """
+
+    job: int
+    stage: int
+    tasks: tuple[int, ...]
+
+
 class ExecutorLost(NamedTuple):
     """An executor is gone: its task runs again elsewhere. What it reports is ignored; so must be what it is told until `LossNoted`."""
 
@@ -43,7 +60,7 @@ class ExecutorJoined(NamedTuple):
     executor: int
 
 
-Event = JobArrived | TaskFinished | ExecutorArrived | DecisionGiven | ExecutorLost | ExecutorJoined
+Event = JobArrived | TaskFinished | TaskFailed | OutputsLost | ExecutorArrived | DecisionGiven | ExecutorLost | ExecutorJoined
 DECLINE = DecisionGiven(-1, -1, 0)
 
 

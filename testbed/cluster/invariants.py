@@ -101,7 +101,8 @@ def _stage(engine: Engine, job: JobState, stage: StageState) -> Iterator[str]:
         yield "other executors move to it than it says"
     if stage.open_parents != sum(not job.stages[parent].complete for parent in stage.spec.parents):
         yield "it has other parents to wait for"
-    if (stage.running or stage.completed) and stage.open_parents:
+    lost_parents = any(job.stages[parent].reopened and not job.stages[parent].complete for parent in stage.spec.parents)
+    if (stage.running or stage.completed) and stage.open_parents and not lost_parents:
         yield "it started before its parents were complete"
     if stage.waiting and (not engine.rules.conserving or stage.runnable or stage.demand < 0):
         yield f"{stage.waiting} executors wait for it without need"

@@ -69,7 +69,9 @@ class StageState:
     fresh_task: int = 0
     """The lowest number of a task that never started."""
     again: list[int] = field(default_factory=list)
-    """Tasks that ran on executors that were lost."""
+    """Tasks that are to run again: lost with an executor, failed, or their outputs gone."""
+    reopened: bool = False
+    """Whether it was complete before, until outputs were lost."""
     last_task_s: float = 0.0
     """Duration of the task that completed last; the profile's mean until then."""
 
@@ -77,6 +79,11 @@ class StageState:
     def demand(self) -> int:
         """How many more executors it can use."""
         return self.unstarted - self.moving - self.committed - self.waiting
+
+    @property
+    def startable(self) -> bool:
+        """Whether a task of it may start now."""
+        return self.unstarted > 0 and self.open_parents == 0
 
     @property
     def runnable(self) -> bool:

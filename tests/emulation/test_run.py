@@ -233,7 +233,7 @@ def test_a_controller_that_hangs_while_it_loads_is_given_up_in_time(tmp_path: Pa
     policy = tmp_path / "slow.py"
     policy.write_text("import pathlib, time\nif pathlib.Path(__file__ + '.hang').exists(): time.sleep(600)\n" + MINE)
     with network(tmp_path / "state") as net:
-        controller = Controller(net, [str(policy)], None, tmp_path, load_s=2)
+        controller = Controller(net.popen_controller, [str(policy)], None, tmp_path, load_s=2)
         controller.launch()
         controller.wait_ready()
         (tmp_path / "slow.py.hang").touch()

@@ -21,7 +21,9 @@ from testbed.cluster.events import (
     JobDone,
     LossNoted,
     MoveExecutor,
+    OutputsLost,
     StartTask,
+    TaskFailed,
     TaskFinished,
 )
 from testbed.cluster.invariants import InvariantError, validate
@@ -193,6 +195,39 @@ def test_who_waits_for_a_later_stage_is_free_when_an_earlier_one_loses_its_execu
         assert tell(DecisionGiven(0, 0, 1)) == [StartTask(1, 0, 0, 0, FRESH, 1)]
 
 
+def test_a_task_that_failed_runs_again_on_its_executor():
+    tell = Told(1)
+    tell(JobArrived(job(0, (1,))))
+    tell(DecisionGiven(0, 0, 1))
+    tell(ExecutorArrived(0))
+    assert tell(TaskFailed(0)) == [StartTask(0, 0, 0, 0, REST, 1)]
+    assert tell(TaskFinished(0)) == [JobDone(0)]
+
+
+def test_lost_outputs_open_their_stage_again_and_later_tasks_wait_for_it():
+    tell = Told(1, CONSERVING)
+    tell(JobArrived(job(0, (2, 2), CHAIN)))
+    tell(DecisionGiven(0, 0, 1))
+    tell(ExecutorArrived(0))
+    tell(TaskFinished(0))
+    assert tell(TaskFinished(0)) == [AskDecision(1)]
+    assert tell(DecisionGiven(0, 1, 1)) == [StartTask(0, 0, 1, 0, FRESH, 1)]
+    assert tell(OutputsLost(0, 0, (1,))) == []
+    assert tell(TaskFinished(0)) == [AskDecision(1)], "the second task needs what was lost"
+    assert tell(DecisionGiven(0, 0, 1)) == [StartTask(0, 0, 0, 1, FRESH, 1)]
+    assert tell(TaskFinished(0)) == [AskDecision(1)]
+    assert tell(DecisionGiven(0, 1, 1)) == [StartTask(0, 0, 1, 1, FRESH, 1)]
+    assert tell(TaskFinished(0)) == [JobDone(0)]
+    assert tell(OutputsLost(0, 0, (0,))) == [], "nobody needs them any more"
+    with pytest.raises(ValueError, match="wanted a stage"):
+        tell(OutputsLost(9, 0, (0,)))
+    tell = Told(1)
+    tell(JobArrived(job(0, (2,))))
+    tell(DecisionGiven(0, 0, 1))
+    with pytest.raises(ValueError, match="wanted 1 to 0"):
+        tell(OutputsLost(0, 0, (0,)))
+
+
 def test_a_lost_executor_that_is_back_is_offered():
     tell = Told(1)
     tell(JobArrived(job(0, (1,))))
@@ -245,7 +280,7 @@ class Walk:
         self.engine = Engine(self.executors, rules)
         self.coming = [self._job(number) for number in range(int(self.rng.integers(1, 6)))][::-1]
         self.all_tasks = Counter((j.number, s, t) for j in self.coming for s, stage in enumerate(j.stages) for t in range(stage.tasks))
-        self.losses, self.impatient = 12 * losses, impatient
+        self.losses, self.impatient, self.spoils = 12 * losses, impatient, 6 * losses
         self.refusals = 0
         self.running: dict[int, tuple[int, int, int]] = {}
         self.moving: set[int] = set()
@@ -268,6 +303,9 @@ class Walk:
         if self.losses:
             events += [ExecutorLost(executor) for executor in range(self.executors) if executor not in self.lost]
         events += [ExecutorJoined(executor) for executor in sorted(self.noted)]
+        if self.spoils and not self.asked:
+            events += [TaskFailed(executor) for executor in self.running]
+            events += [OutputsLost(*task[:2], task[2:]) for task, count in self.ended.items() if count and task[0] not in self.done]
         return events
 
     def step(self) -> bool:
@@ -292,6 +330,12 @@ class Walk:
             self.asked = False
         elif isinstance(event, TaskFinished):
             self.ended[self.running.pop(event.executor)] += 1
+        elif isinstance(event, TaskFailed):
+            self.spoils -= 1
+            del self.running[event.executor]
+        elif isinstance(event, OutputsLost):
+            self.spoils -= 1
+            self.ended[event.job, event.stage, *event.tasks] -= 1
         elif isinstance(event, ExecutorArrived):
             self.moving.remove(event.executor)
         elif isinstance(event, JobArrived):

@@ -10,7 +10,7 @@ from testbed import optima as module
 from testbed.cache import CHECKOUT
 from testbed.errors import TestbedError
 from testbed.optima import one_a_cell, optima
-from testbed.prepared import PolicyCard, Prepared
+from testbed.prepared import PolicyCard, PreparedPlaybacks
 from testbed.records import OptimumRow
 from testbed.sim.optimum import offline_optimum
 from testbed.spec import Experiment
@@ -27,7 +27,7 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     cards = tuple(PolicyCard(name, name, "#777777", "", name) for name in ("bba", "rate"))
-    return Prepared(EXPERIMENT, cards, (), video(), plan(EXPERIMENT, ["bba", "rate"], TRACES), ())
+    return PreparedPlaybacks(EXPERIMENT, cards, (), plan(EXPERIMENT, ["bba", "rate"], TRACES), (), video())
 
 
 def rows(prepared) -> dict[str, OptimumRow]:

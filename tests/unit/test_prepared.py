@@ -8,7 +8,7 @@ import pytest
 
 from testbed.errors import UserError
 from testbed.experiment import _header
-from testbed.prepared import Prepared, job, prepare
+from testbed.prepared import PreparedPlaybacks, job, prepare
 from testbed.spec import Experiment, from_toml
 from testbed.twin import SimulationJob, simulate
 from traces.catalog import load_catalog
@@ -21,7 +21,7 @@ LATE = dataclasses.replace(PLAIN, conditions=Conditions((0.0, 600.0), delay_s=(0
 LOSSY = dataclasses.replace(PLAIN, conditions=Conditions((0.0, 600.0), loss=(0.01,)))
 
 
-def prepared(trace: str, **settings: object) -> Prepared:
+def prepared(trace: str, **settings: object) -> PreparedPlaybacks:
     return prepare(Experiment(trace=(trace,), policies="bba", trials="all", video="synthetic", **settings))  # type: ignore[arg-type]
 
 

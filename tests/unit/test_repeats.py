@@ -17,7 +17,7 @@ from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
 from testbed.link import LinkReport
 from testbed.live import LiveView
-from testbed.prepared import PolicyCard, Prepared, job
+from testbed.prepared import PolicyCard, PreparedPlaybacks, job
 from testbed.recorder import Recorder, twins
 from testbed.records import PlaybackEndRow
 from testbed.results import ResultFolder
@@ -75,7 +75,7 @@ class Link:
 class FakeLane(LanePlayer):
     """Plays in the simulator; players of the trials in `dying` die."""
 
-    def __init__(self, link: Link, prepared: Prepared, dying: tuple[str, ...] = ()) -> None:
+    def __init__(self, link: Link, prepared: PreparedPlaybacks, dying: tuple[str, ...] = ()) -> None:
         super().__init__(SimpleNamespace(index=0, link=link), prepared, SimpleNamespace(restarts=0))
         self.prepared, self.dying = prepared, dying
 
@@ -95,7 +95,7 @@ def played(folder: Path, faults: dict[str, dict], repeats: int = 1, dying: tuple
     experiment = Experiment(policies=",".join(POLICIES), trials=2, chunks=4, repeats=repeats)
     trials = plan(experiment, POLICIES, TRACES)
     cards = tuple(PolicyCard(name, name, "#777777", "", name) for name in POLICIES)
-    prepared = Prepared(experiment, cards, (), VIDEO, trials, ())
+    prepared = PreparedPlaybacks(experiment, cards, (), trials, (), VIDEO)
     said, link = Console(file=io.StringIO(), width=200), Link(faults)
     header = msgspec.structs.replace(FakeRun().header(), policies={name: {} for name in POLICIES})
     results = ResultFolder.create(folder, header, datetime(2026, 11, 23, tzinfo=UTC))
@@ -179,6 +179,6 @@ def test_repeats_join_the_end_of_the_queue() -> None:
             order.append(trial.trial_id)
             return trials[0] if len(order) == 1 else None
 
-    prepared = Prepared(experiment, (), (), VIDEO, trials, ())
+    prepared = PreparedPlaybacks(experiment, (), (), trials, (), VIDEO)
     Lane(Link({}), prepared).play_all(collections.deque(trials), SimpleNamespace(started=lambda *_: None))
     assert order == ["t0000", "t0001", "t0002", "t0003", "t0000"]

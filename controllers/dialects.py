@@ -1,0 +1,32 @@
+"""The messages of each task: how the decision service reads a question, and what it takes for an answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from controllers import protocol, protocol_cjs
+from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession
+
+AnyPolicy = AbrPolicy | CjsPolicy
+AnySession = AbrSession | CjsSession
+AnyOpen = protocol.Open | protocol_cjs.OpenCjs
+AnyAnswer = protocol.Answer | protocol_cjs.AnswerCjs
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Each raises `protocol.Refusal` for what it can't take."""
+
+    decode_open: Callable[[bytes], AnyOpen]
+    decode_decide: Callable[[bytes], Any]
+    observation: Callable[[Any, Any], Any]
+    """What the policy is told, from the session and the message."""
+    answer: Callable[[object, Any, float], AnyAnswer]
+    """The answer, from what the policy decided on which observation, and how long it took, seconds."""
+
+
+DIALECTS = {
+    "abr": Dialect(protocol.decode_open, protocol.decode_decide, protocol.observation, protocol.answer),
+    "cjs": Dialect(protocol_cjs.decode_open, protocol_cjs.decode_decide, protocol_cjs.observation, protocol_cjs.answer),
+}
+"""By task."""

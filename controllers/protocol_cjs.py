@@ -1,0 +1,152 @@
+"""What the cluster's driver and the decision service say to each other about scheduling; paths and failures are `controllers.protocol`'s.
+
+A `DecideCjs` holds the whole observation, so a session that the service lost goes on after a second `OpenCjs` (with a policy that starts
+afresh: its random draws begin anew).
+"""
+
+import math
+from dataclasses import fields
+
+import msgspec
+import numpy as np
+
+from controllers.api import CjsAction, CjsObservation, CjsSession
+from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
+
+MAX_EXECUTORS = 10_000
+_INTEGERS = ("job_id", "job_first", "supply", "stage_id", "stage_job", "unstarted", "running", "demand")
+_REALS = ("job_age_s", "mean_task_s", "last_task_s")
+_FLAGS = ("runnable", "schedulable")
+_JOB_ROWS = ("job_id", "job_age_s", "supply")
+_STAGE_ROWS = ("stage_id", "stage_job", "unstarted", "running", "demand", "mean_task_s", "last_task_s", "runnable", "schedulable")
+
+
+class OpenCjs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Start a session."""
+
+    version: int = VERSION
+    session: CjsSession
+    policy: str
+    """One of the references that the service preloaded."""
+    seed: int
+
+
+class DecideCjs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which stage gets how many executors? All but the first two fields are those of `CjsObservation`."""
+
+    version: int = VERSION
+    deadline_s: float
+    """How long the driver waits; a decision that has not begun by then is not begun."""
+    now_s: float
+    committable: int
+    source_job: int
+    job_id: list[int]
+    job_age_s: list[float]
+    job_first: list[int]
+    supply: list[int]
+    stage_id: list[int]
+    stage_job: list[int]
+    unstarted: list[int]
+    running: list[int]
+    demand: list[int]
+    mean_task_s: list[float]
+    last_task_s: list[float]
+    runnable: list[bool]
+    schedulable: list[bool]
+    edges: list[tuple[int, int]]
+
+
+class AnswerCjs(msgspec.Struct, frozen=True, kw_only=True):
+    """The action, by row of the observation (-1: none), and how long the policy computed."""
+
+    stage: int
+    executors: int
+    policy_s: float
+
+
+def question(observation: CjsObservation, deadline_s: float) -> DecideCjs:
+    """The message that asks about `observation`."""
+    seen = {field.name: getattr(observation, field.name) for field in fields(observation) if field.name != "session"}
+    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in seen.items()}
+    return DecideCjs(deadline_s=deadline_s, **plain)
+
+
+def decode_open(body: bytes) -> OpenCjs:
+    """A checked `OpenCjs`; `Refusal` names the first field that is wrong."""
+    message = decode(body, OpenCjs)
+    check_version(message.version)
+    check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
+    check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
+    session = message.session
+    check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
+    check("session.executors", session.executors, 1 <= session.executors <= MAX_EXECUTORS, f"1 to {MAX_EXECUTORS}")
+    _check_s("session.moving_delay_s", session.moving_delay_s)
+    return message
+
+
+def decode_decide(body: bytes) -> DecideCjs:
+    """A checked `DecideCjs`: lengths agree, rows lie in range, numbers are finite."""
+    message = decode(body, DecideCjs)
+    check_version(message.version)
+    check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+    _check_s("now_s", message.now_s)
+    jobs, stages = len(message.job_id), len(message.stage_id)
+    for names, rows in ((_JOB_ROWS, jobs), (_STAGE_ROWS, stages)):
+        for name in names:
+            check(name, len(getattr(message, name)), len(getattr(message, name)) == rows, f"{rows} entries")
+    check("source_job", message.source_job, -1 <= message.source_job < jobs, f"-1 to {jobs - 1}")
+    firsts = message.job_first
+    rising = len(firsts) == jobs + 1 and firsts[0] == 0 and firsts[-1] == stages and firsts == sorted(firsts)
+    check("job_first", firsts[:20], rising, f"{jobs + 1} rising rows from 0 to {stages}")
+    check("stage_job", "out of range", all(0 <= row < jobs for row in message.stage_job), f"rows from 0 to {jobs - 1}")
+    check("edges", "out of range", all(0 <= a < stages and 0 <= b < stages for a, b in message.edges), f"rows from 0 to {stages - 1}")
+    for name in _REALS:
+        for value in getattr(message, name):
+            _check_s(name, value)
+    check("schedulable", "none", any(message.schedulable), "at least one")
+    return message
+
+
+def observation(session: CjsSession, message: DecideCjs) -> CjsObservation:
+    """What the policy is told; `Refusal` when more executors are on offer than the session has."""
+    check("committable", message.committable, 1 <= message.committable <= session.executors, f"1 to {session.executors}")
+    kinds = dict.fromkeys(_INTEGERS, np.int64) | dict.fromkeys(_REALS, np.float64) | dict.fromkeys(_FLAGS, np.bool_)
+    return CjsObservation(
+        session=session,
+        now_s=message.now_s,
+        committable=message.committable,
+        source_job=message.source_job,
+        edges=np.array(message.edges, np.int64).reshape(-1, 2),
+        **{name: np.array(getattr(message, name), kind) for name, kind in kinds.items()},
+    )
+
+
+def answer(decided: object, seen: CjsObservation, policy_s: float) -> AnswerCjs:
+    """What the policy decided, if it is an action that can be meant; else `Refusal`."""
+    if not isinstance(decided, CjsAction) or not fits(decided, seen):
+        wanted = f"wanted DECLINE, or a schedulable stage of {seen.stages} and 1 to {seen.committable} executors"
+        raise Refusal("invalid", f"the policy answered {decided!r:.200}, {wanted}")
+    return AnswerCjs(stage=int(decided.stage), executors=int(decided.executors), policy_s=policy_s)
+
+
+def fits(action: CjsAction, seen: CjsObservation) -> bool:
+    """Whether an action can be meant."""
+    if action.stage == -1:
+        return True
+    chosen = 0 <= action.stage < seen.stages and bool(seen.schedulable[int(action.stage)])
+    return chosen and 1 <= action.executors <= seen.committable
+
+
+def decode_answer(body: bytes, seen: CjsObservation) -> AnswerCjs:
+    """A checked `AnswerCjs`; `Refusal("invalid")` when it is garbage or can't be meant."""
+    try:
+        message = decode(body, AnswerCjs)
+        check("stage", message.stage, fits(CjsAction(message.stage, message.executors), seen), "-1, or a schedulable row with executors")
+        check("policy_s", message.policy_s, message.policy_s >= 0 and math.isfinite(message.policy_s), "0 or more")
+    except Refusal as refusal:
+        raise Refusal("invalid", refusal.message) from None
+    return message
+
+
+def _check_s(name: str, seconds: float) -> None:
+    check(name, seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")

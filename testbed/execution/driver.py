@@ -1,0 +1,551 @@
+"""The driver: carries the engine's instructions out on a Dask cluster, and tells it what happens there.
+
+`python -m testbed.execution.driver` reads a `DriverConfig` on stdin and writes rows as JSON lines; `ScheduleEndRow` is the last.
+
+**Clock.** The engine's time is the workload's, `time_scale` times faster than the wall's. An event's time is when it happened on the
+executor, not when its message came; a decision's is that of its question plus what the controller took, by the wall. So a policy pays
+for its time, and the emulation's own messages cost none as long as they are within the slack of `executor.SLACK_S`.
+
+**Losses.** What ran on a lost executor runs again, outputs that lay there are made again when a task needs them, and a task whose reading
+failed runs again. An executor that doesn't answer long after its tasks should have ended is given up.
+"""
+
+import asyncio
+import contextlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+import msgspec
+
+from controllers.api import CjsAction, CjsObservation
+from controllers.client import DecisionFailed
+from controllers.client_cjs import SchedulingClient
+from controllers.config import read_config
+from controllers.loader import claim_stdout
+from controllers.shares import serve_in_order
+from testbed.clock import now_s
+from testbed.cluster.account import job_row
+from testbed.cluster.engine import CONSERVING, Engine
+from testbed.cluster.events import (
+    DECLINE,
+    AskDecision,
+    DecisionGiven,
+    Event,
+    ExecutorArrived,
+    ExecutorJoined,
+    ExecutorLost,
+    Instruction,
+    JobArrived,
+    JobDone,
+    LossNoted,
+    MoveExecutor,
+    OutputsLost,
+    StartTask,
+    TaskFailed,
+    TaskFinished,
+)
+from testbed.cluster.observe import active_stages, observe
+from testbed.errors import TestbedError, UserError
+from testbed.execution.bundles import Sent, StagePool, steal
+from testbed.execution.config import HUNG, DriverConfig
+from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
+from testbed.execution.executor import Bundle, Read, Report
+from testbed.execution.outputs import Outputs, Part, Vanished
+from testbed.metrics import summarise_schedule
+from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
+from testbed.sim.cjs import COMPLETE, STARVED
+from testbed.units import s_from_ms
+from traces.durations import Durations, FrozenDurations
+from traces.tpch import REST, load_profiles
+
+NO_EXECUTORS = "no executor is left"
+PATIENCE_S = 5.0
+"""A bundle that is over its time by this makes the driver ask whether its executor still answers; so long it waits for the answer."""
+LOOK_EVERY_S = 0.2
+WRITE_EVERY_S = 0.5
+SETTLE_S = 0.5
+"""Before a task whose reading failed is started again: whoever was lost is known to be by then."""
+
+
+class Driver:
+    """One trial. `run` plays it to the end; `emit` gets its rows."""
+
+    def __init__(
+        self,
+        config: DriverConfig,
+        cluster: DaskCluster,
+        controller: SchedulingClient,
+        durations: Durations,
+        emit: Callable[[Row], None],
+        flush: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = now_s,
+    ) -> None:
+        self._config, self._cluster, self._controller, self._durations, self._emit = config, cluster, controller, durations, emit
+        self._clock, self._scale, self._told_begin = clock, config.time_scale, flush
+        self.engine = Engine(config.session.executors, CONSERVING)
+        self._pools = {(job.number, stage): StagePool(each.tasks) for job in config.workload.jobs for stage, each in enumerate(job.stages)}
+        self._outputs = Outputs(config.bytes_scale)
+        self._sent: dict[int, Sent] = {}
+        """By executor: what it works on."""
+        self._flying: set[Sent] = set()
+        """Bundles whose end was not reported, halted ones among them."""
+        self._aliases: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        """Of each stage the pool's number of a task that ended to the engine's."""
+        self._continuing: Sent | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._lost: set[int] = set()
+        self._lost_at_s = 0.0
+        self._noted = {executor: asyncio.Event() for executor in range(config.session.executors)}
+        self._left, self._bundles, self._late, self._decisions = len(config.workload.jobs), 0, 0, 0
+        self._busy_s, self._runs, self._again, self._losses = 0.0, 0, 0, 0
+        self._transfers: dict[tuple[int, int], int] = defaultdict(int)
+        self._start_s = 0.0
+        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    # The clock
+
+    def _workload_s(self, wall_s: float) -> float:
+        return (wall_s - self._start_s) * self._scale
+
+    def _wall_s(self, workload_s: float) -> float:
+        return self._start_s + workload_s / self._scale
+
+    def _at(self, wall_s: float, call: Callable[..., None], *arguments: Any) -> asyncio.TimerHandle:
+        """Call at a time; errors end the trial."""
+
+        def fire() -> None:
+            self._timers.discard(handle)
+            self._guarded(call, *arguments)
+
+        handle = asyncio.get_running_loop().call_later(max(wall_s - self._clock(), 0.0), fire)
+        self._timers.add(handle)
+        return handle
+
+    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            self._fail_trial(error)
+
+    def _fail_trial(self, error: BaseException) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    def _spawn(self, work: Any) -> None:
+        """A coroutine beside the others; errors end the trial."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._fail_trial(error)
+
+        task = asyncio.create_task(guarded())
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+
+    # The trial
+
+    async def run(self) -> None:
+        """Play the workload."""
+        await self._cluster.gather(self._config.gather_s, lambda *loss: self._guarded(self._lose, *loss), self._back)
+        with contextlib.suppress(DecisionFailed):  # the first decision tries again
+            await self._controller.open(self._config.open_deadline_s)
+        self._start_s = self._clock()
+        self._emit(ScheduleBeginRow(trial_id=self._config.trial_id, began_at_s=self._start_s))
+        self._told_begin()
+        for job in self._config.workload.jobs:
+            self._at(self._wall_s(job.arrival_s), self._tell, JobArrived(job), job.arrival_s)
+        watch = asyncio.create_task(self._watch())
+        try:
+            reason = await self._over
+        finally:
+            watch.cancel()
+            for timer in self._timers:
+                timer.cancel()
+            for task in self._at_work:
+                task.cancel()
+        self._finish(reason)
+
+    async def _watch(self) -> None:
+        """End a trial in which nothing will happen any more."""
+        while not self._over.done():
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._flying or self._timers or self._at_work or self.engine.asking or self._over.done():
+                continue
+            if not self._lost:
+                self._over.set_result(STARVED)
+            elif self._clock() - self._lost_at_s > self._config.rejoin_s:
+                alone = len(self._lost) == self._config.session.executors
+                self._over.set_result(NO_EXECUTORS if alone else STARVED)
+
+    def _finish(self, reason: str) -> None:
+        for job in self.engine.jobs.values():
+            if job.done_s is None:
+                self._emit(job_row(self._config.trial_id, job))
+        for (sender, receiver), size_bytes in sorted(self._transfers.items()):
+            self._emit(TransferRow(trial_id=self._config.trial_id, sender=sender, receiver=receiver, size_bytes=size_bytes))
+        self._emit(self._end_row(reason))
+
+    def _end_row(self, reason: str) -> ScheduleEndRow:
+        jobs = list(self.engine.jobs.values())
+        arrived_s, done_s = [job.arrived_s for job in jobs], [job.done_s for job in jobs]
+        end_s = self._workload_s(self._clock())
+        summary = summarise_schedule(arrived_s, done_s, self._busy_s, self._config.session.executors, end_s) if jobs else None
+        return ScheduleEndRow(
+            trial_id=self._config.trial_id,
+            end_reason=reason,
+            avg_jct_s=summary.avg_jct_s if summary else None,
+            p50_jct_s=summary.p50_jct_s if summary else None,
+            p95_jct_s=summary.p95_jct_s if summary else None,
+            makespan_s=summary.makespan_s if summary else None,
+            busy_share=summary.busy_share if summary else None,
+            jobs=len(self._config.workload.jobs),
+            unfinished=self._left,
+            tasks=self._runs,
+            wall_s=self._clock() - self._start_s,
+            began_at_s=self._start_s,
+            shuffled_bytes=sum(self._transfers.values()),
+            executors_lost=self._losses,
+            tasks_run_again=self._again,
+            late_task_share=self._late / self._bundles if self._bundles else None,
+        )
+
+    # The engine
+
+    def _tell(self, event: Event, at_s: float) -> None:
+        """An event, and what follows from it. The engine's time never runs backwards."""
+        at_s = max(at_s, self.engine.now_s)
+        for instruction in self.engine.handle(event, at_s):
+            self._obey(instruction, at_s)
+
+    def _obey(self, instruction: Instruction, at_s: float) -> None:
+        if isinstance(instruction, StartTask):
+            if instruction.executor not in self._lost:  # told before the engine took notice of the loss
+                self._start(instruction, at_s)
+        elif isinstance(instruction, MoveExecutor):
+            there_s = at_s + self._config.session.moving_delay_s
+            self._at(self._wall_s(there_s), self._arrive, instruction.executor, there_s)
+        elif isinstance(instruction, AskDecision):
+            self._spawn(self._decide(at_s))
+        elif isinstance(instruction, JobDone):
+            self._emit(job_row(self._config.trial_id, self.engine.jobs[instruction.job]))
+            self._outputs.forget(instruction.job)
+            self._left -= 1
+            if not self._left and not self._over.done():
+                self._over.set_result(COMPLETE)
+        elif isinstance(instruction, LossNoted):
+            self._noted[instruction.executor].set()
+
+    def _arrive(self, executor: int, at_s: float) -> None:
+        if self.engine.executors[executor].bound_for is not None:  # else it was lost on its way
+            self._tell(ExecutorArrived(executor), at_s)
+
+    # Decisions
+
+    async def _decide(self, asked_s: float) -> None:
+        seen = observe(self.engine, self._config.session, asked_s)
+        rows = [(stage.job, stage.number) for stage in active_stages(self.engine)]
+        begin_s, policy_s, reason = self._clock(), None, ""
+        try:
+            answer = await self._controller.decide(seen, self._config.deadline_s)
+            action, policy_s = CjsAction(answer.stage, answer.executors), answer.policy_s
+        except DecisionFailed as failure:
+            action, reason = own_rule(seen), failure.reason
+        latency_s = self._clock() - begin_s
+        job, stage = rows[action.stage] if action.stage >= 0 else (-1, -1)
+        self._emit(
+            ScheduleDecisionRow(
+                trial_id=self._config.trial_id,
+                index=self._decisions,
+                at_s=asked_s,
+                committable=seen.committable,
+                active_jobs=seen.jobs,
+                job=job,
+                stage=stage,
+                executors=action.executors,
+                latency_s=latency_s,
+                policy_s=policy_s,
+                source="fallback" if reason else "policy",
+                reason=reason,
+            )
+        )
+        self._decisions += 1
+        given = DECLINE if action.stage < 0 else DecisionGiven(job, stage, action.executors)
+        self._tell(given, asked_s + latency_s * self._scale)
+
+    # Tasks
+
+    def _start(self, task: StartTask, at_s: float) -> None:
+        """The engine lets an executor start a task: the next of its bundle, or a new bundle."""
+        going_on = self._continuing
+        if going_on is not None and going_on.executor == task.executor and going_on.place == (task.job, task.stage):
+            self._continuing = None
+            going_on.engine_tasks.append(task.task)
+            return
+        sent = self._bundle(task, at_s)
+        self._sent[task.executor] = sent
+        self._flying.add(sent)
+        self._plan_tick(sent)
+        self._spawn(self._run(sent))
+
+    def _bundle(self, task: StartTask, at_s: float) -> Sent:
+        pool, stage = self._pools[task.job, task.stage], self.engine.jobs[task.job].stages[task.stage]
+
+        def duration_s(number: int, first: bool) -> float:
+            kind = task.kind if first else REST
+            return s_from_ms(self._durations.draw_ms(task.job, task.stage, number, kind, task.attached)) / self._scale
+
+        tasks, durations_s = pool.take(stage.running + stage.moving + stage.committed, duration_s)
+        if not tasks:
+            victim = steal(self._sent.values(), (task.job, task.stage))
+            if victim is None:
+                raise TestbedError(f"stage {task.stage} of job {task.job} has no task left to start, but the engine starts one")
+            tasks = [self._take_back(victim)]
+            durations_s = [duration_s(tasks[0], True)]
+        self._bundles += 1
+        return Sent(self._bundles, task.executor, task.job, task.stage, self._wall_s(at_s), tasks, durations_s, [task.task])
+
+    def _take_back(self, sent: Sent) -> int:
+        """The last task of a bundle, which has not begun."""
+        self._cluster.drop(sent.executor, sent.number)
+        number = sent.hand_back()
+        self._plan_tick(sent)
+        return number
+
+    def _plan_tick(self, sent: Sent) -> None:
+        """Tell the engine of the end of the task that runs, when it comes; the bundle's last end is the executor's to tell."""
+        if sent.tick is not None:
+            sent.tick.cancel()
+            self._timers.discard(sent.tick)
+            sent.tick = None
+        if sent.begun < len(sent.tasks) and not sent.halted:
+            sent.tick = self._at(sent.planned_end_s(sent.begun - 1), self._tick, sent)
+
+    def _tick(self, sent: Sent) -> None:
+        """A task in the middle of a bundle has ended, the next begins; unless the engine wants the executor elsewhere."""
+        sent.tick = None
+        if self._sent.get(sent.executor) is sent:
+            self._advance(sent, sent.planned_end_s(sent.begun - 1))
+            self._plan_tick(sent)
+
+    def _advance(self, sent: Sent, end_s: float) -> None:
+        self._continuing = sent
+        try:
+            self._tell(TaskFinished(sent.executor), self._workload_s(end_s))
+        finally:
+            refused, self._continuing = self._continuing is sent, None
+        if refused:
+            sent.halted = True
+            back = [self._take_back(sent) for _ in range(len(sent.tasks) - sent.begun)]
+            self._pools[sent.place].give_back(back)
+
+    async def _run(self, sent: Sent) -> None:
+        parts: Sequence[Part] = ()
+        try:
+            parts = self._outputs.parts(self.engine.jobs[sent.job].spec, sent.stage, len(sent.tasks), sent.executor)
+            report = await self._sent_off(sent, parts)
+        except Vanished as vanished:
+            report = Report(failed=str(vanished))
+        except ExecutorGone as gone:
+            self._lose(sent.executor, str(gone))
+            return
+        if report.failed:
+            await asyncio.sleep(SETTLE_S)
+        if sent not in self._flying:
+            return  # it was lost meanwhile
+        self._flying.remove(sent)
+        if report.failed:
+            self._failed(sent)
+            return
+        for part in parts:
+            self._transfers[part.holder, sent.executor] += part.size_bytes
+        self._ended(sent, report)
+
+    async def _sent_off(self, sent: Sent, parts: Sequence[Part]) -> Report:
+        """Have a bundle run; asks now and then whether an executor that takes too long is still there."""
+        reads = tuple(
+            Read(part.holder, self._cluster.data_address(part.holder), part.job, part.stage, part.tasks, part.size_bytes) for part in parts
+        )
+        offset_s = self._cluster.clock_offset_s(sent.executor)
+        bundle = Bundle(sent.number, sent.job, sent.stage, sent.due_s + offset_s, tuple(sent.durations_s), reads)
+        running = asyncio.ensure_future(self._cluster.run(sent.executor, bundle))
+        wait_s = max(sent.planned_end_s(len(sent.tasks) - 1) - self._clock(), 0.0) + PATIENCE_S
+        try:
+            while not (await asyncio.wait((running,), timeout=wait_s))[0]:
+                if not await self._cluster.answers(sent.executor, PATIENCE_S):
+                    self._cluster.give_up(sent.executor)
+                    raise ExecutorGone(HUNG)
+                wait_s = PATIENCE_S
+            report = await running
+        finally:
+            running.cancel()
+        return Report(tuple(end_s - offset_s for end_s in report.ends_s), report.lag_s, report.read_s, report.failed, report.holder)
+
+    def _ended(self, sent: Sent, report: Report) -> None:
+        """A bundle is done: what the engine doesn't know of it yet, then its last end."""
+        ends_s = list(report.ends_s)
+        self._late += report.lag_s > 0
+        while sent.begun < len(sent.tasks) and not sent.halted:
+            self._advance(sent, ends_s[sent.begun - 1])
+        self._outputs.add(sent.place, sent.executor, sent.tasks)
+        self._aliases[sent.place].update(zip(sent.tasks, sent.engine_tasks, strict=True))
+        self._let_go(sent)
+        self._tell_tasks(sent, ends_s, "done")
+        if not sent.halted:
+            self._tell(TaskFinished(sent.executor), self._workload_s(ends_s[len(sent.tasks) - 1]))
+
+    def _let_go(self, sent: Sent) -> None:
+        if self._sent.get(sent.executor) is sent:
+            del self._sent[sent.executor]
+        if sent.tick is not None:
+            sent.tick.cancel()
+            self._timers.discard(sent.tick)
+
+    def _tell_tasks(self, sent: Sent, ends_s: Sequence[float], outcome: str) -> None:
+        start_s = sent.due_s
+        for task, duration_s, end_s in zip(sent.tasks, sent.durations_s, ends_s, strict=False):
+            row = TaskRow(
+                trial_id=self._config.trial_id,
+                job=sent.job,
+                stage=sent.stage,
+                task=task,
+                executor=sent.executor,
+                start_s=self._workload_s(start_s),
+                end_s=self._workload_s(end_s),
+                profiled_s=duration_s * self._scale,
+                outcome=outcome,
+            )
+            self._emit(row)
+            self._busy_s += row.end_s - row.start_s
+            self._runs += 1
+            self._again += outcome != "done"
+            start_s = end_s
+
+    # Losses
+
+    def _failed(self, sent: Sent) -> None:
+        """A bundle came to nothing, because what it reads can't be had: all of it runs again, after what is gone of its parents."""
+        self._let_go(sent)
+        self._undo(sent, "failed")
+        self._claim_outputs(wanted_by=sent)
+        if not sent.halted:
+            self._tell(TaskFailed(sent.executor), self._workload_s(self._clock()))
+
+    def _undo(self, sent: Sent, outcome: str) -> None:
+        """Hand the tasks of a bundle back, and take from the engine those that it believes to have ended."""
+        now = self._clock()
+        self._pools[sent.place].give_back(sent.tasks)
+        self._tell_tasks(sent, [min(sent.planned_end_s(i), now) for i in range(sent.begun)], outcome)
+        ended = sent.engine_tasks if sent.halted else sent.engine_tasks[:-1]
+        if ended:
+            self._tell(OutputsLost(sent.job, sent.stage, tuple(ended)), self._workload_s(now))
+
+    def _claim_outputs(self, wanted_by: Sent | None = None) -> None:
+        """Have outputs that are gone made again, where a stage has tasks to start that read them, or where a bundle has missed them."""
+        claimed: set[tuple[int, int]] = set()
+        for place in self._outputs.gone():
+            job = self.engine.jobs[place[0]]
+            children = job.spec.stages[place[1]].children
+            missed = wanted_by is not None and place[0] == wanted_by.job and wanted_by.stage in children
+            if missed or any(job.stages[child].unstarted or (place[0], child) in claimed for child in children):
+                claimed.add(place)
+                tasks = self._outputs.claim(place)
+                self._again += len(tasks)
+                self._pools[place].give_back(tasks)
+                self._tell(OutputsLost(*place, tuple(self._aliases[place][task] for task in tasks)), self._workload_s(self._clock()))
+
+    def _lose(self, executor: int, reason: str) -> None:
+        if executor in self._lost or self._over.done():
+            return
+        now = self._clock()
+        self._lost.add(executor)
+        self._lost_at_s, self._losses = now, self._losses + 1
+        self._noted[executor].clear()
+        self._emit_executor(executor, "lost", reason)
+        flying = [sent for sent in self._flying if sent.executor == executor]
+        self._flying.difference_update(flying)
+        self._tell(ExecutorLost(executor), self._workload_s(now))
+        for sent in flying:
+            self._let_go(sent)
+            self._undo(sent, "lost")
+        self._outputs.lose(executor)
+        self._claim_outputs()
+
+    def _back(self, executor: int) -> None:
+        self._spawn(self._join(executor))
+
+    async def _join(self, executor: int) -> None:
+        if executor not in self._lost:
+            return
+        await self._noted[executor].wait()
+        self._lost.discard(executor)
+        self._emit_executor(executor, "joined", "")
+        self._tell(ExecutorJoined(executor), self._workload_s(self._clock()))
+
+    def _emit_executor(self, executor: int, what: str, reason: str) -> None:
+        at_s = self._workload_s(self._clock())
+        self._emit(ExecutorRow(trial_id=self._config.trial_id, executor=executor, at_s=at_s, what=what, reason=reason))
+
+
+def own_rule(seen: CjsObservation) -> CjsAction:
+    """What the driver does without an answer: jobs in order of arrival, all executors to the first that can use them."""
+    return serve_in_order(seen, [seen.session.executors] * seen.jobs)
+
+
+class _Writer:
+    """Rows as lines, some at a time."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._rows = out, list[Row]()
+
+    def emit(self, row: Row) -> None:
+        """Write it soon."""
+        self._rows.append(row)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        rows, self._rows = self._rows, []
+        self._out.write(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        self._out.flush()
+
+    async def keep_writing(self) -> None:
+        """Until cancelled. An empty line is a sign of life."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_S)
+            self._out.write(b"\n")
+            self.flush()
+
+
+async def drive(config: DriverConfig, out: BinaryIO) -> None:
+    """Play one trial."""
+    writer = _Writer(out)
+    durations = FrozenDurations(config.workload, load_profiles())
+    controller = SchedulingClient(config.controller_url, config.session, config.policy, config.seed)
+    writing = asyncio.create_task(writer.keep_writing())
+    try:
+        async with DaskCluster(config.scheduler, config.executors, config.session.executors, config.trial_id) as cluster:
+            await Driver(config, cluster, controller, durations, writer.emit, writer.flush).run()
+            writer.flush()
+    finally:
+        writing.cancel()
+        writer.flush()
+        await controller.close(1.0)
+
+
+def main() -> int:
+    """Read the config, drive; what can't be used is one sentence and exit code 2, what failed one and exit code 1."""
+    out = claim_stdout()
+    try:
+        asyncio.run(drive(read_config(DriverConfig, sys.argv[1:]), out))
+    except (UserError, TestbedError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

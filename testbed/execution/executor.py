@@ -1,0 +1,215 @@
+"""What runs inside a Dask worker: a task runner that occupies the worker's one thread, and the store of what its tasks wrote.
+
+The driver (`testbed.execution.driver`) registers `ExecutorPlugin` with the workers of any Dask cluster, and calls its handlers over Dask's
+own connections.
+
+| handler | |
+| --- | --- |
+| `cjs_hello` | forget all, another trial begins; answers who this is and what its clock says |
+| `cjs_run` | run a `Bundle` in the thread of a stint; answered when its last task has ended, or when it failed |
+| `cjs_drop` | the last task of a bundle is another executor's, if it has not begun |
+| `cjs_end` | end a stint |
+| `cjs_fetch` | a block that a stage's tasks left here; another executor asks |
+| `cjs_ping` | answered at once, unless the worker hangs |
+| `cjs_stay` | never answered: its connection breaks when the worker dies |
+
+A *stint* is the Dask task (`work`) during which an executor is at one stage: it holds the worker's thread, and bundles come to it one after
+another. A *bundle* is some tasks of that stage, mostly one, several where they are short. They end when their time has passed, counted from
+the instant at which the engine let the first one start, and the last one not before all they read has arrived: recorded durations hold
+Spark's own reading, which overlaps its computing. Blocks have no content worth keeping, so the store counts tasks and sends slices of one
+buffer.
+
+**Lag.** A message takes some ms to come, which time compression would multiply. So a task is taken to have ended on time when its worker
+was late by up to `SLACK_S`; what is later counts.
+"""
+
+import asyncio
+import os
+import queue
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from distributed import Worker, WorkerPlugin, get_worker
+from distributed.protocol import to_serialize
+
+from testbed.clock import now_s
+
+NAME = "cjs-executor"
+BLOCK_BYTES = 1 << 20
+"""Of one message between executors; more goes in several."""
+SLACK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a bundle reads from one other executor: part of the output of `tasks` tasks there."""
+
+    holder: int
+    address: str
+    job: int
+    stage: int
+    tasks: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Tasks of one stage for one executor."""
+
+    number: int
+    job: int
+    stage: int
+    due_s: float
+    """When the first was let start, on the worker's clock."""
+    durations_s: tuple[float, ...]
+    reads: tuple[Read, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a bundle went."""
+
+    ends_s: tuple[float, ...] = ()
+    """When its tasks ended, on the worker's clock; fewer than were sent where some were dropped."""
+    lag_s: float = 0.0
+    """By how much the worker was late at the last one's end, the reading apart."""
+    read_s: float = 0.0
+    """From the bundle's coming to the arrival of all it reads."""
+    failed: str = ""
+    """Why it failed, if it did: what it reads can't be had."""
+    holder: int = -1
+    """From whom."""
+
+
+class FetchFailed(Exception):
+    """A block can't be had from where it should lie."""
+
+    def __init__(self, holder: int, reason: str) -> None:
+        super().__init__(reason)
+        self.holder, self.reason = holder, reason
+
+
+_Asked = tuple[Bundle, "asyncio.Future[Report]"]
+
+
+class ExecutorPlugin(WorkerPlugin):
+    """Makes a Dask worker an executor."""
+
+    name = NAME
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        """Add the handlers."""
+        self._worker = worker
+        self._buffer = memoryview(os.urandom(BLOCK_BYTES))
+        self._incarnation = os.urandom(8).hex()
+        self._stints: dict[int, queue.SimpleQueue[_Asked | None]] = {}
+        self._blocks: Counter[tuple[int, int]] = Counter()
+        """How many tasks of (job, stage) ended here."""
+        self._dropped: Counter[int] = Counter()
+        for handler in (self.cjs_hello, self.cjs_run, self.cjs_drop, self.cjs_end, self.cjs_fetch, self.cjs_ping, self.cjs_stay):
+            worker.handlers[handler.__name__] = handler
+
+    async def cjs_hello(self) -> tuple[str, float]:
+        """Who this is and what its clock says."""
+        for stint in self._stints.values():
+            stint.put(None)
+        self._stints, self._blocks, self._dropped = {}, Counter(), Counter()
+        return self._incarnation, now_s()
+
+    async def cjs_run(self, stint: int, bundle: bytes) -> bytes:
+        """Hand a bundle to a stint's thread; bundle and `Report` are JSON."""
+        ended: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._inbox(stint).put((msgspec.json.decode(bundle, type=Bundle), ended))
+        return msgspec.json.encode(await ended)
+
+    async def cjs_drop(self, bundle: int) -> None:
+        """One task fewer."""
+        self._dropped[bundle] += 1
+
+    async def cjs_end(self, stint: int) -> None:
+        """Let the thread go."""
+        self._inbox(stint).put(None)
+
+    async def cjs_fetch(self, job: int, stage: int, tasks: int, size_bytes: int) -> Any:
+        """A block, or a sentence on what isn't here."""
+        if self._blocks[job, stage] < tasks:
+            return f"stage {stage} of job {job} left the outputs of {self._blocks[job, stage]} tasks here, wanted {tasks}"
+        return to_serialize(self._buffer[:size_bytes])
+
+    async def cjs_ping(self) -> None:
+        """Show that somebody is here."""
+
+    async def cjs_stay(self) -> None:
+        """Hold the line."""
+        await asyncio.Event().wait()
+
+    def _inbox(self, stint: int) -> "queue.SimpleQueue[_Asked | None]":
+        return self._stints.setdefault(stint, queue.SimpleQueue())
+
+    def work(self, stint: int) -> int:
+        """Run bundles, in the worker's thread, until the stint is ended; returns how many."""
+        inbox, bundles = self._inbox(stint), 0
+        while (asked := inbox.get()) is not None:
+            bundle, ended = asked
+            report = self._run(bundle)
+            self._worker.loop.add_callback(_answer, ended, report)
+            bundles += 1
+        return bundles
+
+    def _run(self, bundle: Bundle) -> Report:
+        came_s, blocks = now_s(), self._blocks
+        reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._worker.loop.asyncio_loop) if bundle.reads else None
+        ends_s: list[float] = []
+        end_s = bundle.due_s
+        for place, duration_s in enumerate(bundle.durations_s):
+            if place and place >= len(bundle.durations_s) - self._dropped[bundle.number]:
+                break
+            end_s += duration_s
+            time.sleep(max(end_s - now_s(), 0.0))
+            end_s = max(end_s, now_s() - SLACK_S)
+            ends_s.append(end_s)
+        lag_s = max(now_s() - end_s, 0.0)
+        read_s = 0.0
+        if reading:
+            try:
+                read_s = max(reading.result() - came_s, 0.0)
+            except FetchFailed as failure:
+                return Report(failed=failure.reason, holder=failure.holder)
+            ends_s[-1] = max(end_s, came_s + read_s)
+        self._dropped.pop(bundle.number, None)
+        blocks[bundle.job, bundle.stage] += len(ends_s)
+        return Report(tuple(ends_s), lag_s, read_s)
+
+    async def _read_all(self, reads: tuple[Read, ...]) -> float:
+        """Fetch everything, from all holders at once; returns when it was there."""
+        await asyncio.gather(*map(self._read, reads))
+        return now_s()
+
+    async def _read(self, read: Read) -> None:
+        left_bytes = read.size_bytes
+        while left_bytes > 0:
+            size_bytes = min(left_bytes, BLOCK_BYTES)
+            try:
+                block = await self._worker.rpc(read.address).cjs_fetch(
+                    job=read.job, stage=read.stage, tasks=read.tasks, size_bytes=size_bytes
+                )
+            except OSError as error:
+                raise FetchFailed(read.holder, f"{type(error).__name__}: {error}") from None
+            if isinstance(block, str):
+                raise FetchFailed(read.holder, block)
+            left_bytes -= size_bytes
+
+
+def _answer(ended: "asyncio.Future[Report]", report: Report) -> None:
+    if not ended.done():
+        ended.set_result(report)
+
+
+def work(stint: int) -> int:
+    """The Dask task of a stint."""
+    plugin: ExecutorPlugin = get_worker().plugins[NAME]
+    return plugin.work(stint)
