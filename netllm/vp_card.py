@@ -51,7 +51,7 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| command | `{trained['command']}` |",
         f"| data | {_data(data)} |",
         f"| seed | {trained['seed']} |",
-        f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} stretches, half of them mirrored, {trained['minutes']} min |",
+        f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} stretches, half mirrored, {trained['minutes']} min |",
         f"| weights | exponential mean, factor {trained['averaged']} a step |",
         f"| hardware | {trained['hardware']}, {trained['dtype']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in trained['versions'].items())} |",

@@ -1,7 +1,7 @@
 """A 360-degree video cut into tiles: its manifest, and the one that is made by arithmetic.
 
-The picture is equirectangular, `rows` x `columns` tiles of equal angles, numbered row by row from the top; every segment of every tile comes
-in every level. A level's bitrate is that of the whole picture.
+The picture is equirectangular, `rows` x `columns` tiles of equal angles, numbered row by row from the top; every segment of every tile
+comes in every level. A level's bitrate is that of the whole picture.
 """
 
 import math

@@ -32,7 +32,7 @@ class Seen:
 
 
 class Viewing:
-    """One viewing of `segments` segments by a head whose angles are known: `begin`, then `fetch` and `arrived` per segment, `advance` at will."""
+    """One viewing of `segments` segments by a head that is known: `begin`, then `fetch` and `arrived` per segment, `advance` at will."""
 
     def __init__(self, video: TiledVideo, angles_deg: Floats, rate_hz: float, segments: int) -> None:
         self._video, self.segments = video, segments

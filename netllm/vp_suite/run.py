@@ -79,7 +79,7 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
 
 
 def _windows(settings: VpEvaluateSettings, console: Console) -> list[tuple[VpSetting, Windows]]:
-    """The windows of each setting. One on another data set is left out, with a note, where that can't be had (unless it is the only one)."""
+    """The windows of each setting. One on another data set is left out, with a note, where that can't be had (unless it is alone)."""
     found, asked = [], chosen(settings.settings)
     for each in asked:
         try:

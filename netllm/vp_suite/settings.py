@@ -50,8 +50,8 @@ NAMED = {
             "wu2017",
             "2 s to 4 s, another data set (Wu2017), on which nothing was trained",
             find_rule("code"),
-            note="Viewers of these videos look ahead at other yaws than those of Jin2022, each video at another. `linear_l1`, `mlp` and `track` "
-            "can't be told; `netllm` can, and predicts without the heading.",
+            note="Viewers of these videos look ahead at other yaws than those of Jin2022, each video at another. `linear_l1`, `mlp` and "
+            "`track` can't be told; `netllm` can, and predicts without the heading.",
             split=WU_TEST,
         ),
     )
