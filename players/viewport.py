@@ -15,7 +15,7 @@ from traces.viewports import Floats, attitude
 
 FIELD_DEG = 100.0, 85.0
 """Width and height of what a headset shows (HTC Vive, as in Corbillon et al., MMSys 2017: about 100 degrees)."""
-RAYS = 20, 17
+RAYS = 20, 18
 """Lines of sight over the field, columns and rows: one every five degrees."""
 SAFETY = 0.9
 """Share of the estimated throughput that a segment may use (dash.js 5's `bandwidthSafetyFactor`)."""

@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -309,7 +310,7 @@ def test_a_frame_is_on_screen_until_the_next_one(frames):
 
 
 def test_a_vit_turns_frames_into_features(vit, frames):
-    reader, frame = VitReader(__import__("pathlib").Path(vit)), Frames(frames).at(1, 0)
+    reader, frame = VitReader(Path(vit)), Frames(frames).at(1, 0)
     one, none, again = reader([frame, None, frame])
     assert reader.width == 8 and np.isfinite(one).all() and np.isnan(none).all()
     np.testing.assert_array_equal(one, again)
