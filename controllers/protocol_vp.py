@@ -91,7 +91,7 @@ def answer(decided: object, seen: VpObservation, policy_s: float) -> AnswerVp:
         raise Refusal("invalid", f"the policy answered {decided!r:.200}, {wanted}") from None
     if numbers.shape != (seen.session.horizon, AXES) or not np.isfinite(numbers).all():
         raise Refusal("invalid", f"the policy answered numbers of shape {numbers.shape}, {wanted}")
-    return AnswerVp(predicted_deg=numbers.tolist(), policy_s=policy_s)
+    return AnswerVp(predicted_deg=[(roll, pitch, yaw) for roll, pitch, yaw in numbers.tolist()], policy_s=policy_s)
 
 
 def decode_answer(body: bytes, session: VpSession) -> AnswerVp:

@@ -73,7 +73,5 @@ def test_policies_that_are_not_trained_are_no_default(monkeypatch: pytest.Monkey
 
 
 def test_a_policy_that_fails_ends_its_own_trial() -> None:
-    job = twin_vp.ViewerJob(
-        trial_id="t0", policy="static", seed=1, split="test", viewer=83, rule="figures", history_s=2.0, horizon_s=4.0
-    )
+    job = twin_vp.ViewerJob(trial_id="t0", policy="static", seed=1, split="test", viewer=83, rule="figures", history_s=2.0, horizon_s=4.0)
     assert job.ended_early("it raised").end_reason == "it raised"
