@@ -7,6 +7,8 @@ from torch import nn
 
 ALLOWED = "allowed"
 """Feature: which choices exist."""
+BASE = "base"
+"""Feature: what a path is predicted to be without the model."""
 
 
 class ChoiceHead(nn.Module):
@@ -26,7 +28,7 @@ class ChoiceHead(nn.Module):
 
 
 class PathHead(nn.Module):
-    """All future samples of several axes at once: a linear layer that begins at zero, so that an untrained model predicts no change."""
+    """All future samples of several axes at once: a linear layer that begins at zero, added to a prediction that is given."""
 
     def __init__(self, width: int, samples: int, axes: int) -> None:
         super().__init__()
@@ -37,5 +39,5 @@ class PathHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: torch.Tensor, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Changes (B, T, samples, axes), in units of the task, from `hidden` (B, T, width); no feature is needed."""
-        return self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))
+        """The path (B, T, samples, axes), in units of the task, from `hidden` (B, T, width) and `base`, of the path's shape."""
+        return features[BASE] + self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))

@@ -72,7 +72,7 @@ class VitReader:
 
     @torch.inference_mode()
     def _computed(self, frame: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
+        pixels = torch.tensor(frame).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
         sized = nn.functional.interpolate(pixels, (self._size, self._size), mode="bilinear", antialias=True)
         hidden = self._model(pixel_values=(sized - MEAN) / DEVIATION).last_hidden_state  # (1, tokens, width)
         return hidden[0, 0].numpy().copy()

@@ -21,6 +21,7 @@ from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
 from controllers.learning.vp_mlp import mirrored
 from controllers.learning.vp_run import CURVE, Budget, VpRun
+from controllers.weights import VP_SHIPPED, find_weights
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
 from netllm.images import image_reader
@@ -88,6 +89,8 @@ def adapt(settings: VpAdaptSettings | None = None, console: Console | None = Non
     torch.set_num_threads(settings.threads)
     run = VpAdaptRun(settings, console or Console(stderr=True), data)
     try:
+        if settings.resume:
+            run.resume()
         return run.train()
     finally:
         run.model.switch.remove()  # after Ctrl-C in a notebook, too: the backbone lives on
@@ -126,8 +129,6 @@ class VpAdaptRun(VpRun):
         budget = Budget(settings.steps, settings.minutes, settings.validations, settings.averaged)
         asked = {name: value for name, value in asdict(settings).items() if name in WHOLE} | {"data": self.data.sha256}
         super().__init__("adapt vp", settings.out, budget, asked, learning, optimiser, console)
-        if settings.resume:
-            self.resume()
 
     @property
     def weights(self) -> Path:
@@ -198,6 +199,7 @@ class VpAdaptRun(VpRun):
                 "no_front": settings.no_front,
                 "optimiser": asdict(settings.optimiser),
                 "data": self.data.facts,
+                "base": find_weights("", "linear_l1", VP_SHIPPED).name if settings.task.base == "linear_l1" else "the newest sample",
                 "hardware": f"{cpu_field('model name') or 'unknown processor'}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             },

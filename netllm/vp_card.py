@@ -50,6 +50,7 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| date, commit | {trained['utc']}, `{trained['commit'][:12]}` |",
         f"| command | `{trained['command']}` |",
         f"| data | {_data(data)} |",
+        f"| added to | {trained['base']} |",
         f"| seed | {trained['seed']} |",
         f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} stretches, half mirrored, {trained['minutes']} min |",
         f"| weights | exponential mean, factor {trained['averaged']} a step |",

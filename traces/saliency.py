@@ -40,4 +40,4 @@ def _pooled(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
     reach = range(-(SPECTRUM // 2), SPECTRUM // 2 + 1)
-    return np.mean([np.roll(values, (i, j), (0, 1)) for i in reach for j in reach], axis=0)
+    return np.asarray(np.mean([np.roll(values, (i, j), (0, 1)) for i in reach for j in reach], axis=0))

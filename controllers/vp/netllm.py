@@ -10,7 +10,7 @@ from traces.viewports import FRONT_DEG, RATE_HZ
 
 
 class NetLLM(VpPolicy):
-    """NetLLM (Wu et al., SIGCOMM 2024) with a head that answers all future samples at once, as turns from the newest sample.
+    """NetLLM (Wu et al., SIGCOMM 2024) with a head that answers all future samples at once, as what is to be added to `linear_l1`.
 
     Differs from the paper's code: one pass instead of 20, a token tells 2 s (not one sample), angles are told and answered relative to the
     newest sample, around the circle, and what is learnt is the metric itself, the absolute error (not the squared error of normalised

@@ -6,20 +6,23 @@
 | heading | roll and pitch of the newest; its yaw as sine and cosine from the front, or that no front is known |
 | image | features of the frame on screen, or that there is none; only with `image_features` |
 
-The answer is a turn from the newest sample, in units that bring turns to order 1. One pass gives all future samples (NetLLM's code takes 20
-passes, each with a sample more). A token sees the tokens before it, so that a sequence of T tokens teaches T histories in one pass.
+The answer is a turn from the newest sample, in units that bring turns to order 1: what the model adds to the prediction of `linear_l1`, or,
+where no front is known, to a head that stays. One pass gives all future samples (NetLLM's code takes 20 passes, each with a sample more). A token sees the tokens before it, so that a sequence of T tokens teaches T histories in one pass.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from controllers.vp import linear_l1
+from controllers.weights import VP_SHIPPED, find_weights, read_weights
 from netllm.encoders import ScalarEncoder, SeriesEncoder
-from netllm.heads import PathHead
+from netllm.heads import BASE, PathHead
 from netllm.model import STEP, TaskModel, as_tensors
 from testbed.vp_metrics import wrapped_deg
 from traces.viewports import ANGLES, FRONT_DEG
@@ -50,6 +53,8 @@ class VpTask:
     """Width inside the encoders."""
     heading: bool = True
     """Tell the yaw from the front, where the data set has one."""
+    base: Literal["linear_l1", "last"] = "linear_l1"
+    """What the model adds to: the linear predictor that ships, or the newest sample."""
     image_features: int = 0
     """Width of the image features (768 for ViT-B); 0: no image is told."""
     name: ClassVar[str] = "vp"
@@ -102,6 +107,7 @@ def features(
         MOTION: _motion(seen_deg, rows >= 0),
         HEADING_NAME: _heading(seen_deg[:, :, -1], told),
         STEP: np.broadcast_to(np.arange(steps), (count, steps)).copy(),
+        BASE: _base(task, seen_deg, np.broadcast_to(np.asarray(front), count)),
     }
     return made | ({IMAGE: _images(task, images, count, steps)} if task.image_features else {})
 
@@ -120,6 +126,25 @@ def _heading(newest_deg: np.ndarray, told: np.ndarray) -> np.ndarray:
     flag = np.broadcast_to(told[:, None], from_front.shape)
     parts = [*np.moveaxis(newest_deg[:, :, :2] / SCALE_DEG[:2], -1, 0), flag * np.sin(from_front), flag * np.cos(from_front), flag]
     return np.stack(parts, axis=-1).astype(np.float32)
+
+
+def _base(task: VpTask, seen_deg: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """(N, T, horizon, 3) of (N, T, samples, 3); `front` (N,)."""
+    count, steps, samples, axes = seen_deg.shape
+    base = np.zeros((count, steps, task.horizon, axes), dtype=np.float32)
+    if task.base == "last" or not front.any():
+        return base
+    lacking = max(linear_l1.SAMPLES - samples, 0)
+    told_deg = np.concatenate([np.repeat(seen_deg[:, :, :1], lacking, axis=2), seen_deg[:, :, -linear_l1.SAMPLES :]], axis=2)
+    turns_deg = linear_l1.features(told_deg.reshape(-1, linear_l1.SAMPLES, axes)) @ _coefficients()
+    base[:] = extended(turns_deg.reshape(count * steps, -1, axes), task.horizon).reshape(base.shape) / SCALE_DEG
+    base[~front] = 0.0
+    return base
+
+
+@cache
+def _coefficients() -> np.ndarray:
+    return read_weights(find_weights("", "linear_l1", VP_SHIPPED))["coefficients"]
 
 
 def _images(task: VpTask, images: np.ndarray | None, count: int, steps: int) -> np.ndarray:

@@ -110,6 +110,8 @@ def test_any_length_of_history_and_horizon(policy: VpPolicy, history: int, horiz
 def test_any_observation_gets_finite_degrees(name: str, history: np.ndarray, horizon: int) -> None:
     """Within ten turns a sample: as far as an angle can be extrapolated that jumps by one turn."""
     policy, seen = policy_named(name), observation(history * [180, 90, 180], horizon)
+    if isinstance(policy, str):
+        pytest.skip(policy)
     policy.reset(seen.session, 1)
     answer = policy.decide(seen)
     assert answer.shape == (horizon, 3)

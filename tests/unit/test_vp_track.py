@@ -39,7 +39,7 @@ def data():
 def test_the_network_is_what_the_policy_computes(tmp_path, content):
     torch.manual_seed(1)
     network = Network(8, content)
-    torch.nn.init.normal_(network.out.weight)
+    torch.nn.init.normal_(network.out.weight, std=0.3)
     write_tensors(tmp_path / "x.safetensors", dict(network.state_dict()), "made", {"horizon": 20})
     known, maps = windows(), np.random.default_rng(1).uniform(0, 3, (len(windows()), 128)).astype(np.float32) if content else None
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_the_network_is_what_the_policy_computes(tmp_path, content):
         ).numpy()
     answer = predicted_deg(read_weights(tmp_path / "x.safetensors"), known.history_deg, 20, maps)
     np.testing.assert_allclose(answer, known.history_deg[:, -1:] + turns, atol=2e-2)
-    assert np.ptp(turns) > 10
+    assert np.ptp(turns) > 5
     if not content:
         np.testing.assert_array_equal(predict(Track(str(tmp_path / "x.safetensors")), known), answer)
 
@@ -82,8 +82,7 @@ def test_with_frames_the_picture_changes_the_answer(data, tmp_path):
 
 
 def test_what_stands_out_is_salient():
-    frame = np.full((64, 128, 3), 90, dtype=np.uint8)
-    frame[:, ::2] += 10
+    frame = np.random.default_rng(1).integers(80, 100, (64, 128, 3), dtype=np.uint8)
     frame[40:44, 100:104] = 255
     found = saliency(frame)
     assert found.shape == GRID and found.mean() == pytest.approx(1, abs=1e-4)
