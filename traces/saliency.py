@@ -16,14 +16,14 @@ SPECTRUM = 3
 def saliency(frame: np.ndarray | None) -> np.ndarray:
     """A map (rows, columns) whose mean is 1, of a frame (rows, columns, 3) of bytes; all ones where there is no frame, or nothing in it."""
     even = np.ones(GRID, dtype=np.float32)
-    if frame is None:
+    if frame is None or np.ptp(frame) == 0:
         return even
     spectrum = np.fft.fft2(_pooled(frame.mean(axis=2), SIZE))
     log = np.log(np.abs(spectrum) + 1e-6)
     residual = log - _smoothed(log)
     energy = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
     pooled = _pooled(energy, GRID)
-    return (pooled / pooled.mean()).astype(np.float32) if pooled.mean() > 1e-12 else even
+    return (pooled / pooled.mean()).astype(np.float32)
 
 
 def _pooled(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
