@@ -7,7 +7,8 @@
 | image | features of the frame on screen, or that there is none; only with `image_features` |
 
 The answer is a turn from the newest sample, in units that bring turns to order 1: what the model adds to the prediction of `linear_l1`, or,
-where no front is known, to a head that stays. One pass gives all future samples (NetLLM's code takes 20 passes, each with a sample more). A token sees the tokens before it, so that a sequence of T tokens teaches T histories in one pass.
+where no front is known, to a head that stays. One pass gives all future samples (NetLLM's code takes 20 passes, each with a sample more).
+A token sees the tokens before it, so that a sequence of T tokens teaches T histories in one pass.
 """
 
 from collections.abc import Sequence
