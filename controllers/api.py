@@ -159,6 +159,8 @@ class VpSession:
     horizon: int
     rate_hz: float = 5.0
     """Samples of head movement a second, of history and prediction alike."""
+    front_deg: float | None = None
+    """The yaw at which viewers of this video look ahead; None: not known."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -170,6 +172,7 @@ class VpObservation:
     | session | the viewing's constants | |
     | times_s | when the head was sampled, rising; the distance is that of `session.rate_hz`, but some may be missing | (H,); s |
     | history_deg | roll, pitch, yaw (`traces/viewports.py`) | (H, 3); -180 .. 180, -90 .. 90, -180 .. 180 degrees |
+    | frame | the equirectangular frame on screen at the newest sample; None where the user has no frames | (rows, columns, 3); 0 .. 255 |
 
     H is 1 or more: a viewing has little history at its beginning. Arrays are not to be changed.
     """
@@ -177,6 +180,7 @@ class VpObservation:
     session: VpSession
     times_s: "np.ndarray"
     history_deg: "np.ndarray"
+    frame: "np.ndarray | None" = None
 
 
 class VpPolicy(ABC):

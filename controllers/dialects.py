@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controllers import protocol, protocol_cjs
-from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession
+from controllers import protocol, protocol_cjs, protocol_vp
+from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy, VpSession
 
-AnyPolicy = AbrPolicy | CjsPolicy
-AnySession = AbrSession | CjsSession
-AnyOpen = protocol.Open | protocol_cjs.OpenCjs
-AnyAnswer = protocol.Answer | protocol_cjs.AnswerCjs
+AnyPolicy = AbrPolicy | CjsPolicy | VpPolicy
+AnySession = AbrSession | CjsSession | VpSession
+AnyOpen = protocol.Open | protocol_cjs.OpenCjs | protocol_vp.OpenVp
+AnyAnswer = protocol.Answer | protocol_cjs.AnswerCjs | protocol_vp.AnswerVp
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,6 @@ class Dialect:
 DIALECTS = {
     "abr": Dialect(protocol.decode_open, protocol.decode_decide, protocol.observation, protocol.answer),
     "cjs": Dialect(protocol_cjs.decode_open, protocol_cjs.decode_decide, protocol_cjs.observation, protocol_cjs.answer),
+    "vp": Dialect(protocol_vp.decode_open, protocol_vp.decode_decide, protocol_vp.observation, protocol_vp.answer),
 }
 """By task."""

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy
+from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy, VpSession
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
@@ -253,15 +253,16 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[str, ...]
     task: str = "abr"
     session: AbrSession | None = None
-    """Without this and `scheduling` nothing is made, only described."""
+    """Without this, `scheduling` and `viewing` nothing is made, only described."""
     scheduling: CjsSession | None = None
+    viewing: VpSession | None = None
     seed: int = 0
 
 
 def describe(question: Question) -> list[dict[str, str]]:
     """Name, label, colour, citation and reference of each policy. Raises `UserError` for one that can't be found, made or reset."""
     found = load_all(question.references, question.task)
-    if session := question.session or question.scheduling:
+    if session := question.session or question.scheduling or question.viewing:
         for factory in found:
             shipped = factory.policy_class.__module__ == f"{KINDS[question.task].package}.netllm" and not factory.arguments
             if not shipped:  # what ships starts, and would take torch and seconds to say so
@@ -271,7 +272,7 @@ def describe(question: Question) -> list[dict[str, str]]:
     ]
 
 
-def _try(factory: PolicyFactory, session: AbrSession | CjsSession, seed: int) -> None:
+def _try(factory: PolicyFactory, session: AbrSession | CjsSession | VpSession, seed: int) -> None:
     try:
         factory().reset(session, seed)
     except UserError:

@@ -1,6 +1,6 @@
 """What a player and the decision service say to each other: JSON over HTTP, each message checked to the last number before use.
 
-Scheduling has the same paths and failures, with the messages of `controllers.protocol_cjs`.
+Scheduling and viewport prediction have the same paths and failures, with messages of their own (`protocol_cjs`, `protocol_vp`).
 
 | request | body | answer |
 | --- | --- | --- |

@@ -19,7 +19,7 @@ def write_card(folder: Path, curve: Path | None = None) -> Path:
         (folder / "curve.csv").write_bytes(curve.read_bytes())
     if (folder / "curve.csv").is_file():
         lines += _curve(folder / "curve.csv")
-    lines += [RESULTS_START, _results(path) or "Not measured on test traces yet.", RESULTS_END, ""]
+    lines += [RESULTS_START, kept_results(path) or "Not measured on test traces yet.", RESULTS_END, ""]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -33,7 +33,8 @@ def set_results(folder: Path, text: str) -> None:
     path.write_text(f"{before}{RESULTS_START}\n{text}\n{RESULTS_END}{after}", encoding="utf-8")
 
 
-def _results(path: Path) -> str:
+def kept_results(path: Path) -> str:
+    """What an earlier test put into the card; empty when none did."""
     card = path.read_text(encoding="utf-8") if path.is_file() else ""
     return card.partition(RESULTS_START)[2].partition(RESULTS_END)[0].strip()
 

@@ -14,27 +14,21 @@ from torch import nn
 
 from netllm.backbone import Backbone
 from netllm.context import Context, band
-from netllm.heads import ChoiceHead
+from netllm.heads import ALLOWED
 from netllm.lora import LoraSettings, Switch
 
-ALLOWED = "allowed"
 STEP = "step"
 
 Features = Mapping[str, np.ndarray]
-"""One array per modality, plus `allowed` (choices that exist) and `step` (number of the decision); shape (B, T, ...)."""
+"""One array per modality, plus `step` (number of the decision) and what the head asks for (`allowed`); shape (B, T, ...)."""
 
 
 class Task(Protocol):
-    """What differs between tasks: which encoders, how they share tokens, how many choices, how many steps."""
+    """What differs between tasks: which encoders, how they share tokens, which head, how many steps."""
 
     @property
     def name(self) -> str:
         """`abr`, ..."""
-        ...
-
-    @property
-    def choices(self) -> int:
-        """Slots of the head."""
         ...
 
     @property
@@ -56,6 +50,10 @@ class Task(Protocol):
         """One encoder per modality."""
         ...
 
+    def head(self, width: int) -> nn.Module:
+        """What turns the backbone's outputs (B, T, width) and the features into answers (B, T, ...)."""
+        ...
+
 
 class TaskModel(nn.Module):
     """Encoders and head of one task around the shared, frozen backbone."""
@@ -68,7 +66,7 @@ class TaskModel(nn.Module):
         self.encoders = nn.ModuleDict(task.encoders(backbone.width))
         self.step = nn.Embedding(task.max_steps, backbone.width)
         self.norm = nn.LayerNorm(backbone.width)
-        self.head = ChoiceHead(backbone.width, task.choices)
+        self.head = task.head(backbone.width)
         nn.init.normal_(self.step.weight, std=0.02)
         nn.init.constant_(self.norm.weight, backbone.embedding_rms)
 
@@ -89,14 +87,14 @@ class TaskModel(nn.Module):
         return self.norm(torch.stack(tokens, dim=2).flatten(1, 2)).to(self.backbone.dtype)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities (B, T, choices) of every decision of whole sessions, in one pass."""
+        """The head's answers (B, T, ...) to every decision of whole sessions, in one pass."""
         sequence = self.embed(features)
         tokens = sequence.shape[1]
         limits = band(tokens, tokens, self.task.context_steps, self.step_tokens, sequence.dtype)
         with self.backbone.lock:
             self.switch.activate()
             hidden = self.backbone.model(inputs_embeds=sequence, use_cache=False, **limits).last_hidden_state
-        return self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features[ALLOWED])
+        return self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features)
 
     def new_context(self) -> Context:
         """An empty context for a batch of sessions."""
@@ -124,7 +122,7 @@ class Reader:
             model.switch.activate()
             hidden = self._context.extend(model.embed(as_tensors(features)))[:, -1:]  # (B, 1, width)
         self.steps += features[STEP].shape[1]
-        return model.head(hidden, torch.from_numpy(features[ALLOWED][:, -1:])).squeeze(1).numpy()
+        return model.head(hidden, {ALLOWED: torch.from_numpy(features[ALLOWED][:, -1:])}).squeeze(1).numpy()
 
 
 def as_tensors(features: Features) -> dict[str, torch.Tensor]:

@@ -18,7 +18,8 @@ from torch import nn
 
 from controllers.ladder import places
 from netllm.experience import Episode
-from netllm.model import ALLOWED, TaskModel, as_tensors
+from netllm.heads import ALLOWED
+from netllm.model import TaskModel, as_tensors
 from netllm.tasks.abr import AbrTask, session_features
 from testbed.errors import UserError
 

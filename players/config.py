@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from controllers.api import Manifest
+from players.tiles import TiledVideo
 
 
 class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,6 +22,8 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """TCP port; 0 takes a free one, told in `OriginReady`."""
     videos: tuple[Manifest, ...]
     """What is served; nothing else is."""
+    tiled: tuple[TiledVideo, ...] = ()
+    """The same, of tiled videos."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 
@@ -95,3 +98,20 @@ class PlayerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """From the append that ends a stall to the next frame (same measurement)."""
     tail_s: Annotated[float, Meta(ge=0)] = 0.0
     """Playback stops this long before the end of the buffer (0.11 for media with B-frames in Chromium)."""
+
+
+class HeadsetConfig(PlayerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`python -m players.headset`: one viewing of tiled video, that is one trial. `video` is a tiled one, `chunks` counts its segments."""
+
+    angles_deg: tuple[tuple[float, float, float], ...]
+    """The head's recorded movement from the video's beginning on: roll, pitch, yaw."""
+    rate_hz: float
+    """Samples of it a second."""
+    front_deg: float | None = None
+    """The yaw at which viewers look ahead; None: not known."""
+    horizon: int = 20
+    """Samples that the controller is asked to predict."""
+    history: int = 25
+    """Samples that it is told, at most."""
+    buffer_cap_s: float = 2.0
+    """A segment is asked for only when less lies ahead: what is fetched must have been predictable."""

@@ -1,6 +1,7 @@
 """The player's side of the origin: one keep-alive connection, one request at a time, bounded retries, and an eye on progress."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -9,7 +10,9 @@ import msgspec
 from controllers.api import Manifest
 from controllers.protocol import Refusal, check_manifest
 from players.config import PlayerConfig
+from players.tiles import TiledVideo, check_tiled
 from testbed.clock import now_s
+from testbed.errors import UserError
 
 KEEP_ALIVE_S = 3600.0
 
@@ -32,6 +35,10 @@ class Download:
     size_bytes: int
 
 
+def _unread(piece: bytes) -> None:
+    """Nobody looks into a chunk."""
+
+
 class OriginClient:
     """Fetches the manifest and the chunks of one playback; what can't be had is `PlaybackEnded`."""
 
@@ -47,7 +54,7 @@ class OriginClient:
         """The video's manifest, checked."""
         body = bytearray()
         path = f"{self._config.video}/manifest.json"
-        await self._get(path, now_s(), body)
+        await self._get(path, now_s(), body.extend, body.clear)
         try:
             video = msgspec.json.decode(bytes(body), type=Manifest)
             check_manifest(video)
@@ -65,15 +72,40 @@ class OriginClient:
             raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
         return download
 
+    async def tiled(self) -> TiledVideo:
+        """The manifest of a tiled video, checked."""
+        body = bytearray()
+        path = f"{self._config.video}/tiles.json"
+        await self._get(path, now_s(), body.extend, body.clear)
+        try:
+            video = msgspec.json.decode(bytes(body), type=TiledVideo)
+            check_tiled(video)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as error:
+            raise PlaybackEnded("origin_error", f"{path}: {error}") from None
+        return video
+
+    async def tiles(self, segment: int, wanted: str, size_bytes: int, took: Callable[[bytes], None], again: Callable[[], None]) -> Download:
+        """Download the tiles `wanted` (`13.2,14.2,0.0`: tile and level, in this order) of a segment; each piece goes to `took`.
+
+        `again` is called before the first piece, also when all begins anew because a connection broke.
+        """
+        path = f"{self._config.video}/tiles/{segment}/{wanted}"
+        download = await self._get(path, now_s(), took, again)
+        if download.size_bytes != size_bytes:
+            raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
+        return download
+
     async def close(self) -> None:
         """Close the connection."""
         await self._http.close()
 
-    async def _get(self, path: str, request_s: float, keep: bytearray | None = None) -> Download:
-        """Fetch `path`, into `keep` if given. A broken connection is tried again after a pause, a refusal or a silent one is not."""
+    async def _get(
+        self, path: str, request_s: float, took: Callable[[bytes], None] = _unread, again: Callable[[], None] = lambda: None
+    ) -> Download:
+        """Fetch `path`; each piece goes to `took`. A broken connection is tried again after a pause, a refusal or a silent one is not."""
         for left in range(self._config.retries, -1, -1):
             try:
-                return await self._attempt(path, request_s, keep)
+                return await self._attempt(path, request_s, took, again)
             except aiohttp.SocketTimeoutError:
                 raise PlaybackEnded("stalled_too_long", f"{path}: no byte for {self._config.no_progress_s} s") from None
             except (aiohttp.ClientError, OSError) as error:
@@ -82,17 +114,15 @@ class OriginClient:
             await asyncio.sleep(self._config.retry_s)
         raise ValueError(f"retries is {self._config.retries}, wanted at least 0")
 
-    async def _attempt(self, path: str, request_s: float, keep: bytearray | None) -> Download:
+    async def _attempt(self, path: str, request_s: float, took: Callable[[bytes], None], again: Callable[[], None]) -> Download:
         size_bytes = 0
         async with self._http.get(f"{self._config.origin_url}/{path}", allow_redirects=False) as response:
             first_byte_s = now_s()
             if response.status != 200:
                 detail = (await response.content.read(200)).decode(errors="replace").strip()
                 raise PlaybackEnded("origin_error", f"{path}: status {response.status}, {detail}")
-            if keep is not None:
-                keep.clear()
+            again()
             async for piece in response.content.iter_any():
                 size_bytes += len(piece)
-                if keep is not None:
-                    keep.extend(piece)
+                took(piece)
         return Download(request_s, first_byte_s, now_s(), size_bytes)

@@ -4,6 +4,8 @@
 | --- | --- |
 | `GET /{video}/manifest.json` | the manifest |
 | `GET /{video}/{level}/{chunk}` | chunk `chunk` (from 0) at level `level` (from 0): `sizes_bytes[chunk][level]` bytes |
+| `GET /{video}/tiles.json` | the manifest of a tiled video |
+| `GET /{video}/tiles/{segment}/{tile}.{level},...` | these tiles of the segment, one after the other in this order |
 | any other path | 404 and a sentence |
 | any other method | 405 and a sentence |
 
@@ -26,6 +28,7 @@ from multidict import CIMultiDict
 from controllers.api import Manifest
 from controllers.config import read_config
 from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest
+from players.tiles import TiledVideo
 from testbed.clock import now_s
 from testbed.errors import UserError
 
@@ -33,6 +36,9 @@ PATTERN = bytes(range(256)) * 256
 """What every chunk repeats; one write hands over at most this."""
 HEADERS = {"Cache-Control": "no-store", "Accept-Ranges": "none", "Access-Control-Allow-Origin": "*", "Timing-Allow-Origin": "*"}
 MEDIA_PATH = re.compile(r"/([A-Za-z0-9._-]+)/(0|[1-9][0-9]{0,5})/(0|[1-9][0-9]{0,8})", re.ASCII)
+TILES_PATH = re.compile(r"/([A-Za-z0-9._-]+)/tiles/(0|[1-9][0-9]{0,5})/([0-9.,]{1,4000})", re.ASCII)
+TILED_PATH = re.compile(r"/([A-Za-z0-9._-]+)/tiles\.json", re.ASCII)
+TILE = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]?)", re.ASCII)
 MANIFEST_PATH = re.compile(r"/([A-Za-z0-9._-]+)/manifest\.json", re.ASCII)
 VIDEO_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 MAX_SESSION_CHARS = 128
@@ -45,6 +51,7 @@ class Origin:
 
     def __init__(self, config: OriginConfig) -> None:
         self._videos = {_checked(video).name: video for video in config.videos}
+        self._tiled = {video.name: video for video in config.tiled}
         self._start_socket = config.start_socket
         self._started: OrderedDict[str, None] = OrderedDict()  # sessions whose trace runs, oldest first
         self._datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -85,6 +92,10 @@ class Origin:
         path = request.rel_url.raw_path
         if match := MANIFEST_PATH.fullmatch(path):
             return _Body(msgspec.json.encode(self._video(match[1])))
+        if match := TILED_PATH.fullmatch(path):
+            return _Body(msgspec.json.encode(self._tiled_video(match[1])))
+        if match := TILES_PATH.fullmatch(path):
+            return _Body(None, _tiles_bytes(self._tiled_video(match[1]), int(match[2]), match[3]))
         match = MEDIA_PATH.fullmatch(path)
         if not match:
             raise _Refused(404, f"no such path {path[:200]!r}, wanted /VIDEO/manifest.json or /VIDEO/LEVEL/CHUNK")
@@ -99,6 +110,11 @@ class Origin:
         if name not in self._videos:
             raise _Refused(404, f"no video {name[:100]!r}, wanted one of {', '.join(sorted(self._videos))}")
         return self._videos[name]
+
+    def _tiled_video(self, name: str) -> TiledVideo:
+        if name not in self._tiled:
+            raise _Refused(404, f"no tiled video {name[:100]!r}, wanted one of {', '.join(sorted(self._tiled)) or 'none'}")
+        return self._tiled[name]
 
     def _start(self, session: str) -> bool:
         """Tell the link to start the trace if this is the session's first media request; `_Refused` when the link can't be told."""
@@ -135,6 +151,21 @@ class _Refused(Exception):
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, HEADERS | (headers or {})
+
+
+def _tiles_bytes(video: TiledVideo, segment: int, wanted: str) -> int:
+    """How much these tiles of a segment are, together; `_Refused` when the manifest has no such tile, or one is named twice."""
+    if segment >= video.segments:
+        raise _Refused(404, f"video {video.name} has no segment {segment}, wanted 0 to {video.segments - 1}")
+    found: dict[int, int] = {}
+    for text in wanted.split(","):
+        match = TILE.fullmatch(text)
+        tile, level = (int(match[1]), int(match[2])) if match else (video.tiles, 0)
+        if tile >= video.tiles or level >= video.levels or tile in found:
+            most = f"tiles 0 to {video.tiles - 1}, each once, at levels 0 to {video.levels - 1}"
+            raise _Refused(404, f"video {video.name} has no tile {text[:20]!r}, wanted {most}")
+        found[tile] = video.sizes_bytes[segment][tile][level]
+    return sum(found.values())
 
 
 async def _send(request: web.Request, body: _Body) -> tuple[web.StreamResponse, int, bool]:

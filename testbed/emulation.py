@@ -14,7 +14,7 @@ from testbed.errors import TestbedError
 from testbed.lane import LanePlayer
 from testbed.link import PathSpec
 from testbed.network import Network
-from testbed.prepared import PreparedPlaybacks
+from testbed.prepared import PreparedInLanes
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
 from testbed.trial import Trial, lanes
@@ -25,7 +25,7 @@ WATCH_EVERY_S = 0.1
 
 
 @contextlib.contextmanager
-def emulated(prepared: PreparedPlaybacks) -> Iterator["Emulation"]:
+def emulated(prepared: PreparedInLanes) -> Iterator["Emulation"]:
     """Bring up network, origins and controller; undo all of it in any case. Raises `UserError` when this host or user can't."""
     owned.require_root()
     experiment, trials = prepared.experiment, prepared.trials
@@ -40,7 +40,8 @@ def emulated(prepared: PreparedPlaybacks) -> Iterator["Emulation"]:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
         network = stack.enter_context(Network(count, path, experiment.cc, run, awake=experiment.awake))
-        controller = Controller(network.popen_controller, list(prepared.references.values()), invoking_user(), shared_folder(run))
+        references, user = list(prepared.references.values()), invoking_user()
+        controller = Controller(network.popen_controller, references, user, shared_folder(run), task=experiment.task)
         stack.callback(controller.stop)
         controller.launch()
         players = [LanePlayer(lane, prepared, controller) for lane in network.lanes]

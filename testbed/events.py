@@ -16,23 +16,28 @@ from testbed.records import (
     EndRow,
     Event,
     ExecutorRow,
+    HeadRow,
     HostRow,
     JobRow,
     LatenessRow,
     LinkRow,
     OptimumRow,
     PlaybackEndRow,
+    PredictionRow,
     RunHeader,
     ScheduleBeginRow,
     ScheduleDecisionRow,
     ScheduleEndRow,
     ScheduleRow,
+    SegmentRow,
     SimulatedRow,
     StallRow,
     TaskRow,
     TraceRow,
     TransferRow,
     TrialRow,
+    ViewingEndRow,
+    ViewingRow,
 )
 
 EVENTS_FILE = "events.jsonl"
@@ -56,7 +61,17 @@ SCHEDULE_TABLES: dict[str, type[msgspec.Struct]] = {
     "host": HostRow,
 }
 """The same of a run that schedules."""
-AnyTrialRow = TrialRow | ScheduleRow
+VIEWING_TABLES: dict[str, type[msgspec.Struct]] = {
+    "trials": ViewingRow,
+    "segments": SegmentRow,
+    "heads": HeadRow,
+    "decisions": PredictionRow,
+    "links": LinkRow,
+    "host": HostRow,
+}
+"""The same of a run that predicts viewports."""
+TABLES_BY_TASK = {"abr": TABLES, "cjs": SCHEDULE_TABLES, "vp": VIEWING_TABLES}
+AnyTrialRow = TrialRow | ScheduleRow | ViewingRow
 _DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 _BATCH_ROWS = 50_000
 """Rows held as structs before they become columns: a long run has millions of link rows."""
@@ -156,7 +171,7 @@ class _Reader:
         match event:
             case RunHeader():
                 self.header = event
-                self._lay_out(SCHEDULE_TABLES if event.task == "cjs" else TABLES)
+                self._lay_out(TABLES_BY_TASK.get(event.task, TABLES))
             case EndRow():
                 self.end = event
             case TraceRow():
@@ -167,9 +182,9 @@ class _Reader:
                 self.twins[event.trial_id] = event
             case OptimumRow():
                 self.optima[event.trace_sha256, event.offset_s] = event
-            case TrialRow() | ScheduleRow():
+            case TrialRow() | ScheduleRow() | ViewingRow():
                 self.trials.append(event)
-            case PlaybackEndRow() | ScheduleBeginRow() | ScheduleEndRow():
+            case PlaybackEndRow() | ScheduleBeginRow() | ScheduleEndRow() | ViewingEndRow():
                 pass  # the trial's row holds it
             case _:
                 name = self._names[type(event)]
@@ -194,7 +209,7 @@ class _Reader:
 
     def _with_twin(self, trial: AnyTrialRow) -> AnyTrialRow:
         twin = self.twins.get(trial.trial_id)
-        if twin is None:
+        if twin is None or isinstance(trial, ViewingRow):
             return trial
         if isinstance(trial, ScheduleRow):
             return msgspec.structs.replace(trial, simulated_jct_s=twin.avg_jct_s)
@@ -202,7 +217,7 @@ class _Reader:
 
     def _with_optimum(self, trial: AnyTrialRow) -> AnyTrialRow:
         optimum = self.optima.get((trial.trace_sha256, trial.offset_s))
-        return trial if optimum is None else msgspec.structs.replace(trial, optimum_qoe=optimum.qoe)
+        return trial if optimum is None or not isinstance(trial, TrialRow) else msgspec.structs.replace(trial, optimum_qoe=optimum.qoe)
 
 
 def frame(rows: list[msgspec.Struct], row: type[msgspec.Struct]) -> pl.DataFrame:

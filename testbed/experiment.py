@@ -16,7 +16,7 @@ from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, print_summary
 from testbed.optima import one_a_cell, optima
 from testbed.owned import require_root, undisturbed
-from testbed.prepared import Prepared, PreparedPlaybacks, describe_policies, prepare
+from testbed.prepared import Prepared, PreparedInLanes, PreparedPlaybacks, describe_policies, prepare
 from testbed.recorder import Recorder, schedule_twins, twins
 from testbed.records import OptimumRow, RunHeader
 from testbed.results import ResultFolder, check_base, rebuild, trace_row
@@ -25,7 +25,7 @@ from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
 
-LIVE_TASKS: tuple[Literal["abr", "cjs"], ...] = ("abr", "cjs")
+LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")
 
 
 def run(experiment: Experiment, console: Console) -> None:
@@ -47,7 +47,7 @@ def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
     """All that real time needs, brought up: it has `facts`, and plays the trials in `run`."""
     from testbed import cjs_cluster, emulation
 
-    if isinstance(prepared, PreparedPlaybacks):
+    if isinstance(prepared, PreparedInLanes):
         return emulation.emulated(prepared)
     if prepared.experiment.cluster:
         return cjs_cluster.joined(prepared)
@@ -64,7 +64,7 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
         with LiveView(len(prepared.trials), prepared.steps, console, step=prepared.step) as view:
             recorder = Recorder(prepared, folder, view)
             work(recorder)
-            if not prepared.experiment.simulate:
+            if prepared.twinned and not prepared.experiment.simulate:
                 view.note("running the same trials in the simulator twin")
                 _add_twins(prepared, recorder, folder)
             if isinstance(prepared, PreparedPlaybacks):
@@ -181,4 +181,4 @@ def list_all(console: Console) -> None:
         for card in describe_policies(Experiment(task=task, policies=",".join(discover(KINDS[task].folder)))):
             table.add_row(task, card.name, card.label, card.citation)
     console.print(table)
-    console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy or CjsPolicy), or package.module:Class")
+    console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy, CjsPolicy or VpPolicy), or package.module:Class")

@@ -6,7 +6,7 @@ import threading
 
 import msgspec
 
-from players.config import OriginConfig, OriginLine, OriginReady, PlayerConfig
+from players.config import OriginLine, OriginReady, PlayerConfig
 from testbed.abr import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.clock import now_s
@@ -14,11 +14,11 @@ from testbed.controller import PORT, Controller
 from testbed.errors import TestbedError
 from testbed.link import NEVER_STARTED, LinkReport
 from testbed.network import Lane
-from testbed.prepared import PreparedPlaybacks
+from testbed.prepared import PreparedInLanes
 from testbed.recorder import Recorder
-from testbed.records import ChunkRow, Drops, Row
+from testbed.records import Drops, Row
 from testbed.trial import Trial
-from testbed.units import bytes_per_s_from_bps, ms_from_s, s_from_ms
+from testbed.units import bytes_per_s_from_bps, ms_from_s
 
 ORIGIN_PORT = 8000
 ORIGIN_READY_S = 60.0
@@ -30,9 +30,8 @@ SILENCE_MARGIN_S = 30.0
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
 
-    def __init__(self, lane: Lane, prepared: PreparedPlaybacks, controller: Controller) -> None:
-        self._lane, self._controller = lane, controller
-        self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
+    def __init__(self, lane: Lane, prepared: PreparedInLanes, controller: Controller) -> None:
+        self._lane, self._controller, self._prepared = lane, controller, prepared
         self._origin: Child | None = None
         self._origins = 0
         self._next: Child | None = None
@@ -51,11 +50,11 @@ class LanePlayer:
     def _launch_origin(self) -> None:
         start_socket = str(self._lane.link.start_path)
         self._origin = Child(self._lane.popen_server, "players.origin", env=LIGHT)
-        self._origin.hand(OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=start_socket))
+        self._origin.hand(self._prepared.origin_config(self._lane.server_ip, ORIGIN_PORT, start_socket))
         self._origins += 1
 
     def _new_player(self) -> Child:
-        return Child(self._lane.popen_client, "players.headless", env=LIGHT)
+        return Child(self._lane.popen_client, self._prepared.player, env=LIGHT)
 
     def wait_ready(self) -> None:
         """Block until the origin listens. Raises `TestbedError` when it ends instead."""
@@ -116,7 +115,7 @@ class LanePlayer:
         config = self._player_config(trial)
         player = self._ready_player()
         self._killed_for = ""
-        self._most_silence_s = _most_silence_s(trial, config, max(map(max, self._video.sizes_bytes)))
+        self._most_silence_s = _most_silence_s(trial, config, self._prepared.largest_bytes)
         self._silent_since_s, self._player = now_s(), player
         player.hand(config)
         decoder, chunks = msgspec.json.Decoder(Row), 0
@@ -124,7 +123,7 @@ class LanePlayer:
             self._silent_since_s = now_s()
             row = decoder.decode(line)
             recorder.row(row)
-            chunks += isinstance(row, ChunkRow)
+            chunks += isinstance(row, self._prepared.step)
         code, self._player = player.wait(), None
         recorder.log(player.said())
         return chunks, f"the player {self._killed_for or player.fault()}" if code else ""
@@ -150,24 +149,15 @@ class LanePlayer:
             player.kill()
 
     def _player_config(self, trial: Trial) -> PlayerConfig:
-        return PlayerConfig(
-            trial_id=trial.trial_id,
-            origin_url=f"http://{self._lane.server_ip}:{ORIGIN_PORT}",
-            controller_url=f"http://{self._lane.controller_ip}:{PORT}",
-            policy=self._references[trial.policy],
-            seed=trial.seed,
-            video=self._video.name,
-            chunks=self._experiment.chunks,
-            rtt_s=s_from_ms(self._experiment.rtt_ms),
-            deadline_s=s_from_ms(self._experiment.deadline_ms),
-        )
+        origin_url = f"http://{self._lane.server_ip}:{ORIGIN_PORT}"
+        return self._prepared.player_config(trial, origin_url, f"http://{self._lane.controller_ip}:{PORT}")
 
     def _facts(self, report: LinkReport, chunks: int, problem: str, restarts: int) -> PathFacts:
         # a trace that never started is the link's fault only if something came through the link nevertheless
         failures = tuple(reason for reason in report.reasons if chunks or reason != NEVER_STARTED)
         return PathFacts(
             lane=self._lane.index,
-            congestion_control=self._experiment.cc,
+            congestion_control=self._prepared.experiment.cc,
             fidelity="fail" if failures else "pass",
             reasons=failures,
             fault=problem,

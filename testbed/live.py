@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.clock import now_s
-from testbed.records import ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
+from testbed.records import ChunkRow, DecisionRow, JobRow, PredictionRow, Row, ScheduleDecisionRow, SegmentRow
 from testbed.stats import AnyTrialRow
 from testbed.terminal import print_summary
 from testbed.units import ms_from_s
@@ -50,10 +50,15 @@ class _LaneState:
             self.buffer_s = row.buffer_s
             self.levels.append(row.level)
             self.qoe_sum += row.qoe if row.index else 0.0
+        elif isinstance(row, SegmentRow):
+            self.chunks = row.index + 1
+            self.buffer_s = max(row.start_s - row.end_s, 0.0)
+            self.levels.append(max(int(level, 16) for level in row.levels))
+            self.qoe_sum += row.qoe if row.index else 0.0
         elif isinstance(row, JobRow) and row.jct_s is not None:
             self.chunks += 1
             self.jct_sum_s += row.jct_s
-        elif isinstance(row, DecisionRow | ScheduleDecisionRow):
+        elif isinstance(row, DecisionRow | ScheduleDecisionRow | PredictionRow):
             self.decision_ms = ms_from_s(row.latency_s)
             self.fallbacks += row.source != "policy"
 
@@ -73,6 +78,7 @@ class LiveView:
         self, total_trials: int, chunks: int, console: Console | None = None, clock: Callable[[], float] = now_s, step: type = ChunkRow
     ) -> None:
         self._schedules = step is JobRow
+        self._metric = {JobRow: "JCT", PredictionRow: "MAE"}.get(step, "QoE")
         self.total_trials = total_trials
         self.chunks = chunks
         self.console = console or Console()
@@ -129,7 +135,7 @@ class LiveView:
             verdict = "its link failed, to be played again" if again else "invalid"
             self.note(f"{self._counted()} {row.policy} on {row.trace}: {verdict}: {row.invalid_reason}")
         elif self._live is None and (self.ended % every == 0 or self.ended == self.total_trials):
-            value = "" if row.value is None else f"{'JCT' if self._schedules else 'QoE'} {row.value:.2f}, "
+            value = "" if row.value is None else f"{self._metric} {row.value:.2f}, "
             self.note(f"{self._counted()} {row.policy} on {row.trace}: {value}{row.fallbacks} fallbacks")
 
     def stage(self, what: str, total: int, of: str) -> None:

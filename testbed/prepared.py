@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from controllers.api import AbrSession, CjsSession, Manifest
+from controllers.api import AbrSession, CjsSession, Manifest, VpSession
 from controllers.loader import Fault, Question
+from players.config import OriginConfig, PlayerConfig
 from players.media import default_manifest, load_manifest
 from testbed.abr import PathFacts, session, trial_row
 from testbed.errors import TestbedError, UserError
@@ -59,6 +60,8 @@ class Prepared(ABC):
     """The row that ends a simulated trial."""
     step: ClassVar[type]
     """The row of which a trial has `steps`."""
+    twinned: ClassVar[bool] = True
+    """Whether a trial played in real time is simulated, too."""
 
     @property
     def references(self) -> dict[str, str]:
@@ -90,7 +93,28 @@ class Prepared(ABC):
 
 
 @dataclass(frozen=True)
-class PreparedPlaybacks(Prepared):
+class PreparedInLanes(Prepared):
+    """Of what plays in lanes: a player in each, with an origin of its own."""
+
+    player: ClassVar[str]
+    """Module of the player's process."""
+
+    @property
+    @abstractmethod
+    def largest_bytes(self) -> int:
+        """The most that a player asks for at once."""
+
+    @abstractmethod
+    def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
+        """What a lane's origin serves."""
+
+    @abstractmethod
+    def player_config(self, trial: Any, origin_url: str, controller_url: str) -> PlayerConfig:
+        """What the player of a trial is told."""
+
+
+@dataclass(frozen=True)
+class PreparedPlaybacks(PreparedInLanes):
     """Of adaptive bitrate streaming."""
 
     video: Manifest
@@ -101,11 +125,35 @@ class PreparedPlaybacks(Prepared):
     unit = "per chunk"
     closing = PlaybackEndRow
     step = ChunkRow
+    player = "players.headless"
 
     @property
     def steps(self) -> int:
         """Chunks."""
         return self.experiment.chunks
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest chunk."""
+        return max(map(max, self.video.sizes_bytes))
+
+    def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
+        """One video."""
+        return OriginConfig(host=host, port=port, videos=(self.video,), start_socket=start_socket)
+
+    def player_config(self, trial: Trial, origin_url: str, controller_url: str) -> PlayerConfig:
+        """One playback."""
+        return PlayerConfig(
+            trial_id=trial.trial_id,
+            origin_url=origin_url,
+            controller_url=controller_url,
+            policy=self.references[trial.policy],
+            seed=trial.seed,
+            video=self.video.name,
+            chunks=self.experiment.chunks,
+            rtt_s=s_from_ms(self.experiment.rtt_ms),
+            deadline_s=s_from_ms(self.experiment.deadline_ms),
+        )
 
     @property
     def links(self) -> tuple[Trace, ...]:
@@ -129,6 +177,10 @@ def prepare(experiment: Experiment) -> Prepared:
         from testbed.cjs import prepare_schedules
 
         return prepare_schedules(experiment)
+    if experiment.task == "vp":
+        from testbed.vp import prepare_viewings
+
+        return prepare_viewings(experiment)
     return prepare_playbacks(experiment)
 
 
@@ -188,12 +240,15 @@ def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
 
 
 def describe_policies(
-    experiment: Experiment, video: Manifest | None = None, scheduling: CjsSession | None = None
+    experiment: Experiment,
+    video: Manifest | None = None,
+    scheduling: CjsSession | None = None,
+    viewing: VpSession | None = None,
 ) -> tuple[PolicyCard, ...]:
     """Name, label and colour of each policy, read in a process that runs as the user: a policy's file is code.
 
-    Given the `video`, or the `scheduling` session, each policy is made and starts a session once, so that one that can't is the user's
-    mistake before anything runs.
+    Given the `video`, or the `scheduling` or `viewing` session, each policy is made and starts a session once, so that one that can't is
+    the user's mistake before anything runs.
     """
     question = Question(
         references=tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references),
@@ -201,6 +256,7 @@ def describe_policies(
         seed=experiment.seeds[0],
         task=experiment.task,
         scheduling=scheduling,
+        viewing=viewing,
     )
     command = [sys.executable, "-m", "controllers.loader"]
     process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

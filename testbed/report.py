@@ -33,12 +33,13 @@ from testbed.summary import (
 )
 from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
+from testbed.viewingpage import ViewingPage
 
 TEMPLATES = Path(__file__).with_name("templates")
 TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
 OPTIMUM = "Offline optimum"
-METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "mae_deg": "MAE"}
-SAMPLES = {"abr": "trace", "cjs": "workload"}
+METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "viewport_qoe": "QoE", "mae_deg": "MAE"}
+SAMPLES = {"abr": "trace", "cjs": "workload", "mae_deg": "viewer"}
 """What means are taken over."""
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
@@ -71,9 +72,18 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("bytes_scale", "Bytes scale", "{:g}"),
     ("cluster", "Dask cluster", "{}"),
     ("containers", "Executors in containers", "{}"),
+    ("history", "History", "{:g} s"),
+    ("horizon", "Horizon", "{:g} s"),
 )
 _PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
 _SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
+_VIEWING_ONLY = {"history", "horizon"}
+_OF_OTHERS = {
+    "abr": _SCHEDULE_ONLY | _VIEWING_ONLY,
+    "cjs": _PLAYBACK_ONLY | _VIEWING_ONLY,
+    "vp": _SCHEDULE_ONLY | {"player", "video"},
+}
+"""Settings that a task does not have."""
 _EMULATION_ONLY = {
     "containers",
     "time_scale",
@@ -173,12 +183,17 @@ class Page:
     @property
     def sample(self) -> str:
         """What means are taken over, for people."""
-        return SAMPLES.get(self.run.header.task, "trace")
+        return SAMPLES.get(self.run.header.metric) or SAMPLES.get(self.run.header.task, "trace")
 
     @cached_property
     def schedules(self) -> SchedulePage | None:
         """Of a run that schedules."""
         return SchedulePage(self.run, self.looks) if self.run.header.task == "cjs" else None
+
+    @cached_property
+    def viewings(self) -> ViewingPage | None:
+        """Of a run that predicts viewports."""
+        return ViewingPage(self.run, self.looks) if self.run.header.task == "vp" else None
 
     @property
     def metric(self) -> str:
@@ -194,7 +209,7 @@ class Page:
     def trace_set(self) -> str:
         """The trace set's name with its split."""
         trace = self.run.header.trace
-        unnamed = "no emulated link" if self.run.header.task == "cjs" else "unnamed traces"
+        unnamed = {"cjs": "no emulated link", "vp": "recorded head movement"}.get(self.run.header.task, "unnamed traces")
         return "/".join(str(part) for part in (trace.get("name"), trace.get("split")) if part) or unnamed
 
     @property
@@ -263,8 +278,7 @@ class Page:
         ]
         for key, label, form in _SETTINGS:
             value = header.spec.get(key)
-            other = _PLAYBACK_ONLY if header.task == "cjs" else _SCHEDULE_ONLY
-            if value is None or key in other or (header.mode == "simulation" and key in _EMULATION_ONLY):
+            if value is None or key in _OF_OTHERS[header.task] or (header.mode == "simulation" and key in _EMULATION_ONLY):
                 continue
             words = ("no", "yes")[value] if isinstance(value, bool) else value
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(words)
@@ -332,6 +346,8 @@ class Page:
         """CDF per trial, or per chunk where there are few trials; of jobs in a run that schedules."""
         if self.schedules:
             return {"of": "jobs", "svg": self.schedules.jct_cdf()}
+        if self.viewings:
+            return self.viewings.distribution()
         if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
             series = {self.looks[n]: [t.value for t in trials if t.value is not None] for n, trials in self.trials.items()}
             series |= {self.upper: [row.qoe for row in self.optima if row.qoe is not None]} if self.upper else {}
@@ -458,7 +474,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
         "percent": percent,
     }
     environment.filters.update(filters)
-    shown = [] if page.schedules else groups(run, page.looks, page.upper)
+    shown = [] if page.schedules or page.viewings else groups(run, page.looks, page.upper)
     return environment.get_template("report.html.j2").render(
         page=page,
         run=run,

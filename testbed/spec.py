@@ -36,20 +36,25 @@ MOST_EXECUTORS = 60
 """As many links as one relay carries, less a few."""
 
 
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A paired grid of trials: every policy meets the same traces, offsets and seeds."""
 
-    task: Literal["abr", "cjs"] = "abr"
-    """The workload: abr, adaptive bitrate streaming; cjs, cluster job scheduling."""
+    task: Literal["abr", "cjs", "vp"] = "abr"
+    """The workload: abr, adaptive bitrate streaming; cjs, cluster job scheduling; vp, viewport prediction for 360-degree video."""
     trace: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A catalogued set (`fcc`, `fcc/test`, `fcc/test:FILE`; see `list`), or a file or folder in a known format. Default: fcc."""
     uplink: str | None = None
     """Traces of the way back, named as for --trace (`lte` is `lte/up` here): one for all trials, or one for each downlink trace, paired by
     name without ending (`X.down` with `X.up`). Default: delay only."""
     policies: str = ""
-    """Default: netllm,robust_mpc,bola,bba; for cjs netllm,decima,srpt_cap,fair,fifo_half, as far as they are trained. Comma-separated:
-    names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
+    """Default: netllm,robust_mpc,bola,bba; for cjs netllm,decima,srpt_cap,fair,fifo_half, for vp netllm,track,mlp,linear_l1,static, as far
+    as they are trained. Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or
+    `package.module:Class`."""
     player: Literal["headless"] = "headless"
     """The player: headless behaves like dash.js 5."""
     trials: int | Literal["all"] = 3
@@ -99,8 +104,13 @@ class Experiment:
     """cjs: executors as Docker containers, with limits: auto, where a Docker engine answers; always; or never."""
     cluster: str | None = None
     """cjs: address of a Dask scheduler, whose workers are the executors; no link is emulated then."""
+    history: float = 2.0
+    """vp: seconds of head movement that policies are told, at most 5."""
+    horizon: float = 4.0
+    """vp: seconds that they predict, at most 6."""
     simulate: bool = False
-    """Run the same experiment on the virtual clock: no root, no network, the same records."""
+    """Run the same experiment on the virtual clock: no root, no network, the same records. For vp: how far predictions are off on the test
+    split."""
     out: str = "results"
     """Folder in which the run's own result folder is made."""
 
@@ -124,6 +134,8 @@ class Experiment:
             ("interarrival", self.interarrival, math.isfinite(self.interarrival) and self.interarrival > 0, "more than 0 s"),
             ("time_scale", self.time_scale, 0.1 <= self.time_scale <= 1000, "0.1 to 1000"),
             ("bytes_scale", self.bytes_scale, 0 <= self.bytes_scale <= 100, "0 to 100"),
+            ("history", self.history, 0.2 <= self.history <= 5 and _whole(5 * self.history), "0.2 to 5 s, a multiple of 0.2"),
+            ("horizon", self.horizon, 3 <= self.horizon <= 6 and _whole(5 * self.horizon), "3 to 6 s, a multiple of 0.2"),
             ("cluster", repr(self.cluster), self.cluster is None or self.task == "cjs", "none but for --task cjs"),
         )
         for name, seen, ok, wanted in checks:

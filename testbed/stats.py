@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from testbed.records import ScheduleRow, TrialRow
+from testbed.records import ScheduleRow, TrialRow, ViewingRow
 
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 3
@@ -21,7 +21,7 @@ TIE = 1e-9
 LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
 """Metrics that are costs; all others are gains."""
 
-AnyTrialRow = TrialRow | ScheduleRow
+AnyTrialRow = TrialRow | ScheduleRow | ViewingRow
 TraceKey = tuple[str, str]
 """Name and sha256 of a trace: two folders may hold files of the same name."""
 Cell = tuple[TraceKey, float, int]

@@ -42,6 +42,7 @@ from testbed.units import ms_from_s
 VERSION = 1
 COMPONENTS = {
     "abr": ("bitrate_mbps", "rebuffer_s", "switch_mbps", "startup_s"),
+    "vp": ("quality_mbps", "rebuffer_s", "switch_mbps", "blank_share", "wasted_share", "mae_deg", "startup_s"),
     "cjs": ("p50_jct_s", "p95_jct_s", "makespan_s", "busy_share", "shuffled_mb"),
 }
 MOST_REASONS = 3

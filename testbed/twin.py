@@ -22,6 +22,7 @@ from testbed.metrics import qoe_lin
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
 from testbed.sim.abr import AbrSimulator, level_number, run_session
 from testbed.twin_cjs import ScheduleJob, simulate_schedule
+from testbed.twin_vp import ViewerJob, simulate_viewer
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 
@@ -97,13 +98,16 @@ def _factory(reference: str, task: str = "abr") -> PolicyFactory:
     return load(parse_reference(reference, task), task)
 
 
-AnyJob = SimulationJob | ScheduleJob
+AnyJob = SimulationJob | ScheduleJob | ViewerJob
 
 
 def simulate(job: AnyJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
     """The rows of one simulated trial, as a player or driver would have written them. `alive` is called after each decision."""
     if isinstance(job, ScheduleJob):
         yield from simulate_schedule(job, _factory(job.policy, "cjs"), alive)
+        return
+    if isinstance(job, ViewerJob):
+        yield from simulate_viewer(job, _factory(job.policy, "vp"), alive)
         return
     if levels := job.levels or _optimal_levels(job, alive):
         simulator = AbrSimulator(job.trace, job.session, job.offset_s)

@@ -1,4 +1,4 @@
-"""Which viewings of Jin2022 are for training, validation and test: NetLLM's split, which shares neither videos nor viewers.
+"""Which viewings of Jin2022 (and Wu2017) are for training, validation and test: NetLLM's split, which shares neither videos nor viewers.
 
 A split is the product of its videos and its viewers: 630, 126 and 126 of the 2268 viewings. The rest (a training video seen by a test
 viewer, say) belongs to none. `refuse_leaks` proves it for whatever trains something.
@@ -14,11 +14,12 @@ import numpy as np
 from testbed.errors import UserError, suggestion
 from traces.leakage import RUN
 from traces.store import obtain
-from traces.viewports import HeadMovement, read_head_movement
+from traces.viewports import FRONT_DEG, HeadMovement, read_head_movement
 
-DATASET = "viewports"
-"""Its name in the catalogue."""
+DATASET, OTHER = "viewports", "viewports_wu2017"
+"""Names in the catalogue: of Jin2022, on which everything is trained, and of Wu2017, whose viewers and videos are all unknown to that."""
 TEST = "test"
+WU_VALID, WU_TEST = "wu2017-valid", "wu2017-test"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class ViewingSplit:
     name: str
     videos: tuple[int, ...]
     users: tuple[int, ...]
+    dataset: str = DATASET
+
+    @property
+    def front_deg(self) -> float | None:
+        """The yaw at which viewers look ahead, where all videos have the same."""
+        return FRONT_DEG if self.dataset == DATASET else None
 
 
 SPLITS = {
@@ -51,6 +58,8 @@ SPLITS = {
             videos=(4, 8, 14, 18, 24, 25),
             users=(83, 15, 3, 35, 48, 22, 55, 4, 45, 60, 26, 21, 44, 23, 53, 84, 59, 49, 7, 47, 30),
         ),
+        ViewingSplit(WU_VALID, videos=(8, 2), users=(40, 20, 14, 1, 31, 12, 33, 27, 10), dataset=OTHER),
+        ViewingSplit(WU_TEST, videos=(3, 5), users=(16, 7, 46, 5, 35, 2, 41, 47, 13), dataset=OTHER),
     )
 }  # fmt: skip
 """`dataset_video_split_360` and `dataset_user_split_360` of NetLLM's `viewport_prediction/config.py` at the catalogued commit."""
@@ -66,9 +75,11 @@ def find_split(name: str) -> ViewingSplit:
 def load_split(name: str, root: str | Path | None = None, fetch: bool = True) -> tuple[HeadMovement, ...]:
     """The viewings of a split, video by video; the whole set is fetched if need be (and allowed), and its hash checked."""
     split = find_split(name)
-    folder, lack = obtain(DATASET, root, fetch)
+    folder, lack = obtain(split.dataset, root, fetch)
     if folder is None:
-        raise UserError(f"data set {DATASET} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {DATASET}")
+        raise UserError(
+            f"data set {split.dataset} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {split.dataset}"
+        )
     return _read(folder, split.videos, split.users)
 
 

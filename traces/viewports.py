@@ -90,19 +90,29 @@ def _row(text: str, at: str) -> tuple[float, ...]:
     return (time_s, *angles_deg)
 
 
+def attitude(angles_deg: NDArray[Any]) -> Floats:
+    """Rotation from the head's frame (x through the ears, y up, z the line of sight) to the world's, (..., 3, 3), of (..., 3) degrees.
+
+    Rz(roll) Rx(pitch) Ry(yaw), the world being x (the front of Jin2022), y (up), z.
+    """
+    roll, pitch, yaw = np.moveaxis(np.radians(np.asarray(angles_deg, dtype=float)), -1, 0)
+    sr, cr, sp, cp, sy, cy = np.sin(roll), np.cos(roll), np.sin(pitch), np.cos(pitch), np.sin(yaw), np.cos(yaw)
+    rows = (
+        (cr * cy - sr * sp * sy, -sr * cp, cr * sy + sr * sp * cy),
+        (sr * cy + cr * sp * sy, cr * cp, sr * sy - cr * sp * cy),
+        (-cp * sy, sp, cp * cy),
+    )
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def gaze(angles_deg: NDArray[Any]) -> Floats:
     """Where the eyes point, unit vectors (..., 3) in x (the front of Jin2022), y (up), z, of (..., 3) roll, pitch, yaw.
 
-    Rz(roll) Rx(pitch) Ry(yaw) applied to z. Were the head's forward direction -z, all vectors were the opposite ones: angles between two
-    of them stay the same.
+    Were the head's forward direction -z, all vectors were the opposite ones: angles between two of them stay the same.
     """
-    roll, pitch, yaw = np.moveaxis(np.radians(np.asarray(angles_deg, dtype=float)), -1, 0)
-    x, y, z = np.sin(yaw), -np.sin(pitch) * np.cos(yaw), np.cos(pitch) * np.cos(yaw)
-    return np.stack([x * np.cos(roll) - y * np.sin(roll), x * np.sin(roll) + y * np.cos(roll), z], axis=-1)
+    return attitude(angles_deg)[..., 2]
 
 
 def tilt_deg(angles_deg: NDArray[Any]) -> Floats:
     """How far the line through both ears leans from the horizon, degrees (...,), of (..., 3) roll, pitch, yaw."""
-    roll, pitch, yaw = np.moveaxis(np.radians(np.asarray(angles_deg, dtype=float)), -1, 0)
-    height = np.sin(roll) * np.cos(yaw) + np.cos(roll) * np.sin(pitch) * np.sin(yaw)
-    return np.asarray(np.degrees(np.arcsin(np.clip(height, -1.0, 1.0))))
+    return np.asarray(np.degrees(np.arcsin(np.clip(attitude(angles_deg)[..., 1, 0], -1.0, 1.0))))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testbed.errors import UserError, suggestion
-from traces.viewports import RATE_HZ, Floats, HeadMovement
+from traces.viewports import FRONT_DEG, RATE_HZ, Floats, HeadMovement
 
 Integers = NDArray[np.int64]
 
@@ -53,6 +53,8 @@ class Windows:
     """(N,)"""
     at: Integers
     """The first future sample's number in its viewing, (N,)."""
+    front_deg: float | None = FRONT_DEG
+    """The yaw at which viewers look ahead; None: not known."""
 
     def __len__(self) -> int:
         return len(self.at)
@@ -89,7 +91,9 @@ def samples(seconds: float, what: str) -> int:
     return count
 
 
-def cut(viewings: Sequence[HeadMovement], rule: WindowRule, history_s: float = 2.0, horizon_s: float = 4.0) -> Windows:
+def cut(
+    viewings: Sequence[HeadMovement], rule: WindowRule, history_s: float = 2.0, horizon_s: float = 4.0, front_deg: float | None = FRONT_DEG
+) -> Windows:
     """All windows of `viewings`. Raises `UserError` when the rule leaves no room for the history or the horizon, or no window at all."""
     history, horizon = samples(history_s, "history"), samples(horizon_s, "horizon")
     for what, length, room in (("history", history, rule.head), ("horizon", horizon, rule.tail)):
@@ -112,4 +116,4 @@ def cut(viewings: Sequence[HeadMovement], rule: WindowRule, history_s: float = 2
     }
     for column in columns.values():
         column.setflags(write=False)
-    return Windows(rule, RATE_HZ, **columns)
+    return Windows(rule, RATE_HZ, **columns, front_deg=front_deg)

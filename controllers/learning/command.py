@@ -37,11 +37,18 @@ def _vp_mlp(arguments: Sequence[str]) -> Path:
     return MlpRun(tyro.cli(MlpSettings, prog="scripts/train vp_mlp", args=arguments)).train()
 
 
+def _vp_track(arguments: Sequence[str]) -> Path:
+    from controllers.learning.vp_track import TrackRun, TrackSettings
+
+    return TrackRun(tyro.cli(TrackSettings, prog="scripts/train vp_track", args=arguments)).train()
+
+
 BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {
     "genet": _genet,
     "pensieve": _pensieve,
     "vp_linear_l1": _vp_linear_l1,
     "vp_mlp": _vp_mlp,
+    "vp_track": _vp_track,
 }
 
 

@@ -39,14 +39,14 @@ class VpData:
         return float(mae_deg(predicted_deg, self.valid.future_deg).mean())
 
 
-def load_vp_data() -> VpData:
+def load_vp_data(history_s: float = HISTORY_S, horizon_s: float = HORIZON_S) -> VpData:
     """Every window of the training split, and the validation windows of the published code. Raises `UserError` for whatever leaks."""
     train, valid = load_split(TRAIN), load_split(VALID)
     refuse_leaks(train)
     refuse_leaks(train, (VALID,))
     refuse_leaks(valid)
     every, published = find_rule("every"), find_rule("code")
-    windows = cut(train, every, HISTORY_S, HORIZON_S), cut(valid, published, HISTORY_S, VALID_HORIZON_S)
+    windows = cut(train, every, history_s, horizon_s), cut(valid, published, HISTORY_S, VALID_HORIZON_S)
     facts = {
         "data": DATASET,
         "sha256": load_catalog()[DATASET].splits[0].sha256,
@@ -57,7 +57,7 @@ def load_vp_data() -> VpData:
             "windows": len(windows[1]),
             "rule": published.name,
         },
-        "history_s": HISTORY_S,
-        "horizon_s": HORIZON_S,
+        "history_s": history_s,
+        "horizon_s": horizon_s,
     }
     return VpData(*windows, facts)

@@ -3,9 +3,8 @@
 Equal seeds and settings give equal weights on one machine: every batch comes from the seed and the number of the step.
 """
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
@@ -14,23 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-from controllers.learning.saved import add_row, cut_curve, write_tensors
+from controllers.learning.saved import write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
+from controllers.learning.vp_run import Budget, VpRun
 from controllers.vp.mlp import FEATURES, LAYERS, SCALE_DEG, features
 from controllers.weights import HEADER
-from testbed.clock import now_s, utc_now
+from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 from testbed.vp_metrics import wrapped_deg
 from traces.viewports import FRONT_DEG
 
 NAME = "mlp"
-CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"
 LAST_RATE = 0.02
 """Share of the learning rate that is left at the end of its cosine."""
 WHOLE = ("seed", "epochs", "batch", "hidden", "rate", "decay", "averaged")
@@ -92,84 +89,57 @@ def mirrored(angles_deg: np.ndarray) -> np.ndarray:
     return np.stack([roll, -pitch, wrapped_deg(2 * FRONT_DEG - yaw)], axis=-1)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How far a run is."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    best_mae_deg: float = 1e9
-    best_step: int = 0
-
-
-class MlpRun:
+class MlpRun(VpRun):
     """One run in one folder."""
 
     def __init__(self, settings: MlpSettings, data: VpData | None = None, console: Console | None = None) -> None:
-        self.settings, self.console = settings, console or Console(stderr=True)
+        self.settings = settings
         check_least(settings, 0, ["seed", "rate", "decay", "averaged"])
         check_least(settings, 1, ["threads", "epochs", "batch", "hidden", "validations"])
         if not settings.averaged < 1:
             raise UserError(f"--averaged is {settings.averaged:g}, wanted less than 1")
-        self.out = settings.out or Path("results") / f"train-vp_{NAME}-{settings.seed}"
-        open_folder(self.out, settings.resume)
+        out = settings.out or Path("results") / f"train-vp_{NAME}-{settings.seed}"
+        open_folder(out, settings.resume)
         self.commit = checkout_commit()
         self.data = data or load_vp_data()
         self.steps = max(settings.epochs * len(self.data.train) // settings.batch, settings.validations)
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
-        self.network, self.mean = (Network(settings.hidden, self.data.train.horizon) for _ in range(2))
-        self.mean.load_state_dict(self.network.state_dict())
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.rate, weight_decay=settings.decay)
-        self.standing = Standing()
-        self._asked = {name: getattr(settings, name) for name in WHOLE} | {"data": self.data.sha256}
+        self.network = Network(settings.hidden, self.data.train.horizon)
+        optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.rate, weight_decay=settings.decay)
+        budget = Budget(self.steps, 0.0, settings.validations, settings.averaged)
+        asked = {name: getattr(settings, name) for name in WHOLE} | {"data": self.data.sha256}
+        super().__init__(NAME, out, budget, asked, dict(self.network.named_parameters()), optimiser, console)
         self._scale_deg = torch.from_numpy(np.tile(SCALE_DEG, self.data.train.horizon).astype(np.float32))  # (horizon x 3,)
         self._inputs, self._turns_deg = self._examples()
         if settings.resume:
-            self._load()
+            self.resume()
 
     @property
     def weights(self) -> Path:
         """The best weights so far."""
         return self.out / f"{NAME}.safetensors"
 
-    def train(self) -> Path:
-        """All steps that are left; returns the file with the best weights. What came after the last checkpoint is done again."""
-        while self.standing.step < self.steps:
-            part = self.standing.step * self.settings.validations // self.steps + 1
-            self._learn(-(-part * self.steps // self.settings.validations))
-        return self.weights
-
-    def _learn(self, end: int) -> None:
-        """Steps up to `end`, validation and checkpoint."""
-        began_s, errors = now_s(), []
-        for step in range(self.standing.step, end):
-            errors.append(self._step(step))
-        with torch.no_grad():
-            turns = self.mean(torch.from_numpy(features(self.data.valid.history_deg))) * self._scale_deg
-        valid = self.data.validation_mae_deg(turns.numpy().reshape(len(self.data.valid), -1, 3))
-        self.standing = replace(self.standing, step=end, elapsed_s=self.standing.elapsed_s + now_s() - began_s)
-        error = float(np.mean(errors))
-        add_row(self.out / CURVE, {"step": end, "training_mae_deg": round(error, 4), "valid_mae_deg": round(valid, 4)})
-        self.console.print(f"{NAME} step {end} of {self.steps}: training {error:.3f}, validation {valid:.3f} degrees")
-        if valid < self.standing.best_mae_deg:
-            self.standing = replace(self.standing, best_mae_deg=valid, best_step=end)
-            write_tensors(self.weights, dict(self.mean.state_dict()), HEADER, self._story())
-        self._save()
-
-    def _step(self, step: int) -> float:
+    def step(self, number: int) -> float:
         """One batch; returns its mean absolute error in degrees."""
-        rows = np.random.default_rng([self.settings.seed, step]).integers(len(self._inputs), size=self.settings.batch)
+        rows = np.random.default_rng([self.settings.seed, number]).integers(len(self._inputs), size=self.settings.batch)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate * max(LAST_RATE, (1 + cos(pi * step / self.steps)) / 2)
+            group["lr"] = self.settings.rate * max(LAST_RATE, (1 + cos(pi * number / self.steps)) / 2)
         loss = (self.network(self._inputs[rows]) * self._scale_deg - self._turns_deg[rows]).abs().mean()
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        with torch.no_grad():
-            for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(now, 1 - self.settings.averaged)
         return float(loss.detach())
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """On the validation windows."""
+        turns = self.network(torch.from_numpy(features(self.data.valid.history_deg))) * self._scale_deg
+        return self.data.validation_mae_deg(turns.numpy().reshape(len(self.data.valid), -1, 3))
+
+    def keep(self) -> None:
+        """Write the weights."""
+        write_tensors(self.weights, dict(self.network.state_dict()), HEADER, self._story())
 
     def _examples(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (2N, FEATURES) and turns (2N, horizon x 3) of all windows and their mirror images."""
@@ -193,38 +163,3 @@ class MlpRun:
             "validation_mae_deg": round(self.standing.best_mae_deg, 4),
             **self.data.facts,
         }
-
-    def _save(self) -> None:
-        tensors = {f"{name}/{key}": tensor for name, module in self._modules() for key, tensor in module.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam/{number}/{key}": tensor for key, tensor in state.items()}
-        write_tensors(self.out / CHECKPOINT, tensors, STATE, {"standing": asdict(self.standing), "asked": self._asked})
-
-    def _modules(self) -> list[tuple[str, nn.Module]]:
-        return [("network", self.network), ("mean", self.mean)]
-
-    def _load(self) -> None:
-        path = self.out / CHECKPOINT
-        if not path.is_file():
-            return  # stopped before the first one: begin anew
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                state = json.loads(file.metadata()[STATE])
-            if differing := [name for name, value in self._asked.items() if state["asked"].get(name) != value]:
-                raise ValueError(f"it was begun with {differing[0]} {state['asked'].get(differing[0])}")
-            self._fill(load_file(path))
-            self.standing = Standing(**state["standing"])
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: can't be resumed ({reason}), wanted the checkpoint of a run with the same settings") from error
-        cut_curve(self.out / CURVE, self.standing.step)
-
-    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, module in self._modules():
-            module.load_state_dict({key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")})
-        whole = self.optimiser.state_dict()
-        for key, value in tensors.items():
-            if key.startswith("adam/"):
-                _, number, name = key.split("/")
-                whole["state"].setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict(whole)

@@ -24,7 +24,8 @@ from torch import nn
 from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
 from controllers.ladder import LADDER_BPS, places
 from netllm.encoders import ChoiceEncoder, ScalarEncoder, SeriesEncoder, TableEncoder
-from netllm.model import ALLOWED, STEP, Reader, TaskModel
+from netllm.heads import ALLOWED, ChoiceHead
+from netllm.model import STEP, Reader, TaskModel
 from testbed.errors import UserError
 from testbed.metrics import chunk_qoe
 from testbed.units import bits_from_bytes, mbps_from_bps
@@ -87,6 +88,10 @@ class AbrTask:
             "sizes": lambda: TableEncoder(ROWS, self.choices, width, self.hidden),
         }
         return {name: made[name]() for group in self.groups for name in group}
+
+    def head(self, width: int) -> nn.Module:
+        """One slot per level of the ladder."""
+        return ChoiceHead(width, self.choices)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of the t statistic over viewers, adjusted by Holm over the comparisons with one 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats as distributions
@@ -84,6 +84,27 @@ class SettingResult:
     def ranked(self) -> list[Outcome]:
         """Best first."""
         return sorted(self.outcomes.values(), key=lambda each: float(each.errors.mae_deg.mean()))
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """Adapters with one thing changed, on one setting: rows are means over training seeds, the differences are from the reference."""
+
+    result: SettingResult
+    seeds_deg: dict[str, tuple[float, ...]]
+    """The mean error of each training seed, by row."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that one evaluation found."""
+
+    results: tuple[SettingResult, ...]
+    seeds: tuple[SettingResult, ...] = ()
+    """The same settings with further training seeds."""
+    ablations: tuple[AblationResult, ...] = ()
+    times_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Seconds of single decisions, by policy."""
 
 
 def setting_result(

@@ -15,6 +15,7 @@ from testbed.host import cpu_field, versions
 from traces.catalog import load_catalog
 from traces.viewport_splits import DATASET
 
+ADAPTER = Path(__file__).resolve().parents[1] / "adapters" / "vp"
 _FOLDERS = re.compile(r"(?<![\w.])[~/][^\s,=+]*/")
 
 
@@ -30,7 +31,7 @@ class VpHeader:
     split: str
     data_sha256: str
     weights: dict[str, str]
-    """Sha256 by name of policy."""
+    """Sha256 by name of policy; of an adapter that of its encoders and head."""
 
 
 def vp_header(policies: Sequence[PolicyFactory], split: str) -> VpHeader:
@@ -49,8 +50,10 @@ def vp_header(policies: Sequence[PolicyFactory], split: str) -> VpHeader:
 
 
 def _weights(policy: PolicyFactory) -> Path:
-    given = dict(policy.arguments).get("weights", "")
-    return find_weights(str(given), policy.name.partition("+")[0], VP_SHIPPED)
+    given, name = dict(policy.arguments).get("weights", ""), policy.name.partition("+")[0]
+    if name == "netllm":
+        return Path(str(dict(policy.arguments).get("adapter", "") or ADAPTER)).expanduser() / "modules.safetensors"
+    return find_weights(str(given), name, VP_SHIPPED)
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
 """An evaluation of predictors as tables, in the terminal and in Markdown (docs/vp.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -8,8 +8,9 @@ from rich.table import Table
 
 from netllm.suite import words
 from netllm.suite.markdown import table
-from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, Difference, Outcome, SettingResult
+from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, AblationResult, Difference, Evaluation, Outcome, SettingResult
 from netllm.vp_suite.header import VpHeader
+from testbed.units import ms_from_s
 from traces.viewports import ANGLES
 
 _INTRO = """
@@ -32,13 +33,19 @@ _PUBLISHED = """
 What NetLLM's figure shows for these windows (heights of its bars), and what the same methods score here by the published rule. The paper
 does not say how its windows lie: that they are these is inferred from linear regression and velocity.
 """
+_ABLATIONS = """
+`scripts/ablate vp`: one training, repeated with one thing changed, with equal steps, batches and cost; far shorter than that of the adapter
+that ships. Each row is the mean over its training seeds, window by window; *random* backbones have the sizes and scales of the pre-trained
+one, and were never trained.
+"""
 _THAN = {"better": "better than", "worse": "worse than", "not clear": "not clearly different from"}
 _MEASURES = (*ANGLES, RMSE, SPHERE, PUBLISHED)
 _AGAINST = ("minus it", "95 % interval over viewers", "over videos", "p (Holm)", "better on viewers, videos", "verdict")
 
 
-def document(results: Sequence[SettingResult], seeds: Sequence[SettingResult], header: VpHeader) -> str:
-    """The whole page. `seeds` are the same settings with further training seeds."""
+def document(evaluation: Evaluation, header: VpHeader) -> str:
+    """The whole page."""
+    results, seeds = evaluation.results, evaluation.seeds
     parts = [
         "# Viewport prediction: how policies compare",
         _INTRO,
@@ -58,6 +65,12 @@ def document(results: Sequence[SettingResult], seeds: Sequence[SettingResult], h
             parts += [_PUBLISHED, *_published(result)]
     if seeds:
         parts += ["", "## Training seeds", "", *_seeds(seeds)]
+    if evaluation.ablations:
+        parts += ["", "## Ablations of the language model", _ABLATIONS]
+        for each in evaluation.ablations:
+            parts += [f"### {each.result.setting.name}: {each.result.setting.title}", "", *_ablations(each), ""]
+    if evaluation.times_s:
+        parts += ["", "## Cost of a decision", "", *_times(evaluation.times_s)]
     return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
 
 
@@ -129,6 +142,26 @@ def _seeds(results: Sequence[SettingResult]) -> list[str]:
     return table(("policy", "setting", "MAE of each seed", "mean", "sd"), rows)
 
 
+def _ablations(ablation: AblationResult) -> list[str]:
+    ((reference, found),) = ablation.result.differences.items()
+    by_name = {each.a: each for each in found}
+    rows = []
+    for name, each in ablation.result.outcomes.items():
+        seeds = ", ".join(f"{mean:.2f}" for mean in ablation.seeds_deg[name])
+        other = by_name.get(name)
+        said = (f"`{name}`", f"{each.mae_deg.mean:.2f}", seeds)
+        rows.append((*said, *(_against(other) if other else [words.DASH] * len(_AGAINST))))
+    return table(("trained with", "MAE", "of each seed", f"it minus {reference}", *_AGAINST[1:]), rows)
+
+
+def _times(times_s: Mapping[str, Sequence[float]]) -> list[str]:
+    rows = []
+    for name, times in sorted(times_s.items(), key=lambda each: float(np.median(each[1]))):
+        ms = [ms_from_s(float(np.quantile(times, share))) for share in (0.5, 0.99)]
+        rows.append((f"`{name}`", f"{ms[0]:.2f}", f"{ms[1]:.2f}", f"{len(times)}"))
+    return table(("policy", "p50, ms", "p99, ms", "decisions, one by one"), rows)
+
+
 def _made(header: VpHeader) -> list[str]:
     weights = [f"{name} `{sha256[:12]}`" for name, sha256 in header.weights.items()]
     rows = [
@@ -142,9 +175,9 @@ def _made(header: VpHeader) -> list[str]:
     return table(("", ""), rows)
 
 
-def show(results: Sequence[SettingResult], console: Console) -> None:
-    """Errors and differences of each setting, and the finding."""
-    for result in results:
+def show(evaluation: Evaluation, console: Console) -> None:
+    """Errors and differences of each setting, ablations, times, and the finding."""
+    for result in evaluation.results:
         counted = f"{result.windows} windows, {result.users} viewers, {result.videos} videos"
         _print(console, f"{result.setting.name}: {result.setting.title}; {counted}; degrees", ("policy", "MAE", *_MEASURES), [
             _row(each) for each in result.ranked()
@@ -154,7 +187,13 @@ def show(results: Sequence[SettingResult], console: Console) -> None:
         for reference, found in result.differences.items():
             rows = [(each.a, *_against(each)) for each in found]
             _print(console, f"{result.setting.name}: each policy minus {reference}", ("policy", *_AGAINST), rows)
-    for sentence in finding(results):
+    for ablation in evaluation.ablations:
+        for reference, found in ablation.result.differences.items():
+            rows = [(each.a, *_against(each)) for each in found]
+            _print(console, f"{ablation.result.setting.name}: each ablation minus {reference}", ("trained with", *_AGAINST), rows)
+    for name, times in evaluation.times_s.items():
+        console.print(f"{name}: a decision takes {ms_from_s(float(np.median(times))):.2f} ms (p50 of {len(times)})", markup=False)
+    for sentence in finding(evaluation.results):
         console.print(sentence, markup=False)
 
 

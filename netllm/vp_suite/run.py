@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 
@@ -14,12 +15,15 @@ from controllers.learning.start import check_least
 from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
 from controllers.weights import VP_SHIPPED
 from netllm.vp_suite import page
-from netllm.vp_suite.analysis import Outcome, SettingResult, setting_result
+from netllm.vp_suite.ablations import NETLLM, Family, families, joined, seeds_deg
+from netllm.vp_suite.analysis import AblationResult, Evaluation, Outcome, SettingResult, setting_result
 from netllm.vp_suite.header import VpHeader, vp_header
 from netllm.vp_suite.settings import NAMED, VpSetting, chosen
 from testbed.errors import UserError
-from testbed.sim.vp import measure
-from traces.viewport_splits import TEST, load_split
+from testbed.sim.vp import decision_times_s, measure
+from testbed.units import ms_from_s
+from traces.frames import Frames
+from traces.viewport_splits import TEST, find_split, load_split
 from traces.windows import Windows, cut
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "vp.md"
@@ -31,13 +35,21 @@ class VpEvaluateSettings:
     """What to measure."""
 
     settings: tuple[str, ...] = tuple(NAMED)
-    """Named ones (code, figures, longer), or RULE:HISTORY:HORIZON in seconds (figures:1:2)."""
+    """Named ones (code, figures, longer, wu2017), or RULE:HISTORY:HORIZON in seconds (figures:1:2)."""
     policies: tuple[str, ...] = ()
     """Names, files (mine.py) or package.module:Class, with +option=value; default: all that the folder holds."""
     against: tuple[str, ...] = ("static", "mlp")
     """What all others are compared with, window by window; measured, too, if `policies` does not name it."""
+    adapters: tuple[str, ...] = ()
+    """Ablations, NAME=FOLDER or NAME=FOLDER,FOLDER (one per training seed), measured against the reference."""
+    reference: str = NETLLM
+    """What ablations are measured against: netllm or one of the adapters' names."""
     split: str = TEST
     """test, valid or train."""
+    frames: Path | None = None
+    """Folder of video frames (`traces/frames.py`), for policies that look at them."""
+    timed: int = 200
+    """Decisions of each policy that are timed, one by one, on the first setting."""
     seed: int = 0
     """Of policies that draw random numbers."""
     out: Path = Path("results/evaluate-vp")
@@ -50,19 +62,46 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     """Measure predictors; prints tables and writes `windows.parquet` and `summary.json` into `settings.out`."""
     settings = settings or VpEvaluateSettings()
     console = console or Console()
-    check_least(settings, 0, ["seed"])
-    asked = chosen(settings.settings)
-    policies = _policies(settings)
-    viewings = load_split(settings.split)
-    windows = [cut(viewings, each.rule, each.history_s, each.horizon_s) for each in asked]
-    results = [_measured(each, seen, policies, settings) for each, seen in zip(asked, windows, strict=True)]
-    families = () if settings.policies else _seeds(policies)
-    seeds = [_measured(each, seen, families, settings) for each, seen in zip(asked, windows, strict=True)] if families else []
-    header = vp_header([*policies, *families], settings.split)
-    _write(settings, results, seeds, header)
-    page.show(results, console)
+    check_least(settings, 0, ["seed", "timed"])
+    policies, ablated = _policies(settings), families(settings.adapters, settings.reference)
+    asked = _windows(settings, console)
+    frames = Frames(settings.frames)
+    results = [_measured(each, seen, policies, settings, frames) for each, seen in asked]
+    further = () if settings.policies else _seeds(policies)
+    seeds = [_measured(each, seen, further, settings, frames) for each, seen in asked] if further else []
+    ablations = [_ablated(each, seen, ablated, settings, frames) for each, seen in asked] if ablated else []
+    evaluation = Evaluation(tuple(results), tuple(seeds), tuple(ablations), _timed(asked[0][1], policies, settings))
+    header = vp_header([*policies, *further], settings.split)
+    _write(settings, evaluation, header)
+    page.show(evaluation, console)
     console.print(f"results: {settings.out}")
     return results
+
+
+def _windows(settings: VpEvaluateSettings, console: Console) -> list[tuple[VpSetting, Windows]]:
+    """The windows of each setting. One on another data set is left out, with a note, where that can't be had (unless it is alone)."""
+    found, asked = [], chosen(settings.settings)
+    for each in asked:
+        try:
+            viewings, front_deg = load_split(each.split or settings.split), find_split(each.split or settings.split).front_deg
+        except UserError as error:
+            if not each.split or len(asked) == 1:
+                raise
+            console.print(f"setting {each.name} is left out: {error}", style="yellow", markup=False)
+            continue
+        found.append((each, cut(viewings, each.rule, each.history_s, each.horizon_s, front_deg)))
+    return found
+
+
+def _timed(windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings) -> dict[str, tuple[float, ...]]:
+    """Seconds of single decisions, by policy; those that can't serve are left out."""
+    times: dict[str, tuple[float, ...]] = {}
+    for policy in policies if settings.timed else ():
+        try:
+            times[policy.name] = decision_times_s(policy(), windows, settings.timed)
+        except UserError:
+            continue
+    return times
 
 
 def _policies(settings: VpEvaluateSettings) -> list[PolicyFactory]:
@@ -80,13 +119,15 @@ def _seeds(policies: Sequence[PolicyFactory]) -> list[PolicyFactory]:
     return found
 
 
-def _measured(setting: VpSetting, windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings) -> SettingResult:
+def _measured(
+    setting: VpSetting, windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings, frames: Frames
+) -> SettingResult:
     """Each policy on these windows. What refuses them with a `UserError` is told, not fatal; any other failure is."""
     outcomes: dict[str, Outcome] = {}
     refused: dict[str, str] = {}
     for policy in policies:
         try:
-            outcomes[policy.name] = Outcome(policy, measure(policy(), windows, settings.seed))
+            outcomes[policy.name] = Outcome(policy, measure(policy(), windows, settings.seed, frames))
         except UserError as error:
             refused[policy.name] = " ".join(str(error).split())
         except Exception as error:  # whatever a user's policy may raise
@@ -96,15 +137,29 @@ def _measured(setting: VpSetting, windows: Windows, policies: Sequence[PolicyFac
     return setting_result(setting, outcomes, refused, settings.against)
 
 
-def _write(settings: VpEvaluateSettings, results: Sequence[SettingResult], seeds: Sequence[SettingResult], header: VpHeader) -> None:
+def _ablated(
+    setting: VpSetting, windows: Windows, ablated: Sequence[Family], settings: VpEvaluateSettings, frames: Frames
+) -> AblationResult:
+    """Every member of every family on these windows, and each family against the reference."""
+    errors = {each.name: [measure(member(), windows, settings.seed, frames) for member in each.members] for each in ablated}
+    outcomes = {each.name: joined(each, errors[each.name]) for each in ablated}
+    return AblationResult(setting_result(setting, outcomes, {}, (settings.reference,)), seeds_deg(errors))
+
+
+def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeader) -> None:
+    results = evaluation.results
     settings.out.mkdir(parents=True, exist_ok=True)
     scratch = settings.out / f".windows.{os.getpid()}"
     pl.concat([_frame(each) for each in results]).write_parquet(scratch, metadata={"netllm": json.dumps(asdict(header))})
     scratch.replace(settings.out / "windows.parquet")
     summary = {"version": 1, "task": "vp", "metric": "mae_deg", "header": asdict(header), "settings": [_summary(each) for each in results]}
+    summary["decision_ms"] = {
+        name: {"p50": ms_from_s(float(np.median(each))), "max": ms_from_s(max(each))} for name, each in evaluation.times_s.items()
+    }
+    summary["ablations"] = [{**_summary(each.result), "seeds_mae_deg": each.seeds_deg} for each in evaluation.ablations]
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if settings.write:
-        PAGE.write_text(page.document(results, seeds, header), encoding="utf-8")
+        PAGE.write_text(page.document(evaluation, header), encoding="utf-8")
 
 
 def _frame(result: SettingResult) -> pl.DataFrame:

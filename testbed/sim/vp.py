@@ -10,6 +10,8 @@ import numpy as np
 
 from controllers.api import VpObservation, VpPolicy, VpSession
 from testbed import vp_metrics
+from testbed.clock import now_s
+from traces.frames import NO_FRAMES, Frames
 from traces.viewports import Floats
 from traces.windows import Integers, Windows
 
@@ -36,9 +38,9 @@ class WindowErrors:
     """(N,)"""
 
 
-def measure(policy: VpPolicy, windows: Windows, seed: int = 0) -> WindowErrors:
+def measure(policy: VpPolicy, windows: Windows, seed: int = 0, frames: Frames = NO_FRAMES) -> WindowErrors:
     """The policy's error on each window. Raises `ValueError` for an answer that is none."""
-    predicted_deg, true_deg = predict(policy, windows, seed), windows.future_deg
+    predicted_deg, true_deg = predict(policy, windows, seed, frames), windows.future_deg
     return WindowErrors(
         windows.video,
         windows.user,
@@ -51,26 +53,45 @@ def measure(policy: VpPolicy, windows: Windows, seed: int = 0) -> WindowErrors:
     )
 
 
-def predict(policy: VpPolicy, windows: Windows, seed: int = 0) -> Floats:
+def predict(policy: VpPolicy, windows: Windows, seed: int = 0, frames: Frames = NO_FRAMES) -> Floats:
     """What the policy answers, (N, horizon, 3); each viewing has a stream of random numbers of its own, the same for each policy."""
     predicted_deg = np.empty_like(windows.future_deg)
     for number, (rows, session) in enumerate(sessions(windows)):
         policy.reset(session, seed * 1_000_003 + number)
-        predicted_deg[rows] = checked(policy.decide_all(observations(windows, rows, session)), rows.stop - rows.start, session.horizon)
+        predicted_deg[rows] = checked(
+            policy.decide_all(observations(windows, rows, session, frames)), rows.stop - rows.start, session.horizon
+        )
     return predicted_deg
+
+
+def decision_times_s(policy: VpPolicy, windows: Windows, most: int, seed: int = 0) -> tuple[float, ...]:
+    """How long single decisions take, seconds, of the first `most` windows; one decision goes before them, untimed."""
+    times: list[float] = []
+    for rows, session in sessions(windows):
+        policy.reset(session, seed)
+        seen = observations(windows, rows, session)
+        if not times:
+            policy.decide(seen[0])
+        for each in seen[: most - len(times)]:
+            began_s = now_s()
+            policy.decide(each)
+            times.append(now_s() - began_s)
+        if len(times) == most:
+            break
+    return tuple(times)
 
 
 def sessions(windows: Windows) -> Iterator[tuple[slice, VpSession]]:
     """The rows of each viewing, and its session."""
     for rows in windows.viewings():
         name = f"video{windows.video[rows.start]}-viewer{windows.user[rows.start]}"
-        yield rows, VpSession(name, windows.horizon, windows.rate_hz)
+        yield rows, VpSession(name, windows.horizon, windows.rate_hz, windows.front_deg)
 
 
-def observations(windows: Windows, rows: slice, session: VpSession) -> list[VpObservation]:
+def observations(windows: Windows, rows: slice, session: VpSession, frames: Frames = NO_FRAMES) -> list[VpObservation]:
     """What a policy is told at each of these windows."""
-    seen = zip(windows.times_s[rows], windows.history_deg[rows], strict=True)
-    return [VpObservation(session, times_s, history_deg) for times_s, history_deg in seen]
+    seen, video = zip(windows.times_s[rows], windows.history_deg[rows], strict=True), int(windows.video[rows.start])
+    return [VpObservation(session, times_s, history_deg, frames.at(video, float(times_s[-1]))) for times_s, history_deg in seen]
 
 
 def checked(answer: object, count: int, horizon: int) -> Floats:

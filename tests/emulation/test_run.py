@@ -387,3 +387,37 @@ def test_what_the_host_cannot_give_is_one_sentence(tmp_path: Path, trace: Path, 
     assert process.returncode == 2
     assert wanted in errors and errors.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_viewports_are_predicted_live(tmp_path: Path, trace: Path) -> None:
+    """Two policies in two lanes: one holds the head's last position, one thinks of the opposite direction and so sees the lowest level."""
+    behind = tmp_path / "behind.py"
+    behind.write_text(
+        "from controllers.api import VpPolicy\nimport numpy as np\n\n\nclass Behind(VpPolicy):\n    def decide(self, observation):\n"
+        "        last = observation.history_deg[-1] + np.array([0.0, 0.0, 180.0])\n"
+        "        return np.repeat(last[None], observation.session.horizon, axis=0)\n"
+    )
+    process = start(tmp_path, trace, "--task", "vp", "--policies", f"static,{behind}", "--chunks", "8", "--trials", "1")
+    out, errors = process.communicate(timeout=100)
+    if "viewports is not on this machine" in errors:
+        pytest.skip(errors)
+    assert process.returncode == 0, (out, errors)
+    folder = tmp_path / "results" / "latest"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["task"], summary["mode"], summary["metric"], summary["unit"]) == ("vp", "emulation", "viewport_qoe", "per second")
+    trials = trials_of(folder.parent.parent)
+    assert all(sound(trials, row) for row in range(2)), trials["invalid_reason"].to_list()
+    assert trials["viewer"].n_unique() == 1 and trials["fallbacks"].sum() == 0 and trials["decisions"].to_list() == [8, 8]
+    static, opposite = (trials.filter(policy=name).to_dicts()[0] for name in ("static", "behind"))
+    assert static["quality_mbps"] > 2 * opposite["quality_mbps"] > 0
+    assert static["wasted_share"] < opposite["wasted_share"] and static["mae_deg"] < opposite["mae_deg"]
+    segments, heads = (polars.read_parquet(folder / f"{name}.parquet") for name in ("segments", "heads"))
+    assert (segments.height, heads.height) == (16, 80)
+    carried = (
+        polars.read_parquet(folder / "links.parquet").filter(direction="down").group_by("trial_id").agg(polars.col("delivered_bytes").sum())
+    )
+    for trial_id, size_bytes in segments.group_by("trial_id").agg(polars.col("size_bytes").sum()).iter_rows():
+        delivered = carried.filter(trial_id=trial_id)["delivered_bytes"].item()
+        assert size_bytes < delivered < 1.1 * size_bytes + 60_000  # headers, and the manifest
+    page = (folder / "report.html").read_text()
+    assert "Viewports over time" in page and page.count("predicted and actual viewport") == 2

@@ -14,9 +14,11 @@ from rich.console import Console
 from controllers.loader import load
 from netllm.command import evaluate_command
 from netllm.vp_suite import run
-from netllm.vp_suite.analysis import Difference, Outcome, clustered, difference, p_value, setting_result
+from netllm.vp_suite.ablations import families
+from netllm.vp_suite.analysis import Difference, Evaluation, Outcome, clustered, difference, p_value, setting_result
 from netllm.vp_suite.page import document, finding
 from netllm.vp_suite.settings import NAMED, chosen
+from testbed.errors import UserError
 from testbed.sim.vp import WindowErrors, measure
 from testbed.stats import Estimate, estimate
 from tests.vp_cases import viewing, windows
@@ -228,8 +230,85 @@ def test_a_finding_says_no_more_than_the_interval_allows():
     (said,) = finding([result])
     assert "better than Static: -4.00 (-4.00 to -4.00)" in said.replace("\N{MINUS SIGN}", "-")
     header = run.vp_header([], "test")
-    assert "`b` can't serve it: too long" in document([result], [], header)
+    assert "`b` can't serve it: too long" in document(Evaluation((result,)), header)
 
 
 def test_errors_are_those_of_the_windows():
     assert measure(load("static", "vp")(), windows()).mae_deg.shape == (len(windows()),)
+
+
+def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(recorded, tmp_path, monkeypatch):
+    """Two families of two adapters of a tiny model each; the adapters of one do nothing."""
+    import torch
+
+    from netllm.adapter import new_model, save_adapter
+    from netllm.lora import LoraSettings
+    from netllm.tasks.vp import VpTask
+    from tests.unit.tiny_models import save_tiny
+
+    llm = str(save_tiny(tmp_path / "llm"))
+    folders = {}
+    for name in ("still-1", "still-2", "lively-1", "lively-2"):
+        model = new_model(llm, "float32", VpTask(hidden=8), LoraSettings(rank=0), name)
+        if name.startswith("lively"):
+            torch.nn.init.normal_(model.head.linear.weight, std=0.2)
+        folders[name] = tmp_path / name
+        save_adapter(model, folders[name], {})
+        model.switch.remove()
+    groups = tuple(f"{name}={folders[f'{name}-1']},{folders[f'{name}-2']}" for name in ("still", "lively"))
+    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    asked = run.VpEvaluateSettings(
+        ("figures",), ("static",), ("static",), adapters=groups, reference="still", out=tmp_path / "out", timed=3, write=True
+    )
+    run.test(asked, QUIET)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    (ablation,) = summary["ablations"]
+    static = summary["settings"][0]["policies"]["static"]["mean"]
+    assert ablation["seeds_mae_deg"]["still"] == pytest.approx([static] * 2, abs=1e-4)
+    one, two = ablation["seeds_mae_deg"]["lively"]
+    assert one != two and ablation["policies"]["lively"]["mean"] == pytest.approx((one + two) / 2)
+    (compared,) = ablation["comparisons"]
+    assert (compared["a"], compared["b"], compared["verdict"]) == ("lively", "still", "worse")
+    text = (tmp_path / "vp.md").read_text()
+    assert "## Ablations of the language model" in text and "| `lively` |" in text and "## Cost of a decision" in text
+    assert summary["decision_ms"]["static"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("adapters", "reference", "said"),
+    [
+        (("mine",), "netllm", "name or folder is missing"),
+        (("mine=nowhere",), "netllm", "has no netllm.json"),
+    ],
+)
+def test_adapters_that_are_none_are_told(adapters, reference, said):
+    with pytest.raises(UserError, match=said):
+        families(adapters, reference)
+
+
+def test_another_data_set_that_cannot_be_had_is_left_out_unless_it_is_alone(recorded, tmp_path, monkeypatch, capsys):
+    def lacking(name):
+        if name.startswith("wu2017"):
+            raise UserError("data set viewports_wu2017 is not on this machine")
+        return recorded
+
+    monkeypatch.setattr(run, "load_split", lacking)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static"]) == 0
+    assert "setting wu2017 is left out" in " ".join(capsys.readouterr().out.split())
+    assert evaluate_command(["vp", "--settings", "wu2017", "--policies", "static", "--against", "static"]) == 2
+    assert "viewports_wu2017 is not on this machine" in capsys.readouterr().err
+
+
+def test_videos_of_another_set_have_no_front(recorded, tmp_path, monkeypatch):
+    fronts = []
+    spying = load("static", "vp")().__class__
+
+    class Spy(spying):
+        def decide_all(self, observations):
+            fronts.append(self.session.front_deg)
+            return super().decide_all(observations)
+
+    monkeypatch.setattr(run, "_policies", lambda settings: [replace(load("static", "vp"), policy_class=Spy)])
+    run.test(run.VpEvaluateSettings(("figures", "wu2017"), against=("static",), out=tmp_path / "out", timed=0), QUIET)
+    assert set(fronts) == {90.0, None}

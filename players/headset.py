@@ -1,0 +1,297 @@
+"""The headset player: one viewing of tiled 360-degree video over a real socket, in real time. `python -m players.headset`.
+
+It fetches the manifest, opens the session at the controller, then per segment: waits until less than `buffer_cap_s` lies ahead, asks the
+controller where the viewer will look, picks the tiles' levels within 90 % of the estimated throughput (`players.viewport.plan`), and
+fetches them in one request, those expected in view first. The head is a recorded one and moves in the video's time (`players.viewing`).
+When no valid prediction comes in time, the head is thought to stay where it is, and the row says so. Rows (`testbed.records`) go to
+stdout as they are made, a segment's when it has been played. Ends are those of `players.headless`.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import numpy as np
+
+from controllers.api import VpSession
+from controllers.client import DecisionFailed
+from controllers.client_vp import ViewportClient
+from controllers.config import read_config
+from players.config import HeadsetConfig
+from players.fetch import OriginClient, PlaybackEnded
+from players.throughput import ThroughputEstimate
+from players.tiles import TiledVideo
+from players.viewing import Seen, Viewing
+from players.viewport import SAFETY, Plan, plan, shares_in_view, sphere
+from testbed.clock import now_s
+from testbed.errors import UserError
+from testbed.metrics import qoe_lin
+from testbed.records import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
+from testbed.units import bytes_per_s_from_bps
+from testbed.vp_metrics import mae_deg
+from traces.viewports import gaze
+
+CLOSE_DEADLINE_S = 0.5
+"""Longest wait for the controller to forget the session."""
+LOOK_S = 0.02
+"""Longest nap while a segment has to be waited for."""
+
+HeadsetRow = SegmentRow | HeadRow | PredictionRow | ViewingEndRow
+Emit = Callable[[HeadsetRow], None]
+
+
+class Headset:
+    """One viewing: `run` it, then `finish`, whether it came to its end or not."""
+
+    def __init__(self, config: HeadsetConfig, video: TiledVideo, origin: OriginClient, controller: ViewportClient, emit: Emit) -> None:
+        self._config, self._video, self._origin, self._controller, self._emit = config, video, origin, controller, emit
+        self._angles_deg = np.array(config.angles_deg, dtype=float)
+        self._viewing = Viewing(video, self._angles_deg, config.rate_hz, config.chunks)
+        self._estimate = ThroughputEstimate()
+        self._plans: list[Plan] = []
+        self._expected_deg: list[np.ndarray] = []
+        """What was predicted for the samples of each segment, (samples, 3)."""
+        self._requests_s: list[tuple[float, float]] = []
+        self._told: list[Seen] = []
+        self._began_at_s: float | None = None
+
+    async def run(self) -> None:
+        """View to the end. Raises `PlaybackEnded` when it can't go on."""
+        for segment in range(self._config.chunks):
+            await self._until_due(segment)
+            predicted_deg, newest = await self._predicted(segment)
+            await self._fetch(segment, predicted_deg, newest)
+        while len(self._told) < self._config.chunks:
+            self._tell(now_s())
+            await asyncio.sleep(LOOK_S)
+
+    async def _until_due(self, segment: int) -> None:
+        """Until less than the cap lies ahead of where playback is."""
+        while segment * self._video.segment_s - self._viewing.media_s(now_s()) >= self._config.buffer_cap_s:
+            self._tell(now_s())
+            await asyncio.sleep(LOOK_S)
+
+    def _newest(self, now: float) -> int:
+        """Number of the head's newest sample."""
+        return min(int(self._viewing.media_s(now) * self._config.rate_hz + 1e-9), len(self._angles_deg) - 1)
+
+    async def _predicted(self, segment: int) -> tuple[np.ndarray, int]:
+        """The next samples, (horizon, 3), and the number of the newest one known: the controller's answer, or the head stays."""
+        asked_s = now_s()
+        newest = self._newest(asked_s)
+        first = max(newest + 1 - self._config.history, 0)
+        times_s = [number / self._config.rate_hz for number in range(first, newest + 1)]
+        policy_s, reason = None, ""
+        try:
+            answer = await self._controller.decide(times_s, self._config.angles_deg[first : newest + 1], self._config.deadline_s)
+            predicted_deg, policy_s = np.array(answer.predicted_deg), answer.policy_s
+        except DecisionFailed as failed:
+            reason = failed.reason
+            predicted_deg = np.repeat(self._angles_deg[newest : newest + 1], self._config.horizon, axis=0)
+            sys.stderr.write(f"{self._config.trial_id}: segment {segment}: {failed.reason}: {failed.message}\n")
+        true_deg = self._angles_deg[newest + 1 : newest + 1 + self._config.horizon]
+        error_deg = float(mae_deg(predicted_deg[None, : len(true_deg)], true_deg[None])[0]) if len(true_deg) else None
+        self._emit(
+            PredictionRow(
+                trial_id=self._config.trial_id,
+                segment=segment,
+                at_s=self._since_begin(asked_s),
+                media_s=newest / self._config.rate_hz,
+                mae_deg=error_deg,
+                latency_s=now_s() - asked_s,
+                policy_s=policy_s,
+                source="fallback" if reason else "policy",
+                reason=reason,
+            )
+        )
+        return predicted_deg, newest
+
+    async def _fetch(self, segment: int, predicted_deg: np.ndarray, newest: int) -> None:
+        """Pick the levels and download; tiles are there as their last byte comes."""
+        samples = self._viewing.samples
+        ahead = segment * samples + np.arange(samples) - newest - 1  # places of the segment's samples in the prediction
+        known = np.where(ahead[:, None] < 0, self._angles_deg[np.clip(newest + 1 + ahead, 0, newest)], 0.0)
+        expected_deg = np.where(ahead[:, None] < 0, known, predicted_deg[np.clip(ahead, 0, len(predicted_deg) - 1)])
+        shares = shares_in_view(expected_deg, self._video.rows, self._video.columns).mean(axis=0)
+        budget_bytes = bytes_per_s_from_bps(SAFETY * (self._estimate.average_bps or 0.0)) * self._video.segment_s
+        chosen = plan(self._video, segment, shares, budget_bytes)
+        self._viewing.fetch(segment, chosen)
+        self._plans.append(chosen)
+        self._expected_deg.append(expected_deg)
+        sizes = [self._video.sizes_bytes[segment][tile][chosen.levels[tile]] for tile in chosen.order]
+        arriving = _Arriving(np.cumsum(sizes), lambda place: self._viewing.arrived(segment, chosen.order[place], now_s()))
+        if self._began_at_s is None:
+            self._began_at_s = now_s()
+            self._viewing.begin(self._began_at_s)
+        wanted = ",".join(f"{tile}.{chosen.levels[tile]}" for tile in chosen.order)
+        download = await self._origin.tiles(segment, wanted, sum(sizes), arriving.took, arriving.again)
+        self._estimate.add(download.size_bytes, download.end_s - download.first_byte_s)
+        self._requests_s.append((download.request_s, download.end_s))
+        self._tell(now_s())
+
+    def _tell(self, now: float) -> None:
+        """The rows of segments that are over, and wholly there (what comes after its segment is over was in vain, but is counted)."""
+        while (segment := len(self._told)) < len(self._requests_s) and self._viewing.over(segment, now):
+            self._tell_segment(self._viewing.seen(segment))
+
+    def _tell_segment(self, seen: Seen) -> None:
+        previous_bps = self._told[-1].quality_bps if self._told else seen.quality_bps
+        request_s, end_s = self._requests_s[seen.index]
+        self._told.append(seen)
+        self._emit(
+            SegmentRow(
+                trial_id=self._config.trial_id,
+                index=seen.index,
+                levels="".join(f"{level:x}" for level in self._plans[seen.index].levels),
+                size_bytes=seen.size_bytes,
+                wasted_bytes=seen.wasted_bytes,
+                request_s=self._since_begin(request_s),
+                end_s=self._since_begin(end_s),
+                start_s=self._since_begin(seen.start_s),
+                rebuffer_s=seen.rebuffer_s,
+                quality_bps=seen.quality_bps,
+                blank_share=seen.blank_share,
+                qoe=qoe_lin(seen.quality_bps, seen.rebuffer_s, previous_bps),
+            )
+        )
+        self._tell_head(seen)
+
+    def _tell_head(self, seen: Seen) -> None:
+        """Where the viewer looked, and was expected to look, at each sample of a segment."""
+        first = seen.index * self._viewing.samples
+        true = sphere(gaze(self._angles_deg[first : first + self._viewing.samples]))
+        expected = sphere(gaze(self._expected_deg[seen.index]))
+        for i in range(self._viewing.samples):
+            self._emit(
+                HeadRow(
+                    trial_id=self._config.trial_id,
+                    media_s=(first + i) / self._config.rate_hz,
+                    latitude_deg=float(np.degrees(true[0][i])),
+                    longitude_deg=float(np.degrees(true[1][i])),
+                    expected_latitude_deg=float(np.degrees(expected[0][i])),
+                    expected_longitude_deg=float(np.degrees(expected[1][i])),
+                    quality_bps=seen.quality_of_sample_bps[i],
+                    blank_share=seen.blank_of_sample[i],
+                )
+            )
+
+    def _since_begin(self, at_s: float) -> float:
+        return at_s - (self._began_at_s or at_s)
+
+    def finish(self, reason: str, detail: str) -> None:
+        """The last row."""
+        end_s = self._viewing.end_s(self._config.chunks - 1) if reason == "complete" else now_s()
+        stalls_s = sum(seen.rebuffer_s for seen in self._told[1:])
+        startup_s = self._told[0].rebuffer_s if self._told else 0.0
+        wall_s = self._since_begin(end_s)
+        self._emit(
+            ViewingEndRow(
+                trial_id=self._config.trial_id,
+                end_reason=reason,
+                detail=detail,
+                startup_s=startup_s,
+                rebuffer_s=stalls_s,
+                played_s=len(self._told) * self._video.segment_s,
+                wall_s=wall_s,
+                began_at_s=self._began_at_s,
+                throughput_bps=self._estimate.average_bps,
+            )
+        )
+
+
+class _Arriving:
+    """Counts bytes, and tells of each tile whose last byte has come."""
+
+    def __init__(self, ends_bytes: np.ndarray, arrived: Callable[[int], None]) -> None:
+        self._ends_bytes, self._arrived = ends_bytes, arrived
+        self._bytes = self._tiles = 0
+
+    def again(self) -> None:
+        """All begins anew; tiles that were there are there."""
+        self._bytes = 0
+
+    def took(self, piece: bytes) -> None:
+        """More bytes."""
+        self._bytes += len(piece)
+        while self._tiles < len(self._ends_bytes) and self._bytes >= self._ends_bytes[self._tiles]:
+            self._arrived(self._tiles)
+            self._tiles += 1
+
+
+async def view(config: HeadsetConfig, emit: Emit) -> None:
+    """One viewing, from the manifest to the last row. Cancelling it interrupts the viewing; the last row is written nevertheless."""
+    async with AsyncExitStack() as closing:
+        origin = OriginClient(config)
+        closing.push_async_callback(origin.close)
+        headset: Headset | None = None
+        reason, detail = "complete", ""
+        try:
+            video = await origin.tiled()
+            check_fits(config, video)
+            session = VpSession(config.trial_id, config.horizon, config.rate_hz, config.front_deg)
+            controller = ViewportClient(config.controller_url, session, config.policy, config.seed)
+            closing.push_async_callback(controller.close, CLOSE_DEADLINE_S)
+            try:
+                await controller.open(config.open_deadline_s)
+            except DecisionFailed as failed:
+                sys.stderr.write(f"{config.trial_id}: no session yet: {failed.reason}: {failed.message}\n")
+            headset = Headset(config, video, origin, controller, emit)
+            await headset.run()
+        except PlaybackEnded as ended:
+            reason, detail = ended.reason, ended.detail
+        except asyncio.CancelledError:
+            reason, detail = "interrupted", "told to stop"
+        if headset:
+            headset.finish(reason, detail)
+        else:
+            nothing = {"startup_s": 0.0, "rebuffer_s": 0.0, "played_s": 0.0, "wall_s": 0.0}
+            emit(ViewingEndRow(trial_id=config.trial_id, end_reason=reason, detail=detail, **nothing))
+
+
+def check_fits(config: HeadsetConfig, video: TiledVideo) -> None:
+    """Raise `UserError` unless video and head movement are long enough, and samples fill a segment."""
+    samples = video.segment_s * config.rate_hz
+    if abs(samples - round(samples)) > 1e-6 or samples < 1:
+        raise UserError(f"HeadsetConfig: a segment has {samples:g} samples of head movement, wanted a whole number")
+    if not 1 <= config.chunks <= video.segments:
+        raise UserError(f"HeadsetConfig: chunks is {config.chunks}, wanted 1 to the video's {video.segments} segments")
+    if len(config.angles_deg) < config.chunks * round(samples):
+        wanted = config.chunks * round(samples)
+        raise UserError(f"HeadsetConfig: there are {len(config.angles_deg)} samples of head movement, wanted at least {wanted}")
+
+
+def _write(row: HeadsetRow) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def _until_told(config: HeadsetConfig) -> None:
+    """View; the first SIGTERM or SIGINT interrupts."""
+    viewing = asyncio.create_task(view(config, _write))
+    told = asyncio.Event()
+
+    def stop() -> None:
+        if not told.is_set():
+            told.set()
+            viewing.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    await viewing
+
+
+def main() -> int:
+    """Read the config, view. Exit code 0 however the viewing ended; a config that can't be used is one sentence and exit code 2."""
+    try:
+        asyncio.run(_until_told(read_config(HeadsetConfig, sys.argv[1:])))
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
