@@ -21,6 +21,8 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """TCP port; 0 takes a free one, told in `OriginReady`."""
     videos: tuple[Manifest, ...]
     """What is served; nothing else is."""
+    film: str | None = None
+    """Folder of the film (`testbed.encode`) that chunks begin with and browsers decode; None: chunks hold a pattern, and there is no MPD."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 
@@ -55,7 +57,7 @@ OriginLine = OriginReady | OriginRequest
 
 
 class PlayerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`python -m players.headless`: one playback, that is one trial."""
+    """`python -m players.headless`: one playback, that is one trial. `players.dash` takes it too, as part of its own."""
 
     trial_id: str
     """Also the session id, at the origin and at the controller: letters, digits, `.`, `_`, `:` and `-`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from players.dash.stock import STOCK
 from testbed import owned
 from testbed.controller import Controller
 from testbed.errors import TestbedError
@@ -40,17 +41,18 @@ def emulated(prepared: Prepared) -> Iterator["Emulation"]:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
         network = stack.enter_context(Network(count, path, experiment.cc, run))
-        controller = Controller(network, list(prepared.references.values()), invoking_user(), _shared_folder(run))
+        served = [reference for name, reference in prepared.references.items() if name not in STOCK]
+        controller = Controller(network, served, invoking_user(), _shared_folder(run))
         stack.callback(controller.stop)
         controller.launch()
-        players = [LanePlayer(lane, prepared, controller) for lane in network.lanes]
+        players = [LanePlayer(lane, prepared, controller, run.folder if experiment.show else None) for lane in network.lanes]
         for player in players:
             stack.callback(player.stop)
             player.launch()
         for player in players:
             player.wait_ready()
         controller.wait_ready()
-        yield Emulation(trials, players, controller, dict(network.facts))
+        yield Emulation(trials, players, controller, dict(network.facts), run.folder)
 
 
 def _shared_folder(run: owned.Run) -> Path:
@@ -66,9 +68,13 @@ def _shared_folder(run: owned.Run) -> Path:
 class Emulation:
     """A network that is up, with the trials to run on it."""
 
-    def __init__(self, trials: Sequence[Trial], players: Sequence[LanePlayer], controller: Controller, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, trials: Sequence[Trial], players: Sequence[LanePlayer], controller: Controller, facts: dict[str, Any], pictures: Path
+    ) -> None:
         self._trials, self._players, self._controller = trials, players, controller
         self.facts = facts
+        self.pictures = pictures
+        """Folder in which the lanes' pictures lie."""
 
     def run(self, recorder: Recorder) -> None:
         """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play."""

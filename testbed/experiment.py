@@ -1,14 +1,16 @@
 """An experiment from its specification to its result folder: check everything, run the grid, write what was seen."""
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
 
+from players.dash.stock import STOCK
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
@@ -23,6 +25,9 @@ from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
+
+if TYPE_CHECKING:
+    from testbed.show import Show
 
 
 def run(experiment: Experiment, console: Console) -> None:
@@ -39,17 +44,19 @@ def run(experiment: Experiment, console: Console) -> None:
         from testbed.emulation import emulated
 
         with emulated(prepared) as emulation:
-            _recorded(prepared, console, emulation.run, emulation.facts)
+            _recorded(prepared, console, emulation.run, emulation.facts, emulation.pictures)
 
 
-def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any]) -> None:
+def _recorded(
+    prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any], pictures: Path | None = None
+) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
     folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared, facts), utc_now())
     for trace in {trial.trace.sha256: trial.trace for trial in prepared.trials}.values():
         folder.append(trace_row(trace))
     reason = "failed"
     try:
-        with LiveView(len(prepared.trials), prepared.experiment.chunks, console) as view:
+        with LiveView(len(prepared.trials), prepared.experiment.chunks, console) as terminal, _shown(terminal, prepared, pictures) as view:
             recorder = Recorder(prepared, folder, view)
             work(recorder)
             if not prepared.experiment.simulate:
@@ -69,6 +76,20 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
         console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})")
 
 
+@contextlib.contextmanager
+def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Iterator["LiveView | Show"]:
+    """The terminal's view, with the page of `--show` before it when that is asked for."""
+    if not prepared.experiment.show or pictures is None:
+        yield terminal
+        return
+    from testbed.show import Show, served
+
+    show = Show(terminal, prepared, pictures)
+    with served(show) as url:
+        terminal.note(f"live: {url}")
+        yield show
+
+
 def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> None:
     """Put each trial's twin beside it. What was emulated stands without them, too."""
     try:
@@ -77,7 +98,7 @@ def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> 
         recorder.note(f"no comparison with the simulator: {error}")
 
 
-def _add_optima(prepared: Prepared, view: LiveView, folder: ResultFolder) -> None:
+def _add_optima(prepared: Prepared, view: "LiveView | Show", folder: ResultFolder) -> None:
     """Put each trace's offline optimum beside its trials, now that no trial is played."""
     view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
 
@@ -165,5 +186,7 @@ def list_all(console: Console) -> None:
     table = Table("policy", "label", "source")
     for card in describe_policies(experiment):
         table.add_row(card.name, card.label, card.citation)
+    for name, rule in STOCK.items():
+        table.add_row(name, rule.label, f"{rule.citation} (with --player dashjs)")
     console.print(table)
     console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy), or package.module:Class")

@@ -3,14 +3,19 @@
 import collections
 import dataclasses
 import threading
+from pathlib import Path
 
 import msgspec
 
 from players.config import OriginConfig, OriginLine, OriginReady, PlayerConfig
+from players.dash.messages import DashConfig
+from players.dash.stock import STOCK
 from testbed.abr import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.clock import now_s
 from testbed.controller import PORT, Controller
+from testbed.dashjs import library
+from testbed.encode import film_folder
 from testbed.errors import TestbedError
 from testbed.link import NEVER_STARTED, LinkReport
 from testbed.network import Lane
@@ -25,13 +30,15 @@ ORIGIN_READY_S = 60.0
 MOST_ORIGINS = 4
 """A lane whose origin died that often plays no further trial."""
 SILENCE_MARGIN_S = 30.0
+MODULES = {"headless": "players.headless", "dashjs": "players.dash.player", "dashjs_sync": "players.dash.player"}
+"""By `Experiment.player`."""
 
 
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
 
-    def __init__(self, lane: Lane, prepared: Prepared, controller: Controller) -> None:
-        self._lane, self._controller = lane, controller
+    def __init__(self, lane: Lane, prepared: Prepared, controller: Controller, pictures: Path | None = None) -> None:
+        self._lane, self._controller, self._pictures = lane, controller, pictures
         self._experiment, self._video, self._references = prepared.experiment, prepared.video, prepared.references
         self._origin: Child | None = None
         self._origins = 0
@@ -51,11 +58,13 @@ class LanePlayer:
     def _launch_origin(self) -> None:
         start_socket = str(self._lane.link.start_path)
         self._origin = Child(self._lane.popen_server, "players.origin", env=LIGHT)
-        self._origin.hand(OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), start_socket=start_socket))
+        film = None if self._experiment.player == "headless" else str(film_folder())
+        config = OriginConfig(host=self._lane.server_ip, port=ORIGIN_PORT, videos=(self._video,), film=film, start_socket=start_socket)
+        self._origin.hand(config)
         self._origins += 1
 
     def _new_player(self) -> Child:
-        return Child(self._lane.popen_client, "players.headless", env=LIGHT)
+        return Child(self._lane.popen_client, MODULES[self._experiment.player], env=LIGHT)
 
     def wait_ready(self) -> None:
         """Block until the origin listens. Raises `TestbedError` when it ends instead."""
@@ -118,7 +127,7 @@ class LanePlayer:
         self._killed_for = ""
         self._most_silence_s = _most_silence_s(trial, config, max(map(max, self._video.sizes_bytes)))
         self._silent_since_s, self._player = now_s(), player
-        player.hand(config)
+        player.hand(config if self._experiment.player == "headless" else self._browser_config(trial, config, recorder.kept_folder()))
         decoder, chunks = msgspec.json.Decoder(Row), 0
         for line in player.lines():
             self._silent_since_s = now_s()
@@ -162,6 +171,17 @@ class LanePlayer:
             deadline_s=s_from_ms(self._experiment.deadline_ms),
         )
 
+    def _browser_config(self, trial: Trial, player: PlayerConfig, keep: Path) -> DashConfig:
+        stock = STOCK.get(trial.policy)
+        return DashConfig(
+            player=player,
+            decides=stock.decides if stock else "controller",
+            waits="sync" if self._experiment.player == "dashjs_sync" else "gate",
+            library=str(library()),
+            keep=str(keep.absolute()),
+            picture=str(picture(self._pictures, self._lane.index)) if self._pictures else None,
+        )
+
     def _facts(self, report: LinkReport, chunks: int, problem: str, restarts: int) -> PathFacts:
         # a trace that never started is the link's fault only if something came through the link nevertheless
         failures = tuple(reason for reason in report.reasons if chunks or reason != NEVER_STARTED)
@@ -192,6 +212,11 @@ class LanePlayer:
         for child in (self._player, self._next, self._origin):
             if child:
                 child.kill()
+
+
+def picture(folder: Path, lane: int) -> Path:
+    """Where the newest picture of a lane's browser lies."""
+    return folder / f"lane{lane}.jpg"
 
 
 def _most_silence_s(trial: Trial, config: PlayerConfig, largest_bytes: int) -> float:

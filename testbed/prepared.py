@@ -11,6 +11,7 @@ import msgspec
 
 from controllers.api import AbrSession, Manifest
 from controllers.loader import Fault, Question
+from players.dash.stock import STOCK
 from players.media import default_manifest, load_manifest
 from testbed.abr import session
 from testbed.errors import TestbedError, UserError
@@ -114,8 +115,24 @@ def describe_policies(experiment: Experiment, video: Manifest | None = None) -> 
 
     Given the `video`, each policy is made and starts a session once, so that one that can't is the user's mistake before anything runs.
     """
+    stock = _stock_cards(experiment, video is not None)
+    asked = tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references if reference not in stock)
+    loaded = iter(_loaded_cards(experiment, asked, video) if asked else ())
+    return tuple(stock.get(reference) or next(loaded) for reference in experiment.policy_references)
+
+
+def _stock_cards(experiment: Experiment, to_play: bool) -> dict[str, PolicyCard]:
+    """Those of the policies that are dash.js's own rules. They decide nowhere but in the browser."""
+    named = [reference for reference in experiment.policy_references if reference in STOCK]
+    if named and to_play and (experiment.simulate or experiment.player == "headless"):
+        how = "--simulate" if experiment.simulate else "--player headless"
+        raise UserError(f"policy {named[0]!r} with {how}: it decides inside the browser, wanted --player dashjs")
+    return {name: PolicyCard(name, STOCK[name].label, STOCK[name].colour, STOCK[name].citation, name) for name in named}
+
+
+def _loaded_cards(experiment: Experiment, references: Sequence[str], video: Manifest | None) -> tuple[PolicyCard, ...]:
     question = Question(
-        references=tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references),
+        references=tuple(references),
         session=AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None,
         seed=experiment.seeds[0],
     )

@@ -6,8 +6,10 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from players.dash.stock import STOCK
 from testbed.abr import PathFacts, only_its_link_failed, session, trial_row
 from testbed.live import LiveView
 from testbed.prepared import Prepared, job
@@ -16,6 +18,9 @@ from testbed.records import ChunkRow, HostRow, PlaybackEndRow, Row, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
 from testbed.trial import Trial
+
+if TYPE_CHECKING:
+    from testbed.show import Show
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Played:
 class Recorder:
     """Takes rows from all lanes, writes them through to the result folder and closes each trial."""
 
-    def __init__(self, prepared: Prepared, folder: ResultFolder, view: LiveView) -> None:
+    def __init__(self, prepared: Prepared, folder: ResultFolder, view: "LiveView | Show") -> None:
         self._prepared, self._folder, self._view = prepared, folder, view
         self._attempts = {trial.trial_id: _Attempt(trial, trial.trial_id) for trial in prepared.trials}
         self._rows: dict[str, list[Row]] = defaultdict(list)
@@ -64,6 +69,12 @@ class Recorder:
     def note(self, text: str) -> None:
         """A sentence for the user."""
         self._view.note(text)
+
+    def kept_folder(self) -> Path:
+        """Where browsers keep what they showed and said."""
+        folder = self._folder.path / "browser"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def log(self, text: str) -> None:
         """What a player said on its standard error: why decisions fell back, above all."""
@@ -123,19 +134,19 @@ def twins(prepared: Prepared, played: Mapping[str, Played]) -> list[SimulatedRow
     """The simulated twin of each emulated trial in `played` (by its id): once under its policy, once with the same levels.
 
     When the two scores of one trial differ from the emulated one, the second tells why: if the simulator agrees as long as it plays the
-    same levels, path and player agree, and it was the decisions that parted.
+    same levels, path and player agree, and it was the decisions that parted. Rules of the browser's own have no twin but the second.
     """
-    decided = _simulated([job(prepared, one.trial) for one in played.values()])
+    decided = _simulated([job(prepared, one.trial) for one in played.values() if one.trial.policy not in STOCK])
     replayed = _simulated([job(prepared, one.trial, one.levels) for one in played.values()])
     return [
         SimulatedRow(
             trial_id=trial_id,
-            qoe=_mean_qoe(decided[trial_id]),
+            qoe=_mean_qoe(decided[trial_id]) if decided[trial_id] else None,
             replayed_qoe=_mean_qoe(replayed[trial_id]),
-            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial_id]], one.levels),
+            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial_id]], one.levels) if decided[trial_id] else None,
         )
         for trial_id, one in played.items()
-        if decided[trial_id]
+        if decided[trial_id] or one.trial.policy in STOCK
     ]
 
 

@@ -238,8 +238,8 @@ class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", t
     """What an emulated trial scores in the simulator twin: the same policy, trace, offset and seed. It becomes `TrialRow.simulated_qoe`."""
 
     trial_id: str
-    qoe: float
-    """Mean per chunk, as `TrialRow.qoe`."""
+    qoe: float | None
+    """Mean per chunk, as `TrialRow.qoe`; None when the policy decides nowhere but in the browser."""
     replayed_qoe: float | None = None
     """The same when the simulator plays the very levels that the emulated trial chose: what path and player alone differ by."""
     parts_at_chunk: int | None = None

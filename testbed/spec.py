@@ -45,8 +45,8 @@ class Experiment:
     name without ending (`X.down` with `X.up`). Default: delay only."""
     policies: str = "netllm,robust_mpc,bola,bba"
     """Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or `package.module:Class`."""
-    player: Literal["headless"] = "headless"
-    """The player: headless behaves like dash.js 5."""
+    player: Literal["headless", "dashjs", "dashjs_sync"] = "headless"
+    """The player: headless behaves like dash.js 5; dashjs is dash.js in Chromium; dashjs_sync the same, blocked while a decision is due."""
     trials: int | Literal["all"] = 3
     """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
     seeds: _CommaIntegers = (1,)
@@ -77,6 +77,8 @@ class Experiment:
     """A decision later than this is taken by the player's local rule, and recorded as a fallback."""
     llm: str | None = None
     """Backbone of the policy `netllm`: a Hugging Face causal language model (name or folder). Default: the embedded one of its adapter."""
+    show: bool = False
+    """Serve a page on loopback that shows the lanes live: picture (of browsers), trace, buffer, decisions."""
     simulate: bool = False
     """Run the same experiment on the virtual clock: no root, no network, the same records."""
     out: str = "results"
@@ -97,6 +99,7 @@ class Experiment:
             ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63, "numbers from 0 to 2^63-1"),
             ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "each seed once"),
             ("policies", self.policies, bool(self.policy_references), "at least one policy"),
+            ("show", self.show, not (self.show and self.simulate), "false with --simulate, which plays nothing in real time"),
         )
         for name, seen, ok, wanted in checks:
             if not ok:

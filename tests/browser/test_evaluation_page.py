@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devtools import Browser, chromium
+from players.dash.devtools import Browser, chromium
 from test_report_page import CONTRAST, count
 
 from netllm.suite.analysis import Analysis, analyse

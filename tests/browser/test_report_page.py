@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from devtools import Browser, chromium
+from players.dash.devtools import Browser, chromium
 from fake_run import POLICIES, FakeRun
 
 from testbed.results import ResultFolder, rebuild

@@ -5,11 +5,16 @@ import fcntl
 import json
 import os
 import select
+import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
+from testbed.errors import TestbedError, UserError
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -21,20 +26,40 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--disable-extensions",
+    "--disable-breakpad",
     "--mute-audio",
     "--remote-debugging-pipe",
 )
+FULL_PACE = ("--disable-background-timer-throttling", "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows")
+"""For pages whose timers count: nothing is slowed down because nobody looks."""
 PATIENCE_S = 60.0
+CLOSE_S = 10.0
+DEAD = ("Inspector.targetCrashed", "Target.targetCrashed", "Inspector.detached")
+WHOLE_GROUP = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Root's browser lives in a process namespace of its own: when it ends, however it does, the kernel ends all that it started."""
+
+
+class BrowserGone(TestbedError):
+    """The browser, or its page, has ended or does not answer."""
+
+
+class BrowserCrashed(BrowserGone):
+    """The browser or its page has ended."""
+
+
+class BrowserStuck(BrowserGone):
+    """It does not answer."""
 
 
 class Browser:
-    """One page of a running Chromium; `events` holds what it reported."""
+    """One page of a running Chromium; `events` holds what it reported. A page that crashes raises `BrowserCrashed` wherever it is noticed."""
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
+    def __init__(self, to_browser: int, from_browser: int, patience_s: float = PATIENCE_S) -> None:
         self._out, self._in = to_browser, from_browser
         self._buffer = b""
         self._last_id = 0
         self.session: str | None = None
+        self.patience_s = patience_s
         self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -43,13 +68,17 @@ class Browser:
         message: dict[str, Any] = {"id": self._last_id, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._out, json.dumps(message).encode() + b"\0")
+        except OSError as error:
+            raise BrowserCrashed(f"the browser has ended ({error.strerror})") from None
         while True:
             answer = self._receive()
             if answer.get("id") == self._last_id:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
             self.events.append(answer)
 
     def wait_for(self, method: str) -> None:
@@ -59,13 +88,18 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._in], [], [], PATIENCE_S)
-            data = os.read(self._in, 1 << 20) if ready else b""
+            ready, _, _ = select.select([self._in], [], [], self.patience_s)
+            if not ready:
+                raise BrowserStuck(f"the browser did not answer for {self.patience_s:g} s")
+            data = os.read(self._in, 1 << 20)
             if not data:
-                raise TimeoutError("chromium said nothing more")
+                raise BrowserCrashed("the browser has ended")
             self._buffer += data
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(message)
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        if message.get("method") in DEAD and self.session:
+            raise BrowserCrashed(f"the browser's page has ended ({message['method']})")
+        return message
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -79,7 +113,7 @@ class Browser:
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Inspector"):
             self.call(f"{domain}.enable")
         self.events.clear()
         self.call("Page.navigate", url=url)
@@ -98,6 +132,13 @@ class Browser:
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
 
+def program() -> str:
+    """The browser's program; `UserError` when none is installed."""
+    if found := next((path for name in PROGRAMS if (path := shutil.which(name))), None):
+        return found
+    raise UserError(f"no browser is installed, wanted one of {', '.join(PROGRAMS)}: scripts/setup browser")
+
+
 def _as_three_and_four(reading: int, writing: int) -> None:
     """In the child: put the pipe's ends where chromium looks for them."""
     reading, writing = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (reading, writing))
@@ -106,33 +147,51 @@ def _as_three_and_four(reading: int, writing: int) -> None:
 
 
 @contextlib.contextmanager
-def chromium(width: int = 1280, height: int = 900) -> Iterator[Browser]:
-    """A Chromium with a fresh profile; ended with all its processes, whatever happens."""
+def chromium(
+    width: int = 1280,
+    height: int = 900,
+    flags: Sequence[str] = (),
+    errors: IO[bytes] | int = subprocess.DEVNULL,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[Browser]:
+    """A Chromium with a fresh profile; ended with all its processes, whatever happens. Its standard error goes to `errors`.
+
+    It dies with the thread that starts it.
+    """
+    found = program()
     child_in, to_browser = os.pipe()
     from_browser, child_out = os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = ["chromium", *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="netllm-browser-") as profile:
+        whole = WHOLE_GROUP if os.geteuid() == 0 else ()
+        command = ["setpriv", "--pdeathsig", "KILL", *whole, found, *FLAGS, *flags]
         process = subprocess.Popen(
-            command,
+            [*command, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"],
             pass_fds=(3, 4),
             preexec_fn=lambda: _as_three_and_four(child_in, child_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "HOME": profile},
+            start_new_session=True,
         )
         os.close(child_in)
         os.close(child_out)
-        browser = Browser(to_browser, from_browser)
+        browser = Browser(to_browser, from_browser, patience_s)
         try:
             yield browser
         finally:
-            browser.session = None
-            with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-                browser.call("Browser.close")
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _close(browser, process)
             os.close(to_browser)
             os.close(from_browser)
+
+
+def _close(browser: Browser, process: "subprocess.Popen[bytes]") -> None:
+    """End the browser: asked first, then its whole group."""
+    browser.session, browser.patience_s = None, CLOSE_S
+    with contextlib.suppress(OSError, BrowserGone, RuntimeError):
+        browser.call("Browser.close")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(CLOSE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
