@@ -22,7 +22,7 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     videos: tuple[Manifest, ...]
     """What is served; nothing else is."""
     film: str | None = None
-    """Folder of the film (`testbed.encode`) that chunks begin with and browsers decode; None: chunks hold a pattern, and there is no MPD."""
+    """Folder of the film (`testbed.encode`) with which chunks begin, for browsers; None: chunks hold a pattern, and there is no MPD."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 

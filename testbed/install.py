@@ -43,7 +43,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class Group:
-    """What belongs to one use: Debian packages, programs (named like their packages) that a host may have from elsewhere, extras, assets."""
+    """What belongs to one use. `programs` are named like their Debian packages; a host may have them from elsewhere."""
 
     apt: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()

@@ -52,13 +52,15 @@ class BrowserStuck(BrowserGone):
 
 
 class Browser:
-    """One page of a running Chromium; `events` holds what it reported. A page that crashes raises `BrowserCrashed` wherever it is noticed."""
+    """One page of a running Chromium; `events` holds what it reported. What waits for a page that is gone raises `BrowserGone`."""
 
     def __init__(self, to_browser: int, from_browser: int, patience_s: float = PATIENCE_S) -> None:
         self._out, self._in = to_browser, from_browser
         self._buffer = b""
         self._last_id = 0
         self.session: str | None = None
+        self.gone = False
+        """It has ended or fell silent: it is asked no more."""
         self.patience_s = patience_s
         self.events: list[dict[str, Any]] = []
 
@@ -71,7 +73,7 @@ class Browser:
         try:
             os.write(self._out, json.dumps(message).encode() + b"\0")
         except OSError as error:
-            raise BrowserCrashed(f"the browser has ended ({error.strerror})") from None
+            raise self._lost(BrowserCrashed(f"the browser has ended ({error.strerror})")) from None
         while True:
             answer = self._receive()
             if answer.get("id") == self._last_id:
@@ -90,16 +92,20 @@ class Browser:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], self.patience_s)
             if not ready:
-                raise BrowserStuck(f"the browser did not answer for {self.patience_s:g} s")
+                raise self._lost(BrowserStuck(f"the browser did not answer for {self.patience_s:g} s"))
             data = os.read(self._in, 1 << 20)
             if not data:
-                raise BrowserCrashed("the browser has ended")
+                raise self._lost(BrowserCrashed("the browser has ended"))
             self._buffer += data
         text, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(text)
         if message.get("method") in DEAD and self.session:
-            raise BrowserCrashed(f"the browser's page has ended ({message['method']})")
+            raise self._lost(BrowserCrashed(f"the browser's page has ended ({message['method']})"))
         return message
+
+    def _lost(self, why: BrowserGone) -> BrowserGone:
+        self.gone = True
+        return why
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -186,12 +192,12 @@ def chromium(
 
 
 def _close(browser: Browser, process: "subprocess.Popen[bytes]") -> None:
-    """End the browser: asked first, then its whole group."""
-    browser.session, browser.patience_s = None, CLOSE_S
-    with contextlib.suppress(OSError, BrowserGone, RuntimeError):
-        browser.call("Browser.close")
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(CLOSE_S)
+    """End the browser: asked first, if it still listens, then its whole group."""
+    if not browser.gone:
+        browser.session, browser.patience_s = None, CLOSE_S
+        with contextlib.suppress(BrowserGone, RuntimeError, subprocess.TimeoutExpired):
+            browser.call("Browser.close")
+            process.wait(CLOSE_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

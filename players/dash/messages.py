@@ -116,8 +116,9 @@ class Tell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """`POST /failed`: the page can't go on."""
+    """`POST /failed`: the page can't go on. `reason` is an `end_reason`."""
 
+    reason: Literal["browser_error", "origin_error", "origin_unreachable"]
     what: str
 
 

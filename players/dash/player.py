@@ -115,7 +115,8 @@ class Playback:
         return web.json_response({})
 
     async def _failed(self, request: web.Request) -> web.Response:
-        self.end("browser_error", msgspec.json.decode(await request.read(), type=Failed).what)
+        message = msgspec.json.decode(await request.read(), type=Failed)
+        self.end(message.reason, message.what)
         return web.json_response({})
 
     def _heard(self, what: str, state: PageState) -> None:
@@ -154,7 +155,7 @@ class Watch:
         errors = self._closing.enter_context(self._path("chromium.log").open("wb"))
         self._browser = self._closing.enter_context(chromium(*WINDOW, FULL_PACE, errors, self._config.start_s))
         self._browser.open(url)
-        self._browser.patience_s = self._config.answer_s
+        self._browser.patience_s = self._config.answer_s + self._config.player.deadline_s  # `sync` blocks the page for so long
         if self._config.picture:
             self._browser.call("Page.startScreencast", format="jpeg", quality=70, maxWidth=WINDOW[0], maxHeight=WINDOW[1])
 
@@ -201,7 +202,9 @@ class Watch:
 
 def _console_line(event: dict[str, Any]) -> str:
     """A line of the kept console; empty for what is none."""
-    what = {"Runtime.consoleAPICalled": "console", "Runtime.exceptionThrown": "exception", "Log.entryAdded": "log"}.get(event.get("method", ""))
+    what = {"Runtime.consoleAPICalled": "console", "Runtime.exceptionThrown": "exception", "Log.entryAdded": "log"}.get(
+        event.get("method", "")
+    )
     return json.dumps({"what": what, **event["params"]}) + "\n" if what else ""
 
 

@@ -1,9 +1,9 @@
 """`sudo scripts/bench dashjs`: the headless player beside dash.js in Chromium, on the same links, fetching the same chunks.
 
 Both play the same script of levels (`testbed.bench.jumps`) over the same traces, several times each. What is compared is the session: its
-levels, start-up, stalls and end; medians over the repeats, so that one late timer on a busy host decides nothing. Single requests may differ by
-more: a request that leaves a little later meets another step of the trace. And dash.js's throughput estimate is computed from the page's
-own timing in Python, decision by decision, and must equal what dash.js says, to the kbit/s.
+levels, start-up, stalls and end; medians over the repeats, so that one late timer on a busy host decides nothing. Single requests may
+differ by more: one that leaves a little later meets another step of the trace. And dash.js's throughput estimate is computed from the
+page's own timing in Python, decision by decision, and must equal what dash.js says, to the kbit/s.
 """
 
 import dataclasses
@@ -90,7 +90,9 @@ def agreement(settings: AgreementSettings, console: Console) -> str:
     found = {player: _medians(run) for player, run in runs.items()}
     estimates = {player: _estimates(settings.out / player / "latest" / "browser") for player in PLAYERS[1:]}
     rows, faults = _compared(found)
-    faults += [f"{player}: {seen - same} of {seen} throughput estimates differ" for player, (seen, same) in estimates.items() if seen != same]
+    faults += [
+        f"{player}: {seen - same} of {seen} throughput estimates differ" for player, (seen, same) in estimates.items() if seen != same
+    ]
     text = _page(runs["dashjs"], rows, estimates, faults)
     if settings.write:
         _put(settings.write, text)

@@ -98,7 +98,8 @@ def test_the_mpd_says_what_the_manifest_says_and_carries_the_session(film):
 def test_a_session_cannot_break_out_of_the_mpd(film):
     text = mpd(VIDEO, load_film(film), 2, '"><evil a="$Number$&b')
     template = ElementTree.fromstring(text).find(f".//{DASH}SegmentTemplate")
-    assert template.get("media").startswith("$RepresentationID$/$Number$?session=%22%3E%3Cevil") and template.get("media").count("$Number$") == 1
+    assert template.get("media").startswith("$RepresentationID$/$Number$?session=%22%3E%3Cevil")
+    assert template.get("media").count("$Number$") == 1
 
 
 @pytest.mark.parametrize("chunks", ["", "0", "3", "-1", "1e3", "٣"])
@@ -109,10 +110,10 @@ def test_an_mpd_of_chunks_that_are_not_there_is_refused(film, chunks):
 
 def test_without_a_film_there_is_no_mpd(film):
     async def run() -> tuple[int, str]:
+        app = origin.application(OriginConfig(host="", videos=(VIDEO,)))
         with patch.object(origin, "emit", lambda line: None):
-            async with listening(origin.application(OriginConfig(host="", videos=(VIDEO,)))) as url, aiohttp.ClientSession() as client:
-                async with client.get(f"{url}/tiny/manifest.mpd?chunks=1") as response:
-                    return response.status, await response.text()
+            async with listening(app) as url, aiohttp.request("GET", f"{url}/tiny/manifest.mpd?chunks=1") as response:
+                return response.status, await response.text()
 
     status, text = asyncio.run(run())
     assert status == 404 and "serves no film" in text

@@ -54,16 +54,17 @@ function postSync(path, message) {
   return JSON.parse(request.responseText);
 }
 
-function fail(what) {
+function fail(what, reason = "browser_error") {
   if (ended) return;
   ended = true;
   console.error(what);
-  post("failed", { what: String(what).slice(0, 500) });
+  post("failed", { reason, what: String(what).slice(0, 500) });
 }
 
 window.facts = () => ({ loading: inFlight !== null, loaded_bytes: inFlight?.bytesLoaded || 0, requests });
 window.addEventListener("error", (event) => fail(event.message));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
+video.addEventListener("error", () => fail(`video: ${video.error?.message}`));
 
 // --- requests and appends -------------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ function Gate() {
       clear();
       noteAppend();
       if (config.decides !== "controller" || config.waits !== "gate") return start(delayMs);
-      decided(schedule, chunks.length, () => mine === ticket).then(() => { if (mine === ticket) start(delayMs); }, fail);
+      decided(schedule, chunks.length, () => mine === ticket).then(() => { if (mine === ticket) start(delayMs); }, (error) => fail(error));
     },
     clearScheduleTimer() {
       ticket += 1;
@@ -247,5 +248,9 @@ player.updateSettings({
   },
 });
 if (!own) player.addABRCustomRule("qualitySwitchRules", "ControllerRule", ControllerRule);
-player.on(events.ERROR, ({ error }) => fail(`dash.js: ${error.message ?? error} (${error.code ?? "no code"})`));
+player.on(events.ERROR, ({ error }) => {
+  const status = error.data?.response?.status; // of a download that dash.js gave up; 0: there was no answer
+  const reason = status === undefined ? "browser_error" : status ? "origin_error" : "origin_unreachable";
+  fail(`dash.js: ${error.message ?? error} (code ${error.code}, status ${status})`, reason);
+});
 player.initialize(video, config.mpd_url, true);
