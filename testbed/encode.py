@@ -29,7 +29,8 @@ SEED = 20240804
 FACTS = "film.json"
 INIT = "init.mp4"
 X264 = "scenecut=0:open-gop=0:stitchable=1"
-"""`stitchable` keeps encoder settings out of the parameter sets: one initialisation segment fits all levels."""
+"""`stitchable` keeps encoder settings out of the parameter sets. With one level of H.264 for all (`-level`) and no bitrate in the header
+(`write_btrt`), one initialisation segment fits all levels of the ladder."""
 
 
 def scenes(seed: int = SEED, total_s: int = CHUNKS * CHUNK_S) -> list[str]:
@@ -65,13 +66,29 @@ def _pads(name: str, count: int) -> str:
 def command(folder: Path, ffmpeg: str = "ffmpeg") -> list[str]:
     """What encodes the film into `folder`, which must hold a folder `v0`, `v1`, ... for each level."""
     frames = CHUNK_S * FRAMES_PER_S
-    shared = ["-c:v", "libx264", "-preset", "veryfast", "-profile:v", "main", "-pix_fmt", "yuv420p", "-bf", "0", "-threads", "2"]
+    shared = [
+        "-c:v",
+        "libx264",
+        "-preset",
+        "veryfast",
+        "-profile:v",
+        "main",
+        "-level:v",
+        "3.0",
+        "-pix_fmt",
+        "yuv420p",
+        "-bf",
+        "0",
+        "-threads",
+        "2",
+    ]
     shared += ["-r", str(FRAMES_PER_S), "-g", str(frames), "-keyint_min", str(frames), "-sc_threshold", "0", "-x264-params", X264]
     rates: list[str] = []
     for level, kbps in enumerate(BITRATES_KBPS):
         rates += ["-map", f"[v{level}]", f"-b:v:{level}", f"{kbps}k", f"-maxrate:v:{level}", f"{kbps * 5 // 4}k"]
         rates += [f"-bufsize:v:{level}", f"{kbps * 2}k"]
     dash = ["-f", "dash", "-seg_duration", str(CHUNK_S), "-use_template", "1", "-use_timeline", "0", "-adaptation_sets", "id=0,streams=v"]
+    dash += ["-format_options", "write_btrt=0"]
     dash += ["-init_seg_name", "v$RepresentationID$/init.mp4", "-media_seg_name", "v$RepresentationID$/$Number$.m4s"]
     quiet = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "warning", "-stats", "-fflags", "+bitexact"]
     return [*quiet, "-filter_complex", filters(), *rates, *shared, "-flags:v", "+bitexact", *dash, str(folder / "film.mpd")]

@@ -247,7 +247,7 @@ player.updateSettings({
     abr: { initialBitrate: { video: config.first_bitrate_kbps }, limitBitrateByPortal: false, autoSwitchBitrate: { video: true }, rules },
   },
 });
-if (!own) player.addABRCustomRule("qualitySwitchRules", "ControllerRule", ControllerRule);
+if (!own) player.addABRCustomRule("qualitySwitchRules", "ControllerRule", dashjs.FactoryMaker.getClassFactory(ControllerRule));
 player.on(events.ERROR, ({ error }) => {
   const status = error.data?.response?.status; // of a download that dash.js gave up; 0: there was no answer
   const reason = status === undefined ? "browser_error" : status ? "origin_error" : "origin_unreachable";
