@@ -115,23 +115,25 @@ class Ledger:
         )
 
     def end(self, reason: str, detail: str) -> PlaybackEndRow:
-        """The last row. Played is what the playhead says, so that the account's balance is a check."""
+        """The last row. Played is what the playhead says; time in which it neither moved nor lacked media is hiccups of the browser."""
         state = self.state
         if not state or not state.chunks:
             return PlaybackEndRow(
                 trial_id=self._session.session_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0, detail=detail
             )
-        first_ms = state.now_ms if state.first_frame_ms is None else state.first_frame_ms
+        startup_s = self._since_begin(state.now_ms if state.first_frame_ms is None else state.first_frame_ms)
+        rebuffer_s, wall_s = sum(map(self._stall_s, state.stalls)), self._since_begin(state.now_ms)
         return PlaybackEndRow(
             trial_id=self._session.session_id,
             end_reason=reason,
-            startup_s=self._since_begin(first_ms),
+            startup_s=startup_s,
             played_s=state.position_s,
-            rebuffer_s=sum(map(self._stall_s, state.stalls)),
-            wall_s=self._since_begin(state.now_ms),
+            rebuffer_s=rebuffer_s,
+            wall_s=wall_s,
             detail=detail,
             began_at_s=self._offset_s + s_from_ms(state.chunks[0].request_ms),
             throughput_bps=None if state.average_kbps is None else bps_from_kbps(state.average_kbps),
+            hiccup_s=wall_s - startup_s - state.position_s - rebuffer_s,
         )
 
     def _since_begin(self, at_ms: float) -> float:

@@ -101,7 +101,8 @@ def test_the_end_balances_and_knows_when_it_began_on_the_drivers_clock():
     end = ledger.end("complete", "")
     assert isinstance(end, PlaybackEndRow)
     assert (end.startup_s, end.rebuffer_s, end.wall_s) == pytest.approx((0.31, 0.4, 1.21))
-    assert end.startup_s + end.played_s + end.rebuffer_s == pytest.approx(end.wall_s)
+    assert end.startup_s + end.played_s + end.rebuffer_s + end.hiccup_s == pytest.approx(end.wall_s)
+    assert end.hiccup_s == pytest.approx(0.0)
     assert end.began_at_s == pytest.approx(51.002)
     assert end.throughput_bps == 1_234_000
 
