@@ -21,10 +21,10 @@
     root.tabIndex = 0;
     root.dataset.lane = lane;
     root.setAttribute("role", "button");
-    root.innerHTML = '<header><h2></h2><span class="tag"></span><span class="facts"></span><span class="trace"></span></header>' +
+    root.innerHTML = '<header><h2><span class="key"></span><span class="name"></span></h2><span class="tag"></span><span class="facts"></span><span class="trace"></span></header>' +
       '<div class="body"><img alt="what the browser shows" hidden><svg role="img"></svg></div><div class="detail" hidden></div>';
     const find = (selector) => root.querySelector(selector);
-    const card = { root, title: find("h2"), tag: find(".tag"), facts: find(".facts"), trace: find(".trace"), img: find("img"),
+    const card = { root, title: find(".name"), tag: find(".tag"), facts: find(".facts"), trace: find(".trace"), img: find("img"),
       svg: find("svg"), detail: find(".detail"), busy: false };
     const toggle = () => { openLane = openLane === lane ? null : lane; update(); };
     root.addEventListener("click", toggle);
@@ -114,7 +114,7 @@
     card.root.classList.toggle("over", lane.result !== null);
     card.root.setAttribute("aria-expanded", openLane === lane.lane);
     card.title.textContent = lane.label;
-    card.title.style.color = lane.colour;
+    card.root.style.setProperty("--c", lane.colour);
     const tag = lane.result ? (lane.result.valid ? "done" : `invalid: ${lane.result.invalid_reason}`) : `lane ${lane.lane}`;
     card.tag.textContent = tag;
     card.tag.classList.toggle("bad", lane.result !== null && !lane.result.valid);

@@ -22,6 +22,8 @@ let firstFrameMs = null;
 let lineMs = null;      // playback runs on the line position = (now - lineMs) / 1000, until it runs dry
 let ended = false;
 
+const HICCUP_S = 0.5; // with so much media left it was not the network that made playback wait
+
 const now = () => performance.now();
 const isMedia = (request) => request.type === "MediaSegment";
 const average = () => { const kbps = player.getAverageThroughput("video"); return kbps > 0 ? kbps : null; };
@@ -116,8 +118,9 @@ video.addEventListener("playing", () => {
 
 video.addEventListener("waiting", () => {
   if (firstFrameMs === null || stalls.at(-1)?.end_ms === null) return; // start-up is no stall
-  const position = video.currentTime;
-  stalls.push({ start_ms: lineMs + 1000 * position, end_ms: null, position });
+  const position = video.currentTime, startMs = lineMs + 1000 * position;
+  const heldS = chunks.filter((chunk) => chunk.appended_ms <= startMs).length * config.chunk_s - position;
+  if (heldS < HICCUP_S) stalls.push({ start_ms: startMs, end_ms: null, position });
 });
 
 // The trial is over when its last chunk is appended and what that append starts (playback, or the end of a stall) has started.
