@@ -114,13 +114,18 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"])
         return result["result"].get("value")
 
-    def open(self, url: str) -> None:
-        """Load a page in a new tab, with everything that it asks for and complains of reported from its first moment on."""
+    def open(self, url: str, size: tuple[int, int] | None = None) -> None:
+        """Load a page in a new tab, with everything that it asks for and complains of reported from its first moment on.
+
+        `size` is the page's own, pixels; by default it fills its window.
+        """
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Inspector"):
             self.call(f"{domain}.enable")
+        if size:
+            self.call("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False)
         self.events.clear()
         self.call("Page.navigate", url=url)
         self.wait_for("Page.loadEventFired")

@@ -154,7 +154,7 @@ class Watch:
         """Start the browser and load the page. Raises `BrowserStuck`, `BrowserCrashed` or `UserError`."""
         errors = self._closing.enter_context(self._path("chromium.log").open("wb"))
         self._browser = self._closing.enter_context(chromium(*WINDOW, FULL_PACE, errors, self._config.start_s))
-        self._browser.open(url)
+        self._browser.open(url, WINDOW)
         self._browser.patience_s = self._config.answer_s + self._config.player.deadline_s  # `sync` blocks the page for so long
         if self._config.picture:
             self._browser.call("Page.startScreencast", format="jpeg", quality=70, maxWidth=WINDOW[0], maxHeight=WINDOW[1])
