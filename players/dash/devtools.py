@@ -150,8 +150,14 @@ def program() -> str:
     raise UserError(f"no browser is installed, wanted one of {', '.join(PROGRAMS)}: scripts/setup browser")
 
 
-def _as_three_and_four(reading: int, writing: int) -> None:
-    """In the child: put the pipe's ends where chromium looks for them."""
+def _prepare_child(reading: int, writing: int, nice: int) -> None:
+    """In the child: put the pipe's ends where chromium looks for them, and take the priority (of the session, too, where the kernel
+    shares the processor among sessions first: sched(7), autogroups)."""
+    if nice:
+        with contextlib.suppress(OSError):  # only root may ask for more than its share
+            os.nice(nice)
+            with open("/proc/self/autogroup", "w") as group:
+                group.write(str(nice))
     reading, writing = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (reading, writing))
     os.dup2(reading, 3)
     os.dup2(writing, 4)
@@ -164,6 +170,7 @@ def chromium(
     flags: Sequence[str] = (),
     errors: IO[bytes] | int = subprocess.DEVNULL,
     patience_s: float = PATIENCE_S,
+    nice: int = 0,
 ) -> Iterator[Browser]:
     """A Chromium with a fresh profile; ended with all its processes, whatever happens. Its standard error goes to `errors`.
 
@@ -178,7 +185,7 @@ def chromium(
         process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"],
             pass_fds=(3, 4),
-            preexec_fn=lambda: _as_three_and_four(child_in, child_out),
+            preexec_fn=lambda: _prepare_child(child_in, child_out, nice),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,

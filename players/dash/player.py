@@ -45,6 +45,8 @@ WATCH_EVERY_S = 0.5
 PICTURE_EVERY_S = 0.25
 MAX_MESSAGE_BYTES = 4 << 20
 WINDOW = (640, 360)
+NICE = -10
+"""A client has a machine of its own: its browser must not wait for the processor behind a controller that computes."""
 
 T = TypeVar("T")
 
@@ -153,7 +155,7 @@ class Watch:
     def open(self, url: str) -> None:
         """Start the browser and load the page. Raises `BrowserStuck`, `BrowserCrashed` or `UserError`."""
         errors = self._closing.enter_context(self._path("chromium.log").open("wb"))
-        self._browser = self._closing.enter_context(chromium(*WINDOW, FULL_PACE, errors, self._config.start_s))
+        self._browser = self._closing.enter_context(chromium(*WINDOW, FULL_PACE, errors, self._config.start_s, NICE))
         self._browser.open(url, WINDOW)
         self._browser.patience_s = self._config.answer_s + self._config.player.deadline_s  # `sync` blocks the page for so long
         if self._config.picture:
