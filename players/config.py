@@ -24,6 +24,8 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What is served; nothing else is."""
     tiled: tuple[TiledVideo, ...] = ()
     """The same, of tiled videos."""
+    film: str | None = None
+    """Folder of the film (`testbed.encode`) with which chunks begin, for browsers; None: chunks hold a pattern, and there is no MPD."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 
@@ -58,7 +60,7 @@ OriginLine = OriginReady | OriginRequest
 
 
 class PlayerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`python -m players.headless`: one playback, that is one trial."""
+    """`python -m players.headless`: one playback, that is one trial. `players.dash` takes it too, as part of its own."""
 
     trial_id: str
     """Also the session id, at the origin and at the controller: letters, digits, `.`, `_`, `:` and `-`."""

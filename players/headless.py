@@ -17,9 +17,10 @@ they are made; a chunk's row when the pause after it is over. Times count from t
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -70,7 +71,7 @@ class Player:
         """Write the stall that still lasts, if one does, and the last row."""
         began_s = self._began_at_s
         if began_s is None:
-            self._emit(_no_playback(self._config.trial_id, reason, detail))
+            self._emit(no_playback(self._config.trial_id, reason, detail))
             return
         end_s = self._playback.last_s if reason == "complete" else now_s()
         self._tell_stalls(end_s)
@@ -174,7 +175,7 @@ async def play(config: PlayerConfig, emit: Emit) -> None:
         player: Player | None = None
         reason, detail = "complete", ""
         try:
-            session = _session(config, await origin.manifest())
+            session = session_of(config, await origin.manifest())
             controller = DecisionClient(config.controller_url, session, config.policy, config.seed)
             closing.push_async_callback(controller.close, CLOSE_DEADLINE_S)
             await _open(controller, config)
@@ -187,7 +188,7 @@ async def play(config: PlayerConfig, emit: Emit) -> None:
         if player:
             player.finish(reason, detail)
         else:
-            emit(_no_playback(config.trial_id, reason, detail))
+            emit(no_playback(config.trial_id, reason, detail))
 
 
 async def _open(controller: DecisionClient, config: PlayerConfig) -> None:
@@ -198,7 +199,8 @@ async def _open(controller: DecisionClient, config: PlayerConfig) -> None:
         sys.stderr.write(f"{config.trial_id}: no session yet: {failed.reason}: {failed.message}\n")
 
 
-def _session(config: PlayerConfig, video: Manifest) -> AbrSession:
+def session_of(config: PlayerConfig, video: Manifest) -> AbrSession:
+    """The session that a config and its video make; `UserError` when that can't be one."""
     session = AbrSession(config.trial_id, video, config.chunks, config.buffer_cap_s, config.rtt_s, config.first_level)
     try:
         check_session(session)
@@ -211,19 +213,20 @@ def _timing(config: PlayerConfig, video: Manifest) -> Timing:
     return Timing(video.chunk_s, config.buffer_cap_s, config.poll_s, config.start_lag_s, config.resume_lag_s, config.tail_s)
 
 
-def _no_playback(trial_id: str, reason: str, detail: str) -> PlaybackEndRow:
+def no_playback(trial_id: str, reason: str, detail: str) -> PlaybackEndRow:
     """The last row of a playback that ended before its first media request."""
     return PlaybackEndRow(trial_id=trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0, detail=detail)
 
 
-def _write(row: PlayerRow) -> None:
+def write_row(row: PlayerRow) -> None:
+    """One JSON line on stdout."""
     sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
     sys.stdout.buffer.flush()
 
 
-async def _until_told(config: PlayerConfig) -> None:
+async def until_told(playback: Coroutine[Any, Any, None]) -> None:
     """Play; the first SIGTERM or SIGINT interrupts."""
-    playing = asyncio.create_task(play(config, _write))
+    playing = asyncio.create_task(playback)
     told = asyncio.Event()
 
     def stop() -> None:
@@ -239,7 +242,7 @@ async def _until_told(config: PlayerConfig) -> None:
 def main() -> int:
     """Read the config, play. Exit code 0 however the playback ended; a config that can't be used is one sentence and exit code 2."""
     try:
-        asyncio.run(_until_told(read_config(PlayerConfig, sys.argv[1:])))
+        asyncio.run(until_told(play(read_config(PlayerConfig, sys.argv[1:]), write_row)))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

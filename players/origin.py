@@ -6,6 +6,8 @@
 | `GET /{video}/{level}/{chunk}` | chunk `chunk` (from 0) at level `level` (from 0): `sizes_bytes[chunk][level]` bytes |
 | `GET /{video}/tiles.json` | the manifest of a tiled video |
 | `GET /{video}/tiles/{segment}/{tile}.{level},...` | these tiles of the segment, one after the other in this order |
+| `GET /{video}/manifest.mpd?chunks=N` | with a film: its first N chunks as an MPD |
+| `GET /{video}/init.mp4` | with a film: the initialisation segment of all levels, the one answer that may be cached |
 | any other path | 404 and a sentence |
 | any other method | 405 and a sentence |
 
@@ -20,6 +22,7 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -28,18 +31,22 @@ from multidict import CIMultiDict
 from controllers.api import Manifest
 from controllers.config import read_config
 from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest
+from players.encoded import load_film, mpd
 from players.tiles import TiledVideo
 from testbed.clock import now_s
 from testbed.errors import UserError
 
+MEDIA = "video/iso.segment"
+JSON = "application/json"
 PATTERN = bytes(range(256)) * 256
-"""What every chunk repeats; one write hands over at most this."""
+"""What every chunk repeats, after what the film gives it; one write hands over at most this."""
 HEADERS = {"Cache-Control": "no-store", "Accept-Ranges": "none", "Access-Control-Allow-Origin": "*", "Timing-Allow-Origin": "*"}
 MEDIA_PATH = re.compile(r"/([A-Za-z0-9._-]+)/(0|[1-9][0-9]{0,5})/(0|[1-9][0-9]{0,8})", re.ASCII)
 TILES_PATH = re.compile(r"/([A-Za-z0-9._-]+)/tiles/(0|[1-9][0-9]{0,5})/([0-9.,]{1,4000})", re.ASCII)
 TILED_PATH = re.compile(r"/([A-Za-z0-9._-]+)/tiles\.json", re.ASCII)
 TILE = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]?)", re.ASCII)
-MANIFEST_PATH = re.compile(r"/([A-Za-z0-9._-]+)/manifest\.json", re.ASCII)
+FILE_PATH = re.compile(r"/([A-Za-z0-9._-]+)/(manifest\.json|manifest\.mpd|init\.mp4)", re.ASCII)
+CACHED = {"Cache-Control": "max-age=86400"}
 VIDEO_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 MAX_SESSION_CHARS = 128
 REMEMBERED_SESSIONS = 10_000
@@ -52,6 +59,9 @@ class Origin:
     def __init__(self, config: OriginConfig) -> None:
         self._videos = {_checked(video).name: video for video in config.videos}
         self._tiled = {video.name: video for video in config.tiled}
+        self._film = load_film(Path(config.film)) if config.film else None
+        for video in config.videos if self._film else ():
+            self._film.check(video)
         self._start_socket = config.start_socket
         self._started: OrderedDict[str, None] = OrderedDict()  # sessions whose trace runs, oldest first
         self._datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -90,12 +100,12 @@ class Origin:
         if len(session) > MAX_SESSION_CHARS:
             raise _Refused(400, f"the session id has {len(session)} characters, wanted at most {MAX_SESSION_CHARS}")
         path = request.rel_url.raw_path
-        if match := MANIFEST_PATH.fullmatch(path):
-            return _Body(msgspec.json.encode(self._video(match[1])))
         if match := TILED_PATH.fullmatch(path):
-            return _Body(msgspec.json.encode(self._tiled_video(match[1])))
+            return _Body(msgspec.json.encode(self._tiled_video(match[1])), JSON)
         if match := TILES_PATH.fullmatch(path):
-            return _Body(None, _tiles_bytes(self._tiled_video(match[1]), int(match[2]), match[3]))
+            return _Body(b"", MEDIA, _tiles_bytes(self._tiled_video(match[1]), int(match[2]), match[3]))
+        if match := FILE_PATH.fullmatch(path):
+            return self._file(self._video(match[1]), match[2], request.query.get("chunks", ""), session)
         match = MEDIA_PATH.fullmatch(path)
         if not match:
             raise _Refused(404, f"no such path {path[:200]!r}, wanted /VIDEO/manifest.json or /VIDEO/LEVEL/CHUNK")
@@ -104,7 +114,21 @@ class Origin:
             raise _Refused(404, f"video {video.name} has no level {level}, wanted 0 to {video.levels - 1}")
         if chunk >= len(video.sizes_bytes):
             raise _Refused(404, f"video {video.name} has no chunk {chunk}, wanted 0 to {len(video.sizes_bytes) - 1}")
-        return _Body(None, video.sizes_bytes[chunk][level])
+        size_bytes = video.sizes_bytes[chunk][level]
+        return _Body(self._film.head(chunk, level, size_bytes) if self._film else b"", MEDIA, size_bytes)
+
+    def _file(self, video: Manifest, name: str, chunks: str, session: str) -> "_Body":
+        """One of the two manifests, or the initialisation segment."""
+        if name == "manifest.json":
+            return _Body(msgspec.json.encode(video), JSON)
+        if not self._film:
+            raise _Refused(404, f"no {name} of video {video.name}: this origin serves no film")
+        if name == "init.mp4":
+            return _Body(self._film.init, "video/mp4", headers=CACHED)
+        most = len(video.sizes_bytes)
+        if not re.fullmatch(r"[1-9][0-9]{0,4}", chunks, re.ASCII) or int(chunks) > most:
+            raise _Refused(400, f"chunks is {chunks[:20]!r}, wanted 1 to {most}")
+        return _Body(mpd(video, self._film, int(chunks), session), "application/dash+xml")
 
     def _video(self, name: str) -> Manifest:
         if name not in self._videos:
@@ -132,17 +156,20 @@ class Origin:
 
 
 class _Body:
-    """Either given bytes, or `size_bytes` of the pattern."""
+    """`head`, then as much of the pattern as makes it `size_bytes`, which is the head's own size by default."""
 
-    def __init__(self, content: bytes | None, size_bytes: int = 0) -> None:
-        self.media = content is None
-        self.size_bytes = size_bytes if content is None else len(content)
-        self._content = memoryview(PATTERN if content is None else content)
+    def __init__(self, head: bytes, content_type: str, size_bytes: int | None = None, headers: dict[str, str] | None = None) -> None:
+        self.media = content_type == MEDIA
+        self.content_type, self.headers = content_type, HEADERS | (headers or {})
+        self.size_bytes = len(head) if size_bytes is None else size_bytes
+        self._head = memoryview(head)
 
     def piece(self, sent_bytes: int) -> memoryview:
         """The next bytes after `sent_bytes`."""
-        start = sent_bytes % len(self._content)
-        return self._content[start : start + self.size_bytes - sent_bytes]
+        if sent_bytes < len(self._head):
+            return self._head[sent_bytes : sent_bytes + len(PATTERN)]
+        start = (sent_bytes - len(self._head)) % len(PATTERN)
+        return memoryview(PATTERN)[start : start + self.size_bytes - sent_bytes]
 
 
 class _Refused(Exception):
@@ -170,9 +197,9 @@ def _tiles_bytes(video: TiledVideo, segment: int, wanted: str) -> int:
 
 async def _send(request: web.Request, body: _Body) -> tuple[web.StreamResponse, int, bool]:
     """Stream `body`; returns the response, the bytes handed to the kernel, and whether these are all."""
-    response = web.StreamResponse(headers=CIMultiDict(HEADERS))
+    response = web.StreamResponse(headers=CIMultiDict(body.headers))
     response.content_length = body.size_bytes
-    response.content_type = "video/iso.segment" if body.media else "application/json"
+    response.content_type = body.content_type
     sent_bytes = 0
     try:
         await response.prepare(request)

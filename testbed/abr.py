@@ -13,6 +13,8 @@ from testbed.units import mbps_from_bps, s_from_ms
 
 WALL_TOLERANCE_S = 0.05
 """How far start-up + playback + rebuffering may be from the wall time before a trial's own account is not believed."""
+MOST_HICCUPS_S = 0.5
+"""In a whole trial; so far apart may the ends of two equal sessions be (docs/dashjs.md)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _broken_invariants(
         problems.append(f"the policy took no decision, all {len(decisions)} fell back ({decisions[0].reason})")
     if any(chunk.size_bytes != playback.video.sizes_bytes[chunk.index][chunk.level] for chunk in chunks):
         problems.append("a chunk's size differs from the manifest")
-    account_s = end.startup_s + end.played_s + end.rebuffer_s
+    if abs(end.hiccup_s) > MOST_HICCUPS_S:
+        problems.append(f"playback stood still for {end.hiccup_s:.2f} s with media in the buffer, the browser got no processor")
+    account_s = end.startup_s + end.played_s + end.rebuffer_s + end.hiccup_s
     if abs(account_s - end.wall_s) > WALL_TOLERANCE_S:
         problems.append(f"start-up + playback + rebuffering is {account_s:.3f} s, the wall time {end.wall_s:.3f} s")
     carried_bytes = sum(chunk.size_bytes for chunk in chunks)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -111,7 +111,7 @@ def emulated(prepared: PreparedSchedules) -> Iterator["ClusterRun"]:
         if containers:
             stack.callback(containers.close)
         namespaces = {name: containers.pause(name) for name in names} if containers else {}
-        star = stack.enter_context(Star(networks, run, experiment.cc, namespaces))
+        star = stack.enter_context(Star(networks, run, experiment.cc, namespaces, awake=experiment.awake))
         user = invoking_user()
         controller = Controller(
             lambda argv, **popen: star.popen(CONTROLLER, argv, **popen),
@@ -313,6 +313,9 @@ class _Playing:
 
 class ClusterRun:
     """Executors that are up, with the trials to run on them."""
+
+    pictures: ClassVar[None] = None
+    """No page shows a cluster."""
 
     def __init__(self, prepared: PreparedSchedules, executors: Executors, controller: Controller, facts: dict[str, Any]) -> None:
         self._prepared, self.executors, self.controller, self.facts = prepared, executors, controller, facts

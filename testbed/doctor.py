@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed import host, install, native
+from testbed import dashjs, encode, host, install, native
 from testbed.errors import UserError
 from testbed.host import host_facts, versions
 from testbed.units import ms_from_s
@@ -57,7 +57,9 @@ LACKS = {
     "backbone": Lack("the first run converts the language model's weights, which takes some 15 s", "scripts/setup"),
     "git": Lack("data sets can't be fetched, and runs don't record their commit", "apt-get install git"),
     "Docker engine": Lack("nothing yet: all parts of an experiment run as processes", "start dockerd"),
-    "Chromium": Lack("no tests in a real browser", "apt-get install chromium"),
+    "Chromium": Lack("no --player dashjs and no tests in a real browser", "scripts/setup browser as root"),
+    "dash.js": Lack("--player dashjs fetches it first", "scripts/setup browser"),
+    "film": Lack("--player dashjs encodes it first, which takes about a minute", "scripts/setup browser"),
     "data sets": Lack("a set is fetched when it's asked for; fcc is modelled when it can't be fetched", "scripts/fetch_data NAME"),
     "disk": Lack("the set-up and long runs may not fit", "2 GB, more for long runs"),
 }
@@ -214,6 +216,8 @@ def _programs() -> Iterator[Finding]:
     yield _version("git", ["git", "--version"])
     yield _version("Docker engine", ["docker", "version", "--format", "{{.Server.Version}}"])
     yield _version("Chromium", [browser, "--version"])
+    yield _judge("dash.js", dashjs.fetched(), dashjs.VERSION if dashjs.fetched() else "not fetched yet")
+    yield _judge("film", encode.made(), str(encode.film_folder()) if encode.made() else "not encoded yet")
 
 
 def _version(name: str, command: Sequence[str]) -> Finding:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from players.dash.stock import STOCK
 from testbed import owned
 from testbed.controller import Controller
 from testbed.errors import TestbedError
@@ -40,18 +41,18 @@ def emulated(prepared: PreparedInLanes) -> Iterator["Emulation"]:
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
         network = stack.enter_context(Network(count, path, experiment.cc, run, awake=experiment.awake))
-        references, user = list(prepared.references.values()), invoking_user()
-        controller = Controller(network.popen_controller, references, user, shared_folder(run), task=experiment.task)
+        served = [reference for name, reference in prepared.references.items() if name not in STOCK]
+        controller = Controller(network.popen_controller, served, invoking_user(), shared_folder(run), task=experiment.task)
         stack.callback(controller.stop)
         controller.launch()
-        players = [LanePlayer(lane, prepared, controller) for lane in network.lanes]
+        players = [LanePlayer(lane, prepared, controller, run.folder if experiment.show else None) for lane in network.lanes]
         for player in players:
             stack.callback(player.stop)
             player.launch()
         for player in players:
             player.wait_ready()
         controller.wait_ready()
-        yield Emulation(trials, players, controller, dict(network.facts))
+        yield Emulation(trials, players, controller, dict(network.facts), run.folder)
 
 
 def shared_folder(run: owned.Run) -> Path:
@@ -67,9 +68,13 @@ def shared_folder(run: owned.Run) -> Path:
 class Emulation:
     """A network that is up, with the trials to run on it."""
 
-    def __init__(self, trials: Sequence[Trial], players: Sequence[LanePlayer], controller: Controller, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, trials: Sequence[Trial], players: Sequence[LanePlayer], controller: Controller, facts: dict[str, Any], pictures: Path
+    ) -> None:
         self._trials, self._players, self._controller = trials, players, controller
         self.facts = facts
+        self.pictures = pictures
+        """Folder in which the lanes' pictures lie."""
 
     def run(self, recorder: Recorder) -> None:
         """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play."""

@@ -1,15 +1,17 @@
 """An experiment from its specification to its result folder: check everything, run the grid, write what was seen."""
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from rich.console import Console
 
+from players.dash.stock import STOCK
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
@@ -24,6 +26,9 @@ from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
+
+if TYPE_CHECKING:
+    from testbed.show import Show
 
 LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")
 
@@ -40,7 +45,7 @@ def run(experiment: Experiment, console: Console) -> None:
         _recorded(prepared, console, lambda recorder: simulate([prepared.job(trial) for trial in prepared.trials], recorder.row), {})
     else:
         with _emulated(prepared) as emulation:
-            _recorded(prepared, console, emulation.run, emulation.facts)
+            _recorded(prepared, console, emulation.run, emulation.facts, emulation.pictures)
 
 
 def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
@@ -54,14 +59,19 @@ def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
     return cjs_cluster.emulated(prepared)
 
 
-def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any]) -> None:
+def _recorded(
+    prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any], pictures: Path | None = None
+) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
     folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared, facts), utc_now())
     for trace in {trace.sha256: trace for trace in prepared.links}.values():
         folder.append(trace_row(trace))
     reason = "failed"
     try:
-        with LiveView(len(prepared.trials), prepared.steps, console, step=prepared.step) as view:
+        with (
+            LiveView(len(prepared.trials), prepared.steps, console, step=prepared.step) as terminal,
+            _shown(terminal, prepared, pictures) as view,
+        ):
             recorder = Recorder(prepared, folder, view)
             work(recorder)
             if prepared.twinned and not prepared.experiment.simulate:
@@ -82,6 +92,20 @@ def _recorded(prepared: Prepared, console: Console, work: Callable[[Recorder], N
         console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})")
 
 
+@contextlib.contextmanager
+def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Iterator["LiveView | Show"]:
+    """The terminal's view, with the page of `--show` before it when that is asked for."""
+    if not prepared.experiment.show or pictures is None:
+        yield terminal
+        return
+    from testbed.show import Show, served
+
+    show = Show(terminal, prepared, pictures)
+    with served(show) as url:
+        terminal.note(f"live: {url}")
+        yield show
+
+
 def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> None:
     """Put each trial's twin beside it. What was emulated stands without them, too."""
     try:
@@ -91,7 +115,7 @@ def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> 
         recorder.note(f"no comparison with the simulator: {error}")
 
 
-def _add_optima(prepared: PreparedPlaybacks, view: LiveView, folder: ResultFolder) -> None:
+def _add_optima(prepared: PreparedPlaybacks, view: "LiveView | Show", folder: ResultFolder) -> None:
     """Put each trace's offline optimum beside its trials, now that no trial is played."""
     view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
 
@@ -180,5 +204,7 @@ def list_all(console: Console) -> None:
     for task in LIVE_TASKS:
         for card in describe_policies(Experiment(task=task, policies=",".join(discover(KINDS[task].folder)))):
             table.add_row(task, card.name, card.label, card.citation)
+    for name, rule in STOCK.items():
+        table.add_row("abr", name, rule.label, f"{rule.citation} (with --player dashjs)")
     console.print(table)
     console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy, CjsPolicy or VpPolicy), or package.module:Class")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from testbed import debian, native
+from testbed import dashjs, debian, encode, native
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.progress import CommandFailed, Progress, termination_interrupts
 from testbed.user import User, invoking_user
@@ -32,21 +32,51 @@ FIRST_TIME = (
 
 
 @dataclass(frozen=True)
+class Asset:
+    """A thing in the cache that `python -m module` makes once, with a program that bears the name of its Debian package."""
+
+    what: str
+    there: Callable[[], bool]
+    module: str
+    program: str
+
+
+@dataclass(frozen=True)
 class Group:
-    """Debian packages and extras of pyproject.toml that belong to one use."""
+    """What belongs to one use. `programs` are named like their Debian packages; a host may have them from elsewhere."""
 
     apt: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    assets: tuple[Asset, ...] = ()
 
 
 GROUPS = {
     "run": Group(
         apt=("ca-certificates", "ethtool", "gcc", "git", "iproute2", "kmod", "libc6-dev", "mininet", "procps", "python3-venv", "tcpdump"),
     ),
+    "browser": Group(
+        programs=("chromium",),
+        assets=(
+            Asset(f"dash.js {dashjs.VERSION} from npm", dashjs.fetched, "testbed.dashjs", "npm"),
+            Asset("the film that browsers play", encode.made, "testbed.encode", "ffmpeg"),
+        ),
+    ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
     "ci": Group(apt=("chromium", "cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
-"""`run` is what an experiment needs, `test` what `scripts/test` adds, `ci` what tests need that are skipped without it."""
+"""`run` is what an experiment needs, `browser` what `--player dashjs` adds, `test` what `scripts/test` adds, `ci` what tests need that are
+skipped without it."""
+
+
+def groups_for(arguments: Sequence[str]) -> list[str]:
+    """The groups that a command line of `run.py` needs."""
+    if arguments and not arguments[0].startswith("-"):
+        return ["run"]  # a command, which plays nothing
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    specs = [Path(word) for word in words if word.endswith(".toml")]
+    in_spec = any(path.is_file() and 'player = "dashjs' in path.read_text(encoding="utf-8", errors="replace") for path in specs)
+    return ["run", "browser"] if in_spec or any(word.startswith("dashjs") for word in words) else ["run"]
 
 
 @dataclass(frozen=True)
@@ -108,12 +138,22 @@ def lacks(recipe: Recipe, groups: Iterable[str]) -> tuple[str, ...]:
     chosen = [GROUPS[name] for name in groups]
     packages = _lacking_packages(recipe, chosen)
     relay = ["the relay in C"] if native.lacking(recipe.checkout) else []
-    return (*([f"the Debian packages {', '.join(packages)}"] if packages else []), *_lacking_python(recipe, chosen), *relay)
+    assets = [asset.what for asset in _lacking_assets(chosen)]
+    return (*([f"the Debian packages {', '.join(packages)}"] if packages else []), *_lacking_python(recipe, chosen), *relay, *assets)
 
 
-def _lacking_packages(recipe: Recipe, chosen: Iterable[Group]) -> list[str]:
-    wanted = sorted({package for group in chosen for package in group.apt})
-    return debian.missing(wanted) if recipe.root else []
+def _lacking_packages(recipe: Recipe, chosen: Sequence[Group]) -> list[str]:
+    if not recipe.root:
+        return []
+    programs = {name for group in chosen for name in group.programs} | {asset.program for asset in _lacking_assets(chosen)}
+    return [
+        *debian.missing(sorted({package for group in chosen for package in group.apt})),
+        *sorted(name for name in programs if not shutil.which(name)),
+    ]
+
+
+def _lacking_assets(chosen: Iterable[Group]) -> list[Asset]:
+    return [asset for group in chosen for asset in group.assets if not asset.there()]
 
 
 def _lacking_python(recipe: Recipe, chosen: Iterable[Group]) -> list[str]:
@@ -148,6 +188,8 @@ def set_up(recipe: Recipe, groups: Sequence[str], progress: Progress | None = No
             _make_venv(recipe, progress, lock)
             _install_python(recipe, _extras(chosen), progress, lock)
         _build_relay(recipe, progress, lock)
+        for asset in _lacking_assets(chosen):
+            _run(recipe, progress, lock, f"making {asset.what}", [str(recipe.python), "-m", asset.module])
         progress.say("Set up.")
 
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -30,8 +31,8 @@ SILENCE_MARGIN_S = 30.0
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
 
-    def __init__(self, lane: Lane, prepared: PreparedInLanes, controller: Controller) -> None:
-        self._lane, self._controller, self._prepared = lane, controller, prepared
+    def __init__(self, lane: Lane, prepared: PreparedInLanes, controller: Controller, pictures: Path | None = None) -> None:
+        self._lane, self._controller, self._prepared, self._pictures = lane, controller, prepared, pictures
         self._origin: Child | None = None
         self._origins = 0
         self._next: Child | None = None
@@ -117,7 +118,8 @@ class LanePlayer:
         self._killed_for = ""
         self._most_silence_s = _most_silence_s(trial, config, self._prepared.largest_bytes)
         self._silent_since_s, self._player = now_s(), player
-        player.hand(config)
+        picture = self._pictures and picture_of(self._pictures, self._lane.index)
+        player.hand(self._prepared.handed(trial, config, recorder.kept_folder, picture))
         decoder, chunks = msgspec.json.Decoder(Row), 0
         for line in player.lines():
             self._silent_since_s = now_s()
@@ -182,6 +184,11 @@ class LanePlayer:
         for child in (self._player, self._next, self._origin):
             if child:
                 child.kill()
+
+
+def picture_of(folder: Path, lane: int) -> Path:
+    """Where the newest picture of a lane's browser lies."""
+    return folder / f"lane{lane}.jpg"
 
 
 def _most_silence_s(trial: Trial, config: PlayerConfig, largest_bytes: int) -> float:

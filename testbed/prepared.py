@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,12 @@ import msgspec
 from controllers.api import AbrSession, CjsSession, Manifest, VpSession
 from controllers.loader import Fault, Question
 from players.config import OriginConfig, PlayerConfig
+from players.dash.messages import DashConfig
+from players.dash.stock import STOCK
 from players.media import default_manifest, load_manifest
 from testbed.abr import PathFacts, session, trial_row
+from testbed.dashjs import library
+from testbed.encode import film_folder
 from testbed.errors import TestbedError, UserError
 from testbed.pressure import Strain
 from testbed.records import ChunkRow, PlaybackEndRow, Row, TrialBase, TrialRow
@@ -96,8 +100,10 @@ class Prepared(ABC):
 class PreparedInLanes(Prepared):
     """Of what plays in lanes: a player in each, with an origin of its own."""
 
-    player: ClassVar[str]
-    """Module of the player's process."""
+    @property
+    @abstractmethod
+    def player(self) -> str:
+        """Module of the player's process."""
 
     @property
     @abstractmethod
@@ -112,6 +118,10 @@ class PreparedInLanes(Prepared):
     def player_config(self, trial: Any, origin_url: str, controller_url: str) -> PlayerConfig:
         """What the player of a trial is told."""
 
+    def handed(self, trial: Any, config: PlayerConfig, kept: Callable[[], Path], picture: Path | None) -> PlayerConfig | DashConfig:
+        """`config`, or what holds it for a player that needs more; `kept` gives a folder for what it showed, its `picture` goes there."""
+        return config
+
 
 @dataclass(frozen=True)
 class PreparedPlaybacks(PreparedInLanes):
@@ -125,7 +135,11 @@ class PreparedPlaybacks(PreparedInLanes):
     unit = "per chunk"
     closing = PlaybackEndRow
     step = ChunkRow
-    player = "players.headless"
+
+    @property
+    def player(self) -> str:
+        """Headless, or what drives a browser."""
+        return "players.headless" if self.experiment.player == "headless" else "players.dash.player"
 
     @property
     def steps(self) -> int:
@@ -138,8 +152,9 @@ class PreparedPlaybacks(PreparedInLanes):
         return max(map(max, self.video.sizes_bytes))
 
     def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
-        """One video."""
-        return OriginConfig(host=host, port=port, videos=(self.video,), start_socket=start_socket)
+        """One video; for browsers with a film."""
+        film = None if self.experiment.player == "headless" else str(film_folder())
+        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, start_socket=start_socket)
 
     def player_config(self, trial: Trial, origin_url: str, controller_url: str) -> PlayerConfig:
         """One playback."""
@@ -153,6 +168,19 @@ class PreparedPlaybacks(PreparedInLanes):
             chunks=self.experiment.chunks,
             rtt_s=s_from_ms(self.experiment.rtt_ms),
             deadline_s=s_from_ms(self.experiment.deadline_ms),
+        )
+
+    def handed(self, trial: Trial, config: PlayerConfig, kept: Callable[[], Path], picture: Path | None) -> PlayerConfig | DashConfig:
+        """For a browser, who decides, how a decision is waited for, the library and where to keep what it showed, too."""
+        if self.experiment.player == "headless":
+            return config
+        return DashConfig(
+            player=config,
+            decides=STOCK[trial.policy].decides if trial.policy in STOCK else "controller",
+            waits="sync" if self.experiment.player == "dashjs_sync" else "gate",
+            library=str(library()),
+            keep=str(kept().absolute()),
+            picture=str(picture) if picture else None,
         )
 
     @property
@@ -250,14 +278,26 @@ def describe_policies(
     Given the `video`, or the `scheduling` or `viewing` session, each policy is made and starts a session once, so that one that can't is
     the user's mistake before anything runs.
     """
+    stock = _stock_cards(experiment, video is not None)
+    asked = tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references if reference not in stock)
+    playing = AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None
     question = Question(
-        references=tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references),
-        session=AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None,
-        seed=experiment.seeds[0],
-        task=experiment.task,
-        scheduling=scheduling,
-        viewing=viewing,
+        references=asked, session=playing, seed=experiment.seeds[0], task=experiment.task, scheduling=scheduling, viewing=viewing
     )
+    loaded = iter(_loaded_cards(question, experiment.llm) if asked else ())
+    return tuple(stock.get(reference) or next(loaded) for reference in experiment.policy_references)
+
+
+def _stock_cards(experiment: Experiment, to_play: bool) -> dict[str, PolicyCard]:
+    """Those of the policies that are dash.js's own rules. They decide nowhere but in the browser."""
+    named = [reference for reference in experiment.policy_references if reference in STOCK]
+    if named and to_play and (experiment.simulate or experiment.player == "headless"):
+        how = "--simulate" if experiment.simulate else "--player headless"
+        raise UserError(f"policy {named[0]!r} with {how}: it decides inside the browser, wanted --player dashjs")
+    return {name: PolicyCard(name, STOCK[name].label, STOCK[name].colour, STOCK[name].citation, name) for name in named}
+
+
+def _loaded_cards(question: Question, llm: str | None) -> tuple[PolicyCard, ...]:
     command = [sys.executable, "-m", "controllers.loader"]
     process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
@@ -275,7 +315,7 @@ def describe_policies(
         raise TestbedError(f"reading the policies ended with code {process.returncode}: {told}") from None
     if isinstance(answer, Fault):
         raise UserError(answer.sentence)
-    return tuple(_named_as_asked(card, experiment.llm) for card in answer)
+    return tuple(_named_as_asked(card, llm) for card in answer)
 
 
 def with_backbone(reference: str, llm: str | None) -> str:

@@ -6,8 +6,10 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from players.dash.stock import STOCK
 from testbed.abr import PathFacts, only_its_link_failed
 from testbed.live import LiveView
 from testbed.prepared import Prepared, PreparedPlaybacks, job
@@ -15,6 +17,9 @@ from testbed.pressure import NO_STRAIN, Strain, strain
 from testbed.records import ChunkRow, HostRow, Row, ScheduleEndRow, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
+
+if TYPE_CHECKING:
+    from testbed.show import Show
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Played:
 class Recorder:
     """Takes rows from all lanes, writes them through to the result folder and closes each trial."""
 
-    def __init__(self, prepared: Prepared, folder: ResultFolder, view: LiveView) -> None:
+    def __init__(self, prepared: Prepared, folder: ResultFolder, view: "LiveView | Show") -> None:
         self._prepared, self._folder, self._view = prepared, folder, view
         self._attempts = {trial.trial_id: _Attempt(trial, trial.trial_id) for trial in prepared.trials}
         self._rows: dict[str, list[Row]] = defaultdict(list)
@@ -63,6 +68,12 @@ class Recorder:
     def note(self, text: str) -> None:
         """A sentence for the user."""
         self._view.note(text)
+
+    def kept_folder(self) -> Path:
+        """Where browsers keep what they showed and said."""
+        folder = self._folder.path / "browser"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def log(self, text: str) -> None:
         """What a player said on its standard error: why decisions fell back, above all."""
@@ -120,19 +131,19 @@ def twins(prepared: PreparedPlaybacks, played: Mapping[str, Played]) -> list[Sim
     """The simulated twin of each emulated trial in `played` (by its id): once under its policy, once with the same levels.
 
     When the two scores of one trial differ from the emulated one, the second tells why: if the simulator agrees as long as it plays the
-    same levels, path and player agree, and it was the decisions that parted.
+    same levels, path and player agree, and it was the decisions that parted. Rules of the browser's own have no twin but the second.
     """
-    decided = _simulated([job(prepared, one.trial) for one in played.values()])
+    decided = _simulated([job(prepared, one.trial) for one in played.values() if one.trial.policy not in STOCK])
     replayed = _simulated([job(prepared, one.trial, one.levels) for one in played.values()])
     return [
         SimulatedRow(
             trial_id=trial_id,
-            qoe=_mean_qoe(decided[trial_id]),
+            qoe=_mean_qoe(decided[trial_id]) if decided[trial_id] else None,
             replayed_qoe=_mean_qoe(replayed[trial_id]),
-            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial_id]], one.levels),
+            parts_at_chunk=_first_difference([chunk.level for chunk in decided[trial_id]], one.levels) if decided[trial_id] else None,
         )
         for trial_id, one in played.items()
-        if decided[trial_id]
+        if decided[trial_id] or one.trial.policy in STOCK
     ]
 
 

@@ -47,7 +47,7 @@ class StallRow(msgspec.Struct, frozen=True, kw_only=True, tag="stall", tag_field
 
 
 class PlaybackEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="playback_end", tag_field="event"):
-    """How a playback ended: the player's last line. `startup_s + played_s + rebuffer_s` is `wall_s`."""
+    """How a playback ended: the player's last line. `startup_s + played_s + rebuffer_s + hiccup_s` is `wall_s`."""
 
     trial_id: str
     end_reason: str
@@ -62,6 +62,8 @@ class PlaybackEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="playback_en
     """The first media request, seconds on CLOCK_MONOTONIC; None when there was none or the clock was virtual."""
     throughput_bps: float | None = None
     """dash.js 5's estimate at the end; None when not measured."""
+    hiccup_s: float = 0.0
+    """Playback stood still with media in the buffer: a browser that got no processor. No stall of the network's."""
 
 
 class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="event"):
@@ -505,7 +507,7 @@ class SimulatedRow(msgspec.Struct, frozen=True, kw_only=True, tag="simulated", t
 
     trial_id: str
     qoe: float | None = None
-    """Mean per chunk, as `TrialRow.qoe`; None of a schedule."""
+    """Mean per chunk, as `TrialRow.qoe`; None of a schedule, and where the policy decides nowhere but in the browser."""
     avg_jct_s: float | None = None
     """Mean JCT, as `ScheduleRow.avg_jct_s`; None of a playback."""
     replayed_qoe: float | None = None

@@ -32,7 +32,8 @@ def main() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--no-setup"]
     refuses = len(arguments) < len(sys.argv) - 1
     recipe = install.Recipe()
-    missing = install.lacks(recipe, ["run"])
+    groups = install.groups_for(arguments)
+    missing = install.lacks(recipe, groups)
     if arguments[:1] == ["doctor"]:  # a doctor looks and changes nothing
         if not install.usable(recipe):
             from testbed import doctor
@@ -45,7 +46,7 @@ def main() -> int:
         lacking = "; ".join(missing)
         raise UserError(f"this host lacks {lacking}, and --no-setup forbids installing it: run scripts/setup, or leave --no-setup out")
     elif missing:
-        install.set_up(recipe, ["run"])
+        install.set_up(recipe, groups)
     os.execve(recipe.python, [str(recipe.python), "-m", "testbed.cli", *arguments], install.environment(recipe))
 
 

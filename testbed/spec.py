@@ -55,8 +55,8 @@ class Experiment:
     """Default: netllm,robust_mpc,bola,bba; for cjs netllm,decima,srpt_cap,fair,fifo_half, for vp netllm,track,mlp,linear_l1,static, as far
     as they are trained. Comma-separated: names (see `list`), with options (`fixed+level=3`), your own file (`~/mine.py`) or
     `package.module:Class`."""
-    player: Literal["headless"] = "headless"
-    """The player: headless behaves like dash.js 5."""
+    player: Literal["headless", "dashjs", "dashjs_sync"] = "headless"
+    """The player: headless behaves like dash.js 5; dashjs is dash.js in Chromium; dashjs_sync the same, blocked while a decision is due."""
     trials: int | Literal["all"] = 3
     """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
     seeds: _CommaIntegers = (1,)
@@ -108,6 +108,8 @@ class Experiment:
     """vp: seconds of head movement that policies are told, at most 5."""
     horizon: float = 4.0
     """vp: seconds that they predict, at most 6."""
+    show: bool = False
+    """Serve a page on loopback that shows the lanes live: picture (of browsers), trace, buffer, decisions."""
     simulate: bool = False
     """Run the same experiment on the virtual clock: no root, no network, the same records. For vp: how far predictions are off on the test
     split."""
@@ -137,6 +139,8 @@ class Experiment:
             ("history", self.history, 0.2 <= self.history <= 5 and _whole(5 * self.history), "0.2 to 5 s, a multiple of 0.2"),
             ("horizon", self.horizon, 3 <= self.horizon <= 6 and _whole(5 * self.horizon), "3 to 6 s, a multiple of 0.2"),
             ("cluster", repr(self.cluster), self.cluster is None or self.task == "cjs", "none but for --task cjs"),
+            ("show", self.show, not (self.show and (self.simulate or self.task != "abr")), "false with --simulate, and but for --task abr"),
+            ("player", self.player, self.player == "headless" or self.task == "abr", "headless but for --task abr"),
         )
         for name, seen, ok, wanted in checks:
             if not ok:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from testbed.errors import TestbedError, UserError
-from testbed.hosts import Spawner, make_host, run_scripts
+from testbed.hosts import Spawner, keep_awake, make_host, run_scripts
 from testbed.hostsetup import Port, check, script
 from testbed.network import adopt, check_congestion_control, congestion_control_allowed
 from testbed.owned import Run, require_root, undisturbed
@@ -34,7 +34,7 @@ class Star:
 
     `with run_lock() as run, Star({"data": {"e0": WireSpec(20e6), "e1": WireSpec(20e6)}, "control": {"e0": WireSpec()}}, run) as star:`
 
-    `namespaces` gives a host the network namespace of a process that is there already.
+    `namespaces` gives a host the network namespace of a process that is there already; `awake` keeps the cores from halting.
     Entering raises UserError when this machine can't give what is asked for.
     """
 
@@ -44,11 +44,13 @@ class Star:
         run: Run,
         congestion_control: str = "cubic",
         namespaces: Mapping[str, int] | None = None,
+        *,
+        awake: bool = False,
     ) -> None:
         _check_names(networks)
         check_congestion_control(congestion_control)
         self._networks, self._congestion_control, self._run = networks, congestion_control, run
-        self._namespaces = namespaces or {}
+        self._namespaces, self._awake = namespaces or {}, awake
         self._spawner: Spawner | None = None
         self._wires: Wires | None = None
         self.hosts: dict[str, Any] = {}
@@ -64,6 +66,8 @@ class Star:
             self._spawner = Spawner(self._run)
             self._wires = Wires(self._spawner, self._run.folder)
             self._make(self._spawner, self._wires)
+            if self._awake:
+                keep_awake(self._spawner)
         except BaseException:
             self._undo()
             raise

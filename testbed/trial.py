@@ -12,6 +12,8 @@ from traces.trace import Trace
 
 DEFAULT_LANES = 12
 """Most lanes unless told otherwise: two cores run them with the link's verdict `pass`, a language model deciding beside them."""
+BROWSER_LANES = 4
+"""The same where each lane has a browser, which takes a tenth of a core and 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace
 
 
 def lanes(experiment: Experiment, policies: int, trials: int) -> int:
-    """Lanes to run side by side: as asked, else as many whole groups of compared trials as fit in `DEFAULT_LANES`."""
-    groups = max(1, DEFAULT_LANES // policies)
-    return min(experiment.parallel or min(groups * policies, DEFAULT_LANES), trials)
+    """Lanes to run side by side: as asked, else as many whole groups of compared trials as the players' kind lets fit."""
+    most = DEFAULT_LANES if experiment.player == "headless" else BROWSER_LANES
+    groups = max(1, most // policies)
+    return min(experiment.parallel or min(groups * policies, most), trials)

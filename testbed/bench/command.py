@@ -11,6 +11,7 @@ def command(arguments: Sequence[str]) -> int:
     known: dict[str, Callable[[list[str]], object]] = {
         "cjs-faults": _cjs_faults,
         "cjs-sim": _cjs_sim,
+        "dashjs": _dashjs,
         "links": _links,
         "live": _live,
         "netllm": _netllm,
@@ -45,6 +46,15 @@ def _cjs_sim(arguments: list[str]) -> None:
     from testbed.bench.cjs_sim import CjsSimSettings, cjs_sim
 
     sys.stdout.write(cjs_sim(tyro.cli(CjsSimSettings, prog="scripts/bench cjs-sim", args=arguments)))
+
+
+def _dashjs(arguments: list[str]) -> None:
+    import tyro
+    from rich.console import Console
+
+    from testbed.bench.agreement import AgreementSettings, agreement
+
+    sys.stdout.write(agreement(tyro.cli(AgreementSettings, prog="scripts/bench dashjs", args=arguments), Console(stderr=True)))
 
 
 def _links(arguments: list[str]) -> None:

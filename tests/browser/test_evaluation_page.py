@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devtools import Browser, chromium
 from test_report_page import CONTRAST, count
 
 from netllm.suite.analysis import Analysis, analyse
@@ -16,6 +15,7 @@ from netllm.suite.header import Header
 from netllm.suite.page import render
 from netllm.suite.play import OPTIMUM
 from netllm.suite.settings import SETTINGS
+from players.dash.devtools import Browser, chromium
 from tests.unit.test_evaluate_analysis import contender, prepared
 
 pytestmark = pytest.mark.browser

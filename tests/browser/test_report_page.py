@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from devtools import Browser, chromium
 from fake_run import POLICIES, FakeRun
 
+from players.dash.devtools import Browser, chromium
 from testbed.results import ResultFolder, rebuild
 
 pytestmark = pytest.mark.browser
