@@ -138,7 +138,7 @@ class Decima(CjsPolicy):
     | option | meaning |
     | --- | --- |
     | `weights` | a safetensors file with the arrays of `BLOCKS`; default: those that ship |
-    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest (with the published weights worse than Fair) |
+    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest, worse with the published weights |
 
     Differs from the authors' TensorFlow code in features, widths and in the action, which adds executors here and limited a job's there.
     Never declines.

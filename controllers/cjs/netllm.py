@@ -1,20 +1,16 @@
 """NetLLM for cluster job scheduling: an adapted language model points at a stage and a number of executors."""
 
-from typing import TYPE_CHECKING
-
 from controllers.api import CjsAction, CjsObservation, CjsPolicy, CjsSession
 from testbed.errors import UserError
-
-if TYPE_CHECKING:
-    from netllm.cjs.reader import CjsReader
 
 
 class NetLLM(CjsPolicy):
     """NetLLM (Wu et al., SIGCOMM 2024) with one pass a decision: a decision reads one token after the cached past. Decodes greedily.
 
-    Differs from the paper's code: there, two passes over the whole window choose the stage, then the executors, and nothing is cached. Heads point at
-    any number of stages and executors, where the paper's have 100 and 50 outputs. No `last_task_s`, which leaks in the published rules. There is
-    no return to be wanted. The adapter learnt from costs that look-ahead found for candidate decisions. Never declines.
+    Differs from the paper's code: there, two passes over the whole window choose the stage, then the executors, and nothing is cached.
+    Heads point at any number of stages and executors, where the paper's have 100 and 50 outputs. No `last_task_s`, which leaks in the
+    published rules. There is no return to be wanted. The adapter learnt from costs that look-ahead found for candidate decisions. Never
+    declines.
 
     | option | meaning |
     | --- | --- |
@@ -38,14 +34,14 @@ class NetLLM(CjsPolicy):
         model = load_adapter(adapter or SHIPPED / "cjs", llm, dtype)
         if not isinstance(model, CjsModel):
             raise UserError(f"adapter {adapter} is for task {model.task.name}, wanted cjs")
-        self._model = model
+        self.model: CjsModel = model
 
     def reset(self, session: CjsSession, seed: int) -> None:
         """Start with an empty context."""
         from netllm.cjs.reader import CjsReader
 
         super().reset(session, seed)
-        self._reader: CjsReader = CjsReader(self._model)
+        self._reader: CjsReader = CjsReader(self.model)
 
     def decide(self, observation: CjsObservation) -> CjsAction:
         """The likeliest stage, and the likeliest number of executors for it."""

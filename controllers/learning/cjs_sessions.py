@@ -1,7 +1,7 @@
 """Scheduling sessions to learn on: clusters and workloads of many sizes, apart from all that is evaluated.
 
-Workloads have seeds from `FIRST_SEED` on, which no evaluation and no published result uses. Clusters of `LEFT_OUT` executors are never learnt
-on, nor are more than 200 jobs: those settings stay unseen.
+Workloads have seeds from `FIRST_SEED` on, which no evaluation and no published result uses. Clusters of `LEFT_OUT` executors are never
+learnt on, nor are more than 200 jobs: those settings stay unseen.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ def draw_session(
     rng: np.random.Generator, seed: int, usual: float, small: float, conserving: float = 0.0, behaviour: str = "rule"
 ) -> CjsJob:
     """A session: with chance `usual` of 50 executors and 200 jobs, with chance `small` of 8 to 16 executors and a backlog of 15 to 30 jobs,
-    both 25 s apart; else of 16 to 60 executors, 60 to 200 jobs and a load of 0.6 to 1.15. `conserving` is the chance of work-conserving rules.
+    both 25 s apart; else of 16 to 60 executors, 60 to 200 jobs and a load of 0.6 to 1.15. `conserving` is the chance of work-conserving
+    rules.
     """
     semantics: Semantics = "conserving" if rng.random() < conserving else "published"
     kind = rng.random()

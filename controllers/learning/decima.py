@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class Block(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         widths = BLOCKS[name]
-        self.layer0, self.layer1, self.layer2 = (nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layer0, self.layer1, self.layer2 = (nn.Linear(a, b) for a, b in pairwise(widths))
         self._tanh = name in HEADS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -217,7 +218,9 @@ class Critic(nn.Module):
 
     def __init__(self, hidden: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(CRITIC_FEATURES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+        self.layers = nn.Sequential(
+            nn.Linear(CRITIC_FEATURES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+        )
 
     def forward(self, cluster: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(D, CRITIC_FEATURES) to value (D,), in the reward's unit, and spread (D,)."""

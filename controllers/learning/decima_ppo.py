@@ -1,9 +1,9 @@
 """Trains Decima by proximal policy optimisation (Schulman et al., 2017) in the simulator, under the published rules.
 
-Sessions run side by side and go on from iteration to iteration; one that ends gives way to a new one. The reward is minus the time that jobs
-spend in the system, discounted by time (as in spark-sched-sim; Decima's authors used differential rewards). First the network may learn to do as
-the rule `srpt_cap` does in the states it meets itself: from nothing, policy optimisation takes tens of millions of decisions (spark-sched-sim:
-500 iterations of 16 whole sessions).
+Sessions run side by side and go on from iteration to iteration; one that ends gives way to a new one. The reward is minus the time that
+jobs spend in the system, discounted by time (as in spark-sched-sim; Decima's authors used differential rewards). First the network may
+learn to do as the rule `srpt_cap` does in the states it meets itself: from nothing, policy optimisation takes tens of millions of
+decisions (spark-sched-sim: 500 iterations of 16 whole sessions).
 
 Survives kill -9. Equal seeds and iterations give equal weights on one machine, but for the sessions that a resumed run begins anew.
 """

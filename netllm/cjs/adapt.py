@@ -1,8 +1,9 @@
 """`scripts/adapt cjs`: train an adapter on what look-ahead says of decisions, with DAgger rounds (Ross et al., AISTATS 2011).
 
 A window of consecutive decisions is one sequence, so one pass gives 64 decisions to learn from. Rounds of DAgger let the student play whole
-sessions and label windows of them. The model kept is the one with the best score in validation sessions: the mean over them of the logarithm of
-its JCT over that of the rule `srpt_cap` on the same workload. Their seeds are no training's, no evaluation's and no published result's.
+sessions and label windows of them. The model kept is the one with the best score in validation sessions: the mean over them of the
+logarithm of its JCT over that of the rule `srpt_cap` on the same workload. Their seeds are no training's, no evaluation's and no
+published result's.
 
 Equal seeds, versions and thread counts give equal data, order and initial weights. With `--steps` the result repeats on one machine; with
 `--minutes` the number of steps, and so the weights, depend on its speed.

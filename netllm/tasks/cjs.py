@@ -4,11 +4,12 @@ A token is the sum of two modalities.
 
 | modality | content |
 | --- | --- |
-| state | the graph of all stages that are not complete, summed up by an encoder that passes messages from children to parents, then over the stages of a job, then over jobs; and the shortest jobs one by one |
+| state | the graph of all stages that are not complete, summed up by an encoder over messages, stages and jobs; the shortest jobs one by one |
 | action | what was decided before: where, how many, how long ago |
 
-No feature is `last_task_s`: under the published rules that is the duration of a task that has only begun. Work is in logs, executors are shares
-of the cluster, so that other clusters work too. Stages and jobs are of any number; the heads point at one of them (`netllm.cjs.graph`).
+No feature is `last_task_s`: under the published rules that is the duration of a task that has only begun. Work is in logs, executors are
+shares of the cluster, so that other clusters work too. Stages and jobs are of any number; the heads point at one of them
+(`netllm.cjs.graph`).
 """
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Graph:
     """What is told of one decision: S stages, J jobs, E edges."""
 
     stages: Array
-    """(S, 8): log work, log critical path, log tasks not started, log mean task, runnable, schedulable, running and demand over the cluster."""
+    """(S, 8): logs of work, critical path, tasks not started and mean task; runnable, schedulable; running and demand over the cluster."""
     jobs: Array
     """(J, 14)"""
     cluster: Array

@@ -1,9 +1,9 @@
 """Look-ahead in the compiled scheduling simulator: what would it cost to decide this, and then to go on by a rule?
 
 Each candidate is tried on a copy of the state. No further job arrives, tasks that start take the mean that was recorded for their level and
-kind, and the rule (`testbed.sim.cjs_rule`) decides the rest, until all jobs that are here are done. The cost is the time they spend here from
-now on, together. What a scheduler can't know, and this uses: when tasks that run will end, and means by level and kind. So it is a teacher,
-not a policy.
+kind, and the rule (`testbed.sim.cjs_rule`) decides the rest, until all jobs that are here are done. The cost is the time they spend here
+from now on, together. What a scheduler can't know, and this uses: when tasks that run will end, and means by level and kind. So it is a
+teacher, not a policy.
 
 Candidates: the rule's own decision, half and double of its number; and for the source job and the jobs of least remaining work the
 stage that the rule would serve, with all executors that it can use, half of them, and one.
