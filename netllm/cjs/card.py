@@ -55,7 +55,7 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| date, commit | {trained['utc']}, `{trained['commit'][:12]}` |",
         f"| command | `{trained['command']}` |",
         f"| sessions | {sessions}, drawn from seeds {seeds}; no workload of an evaluation or of the published results |",
-        f"| labelled windows | {' + '.join(map(str, trained['windows']))} (collected + DAgger) of {trained['collect']['window']} decisions |",
+        f"| labelled windows | {' + '.join(map(str, trained['windows']))} (and DAgger) of {trained['collect']['window']} decisions |",
         f"| labels | {', '.join(f'{name} {value}' for name, value in trained['labels'].items())} |",
         f"| seed | {trained['seed']} |",
         f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} windows, {trained['minutes']} min |",

@@ -4,7 +4,7 @@ A token is the sum of two modalities.
 
 | modality | content |
 | --- | --- |
-| state | the graph of all stages that are not complete, summed up by an encoder over messages, stages and jobs; the shortest jobs one by one |
+| state | the graph of all stages that are not complete, summed up over messages, stages and jobs; the shortest jobs one by one |
 | action | what was decided before: where, how many, how long ago |
 
 No feature is `last_task_s`: under the published rules that is the duration of a task that has only begun. Work is in logs, executors are
