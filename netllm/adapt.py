@@ -38,6 +38,7 @@ from netllm.tasks.abr import AbrReader, AbrTask, choose
 from netllm.training import (
     OptimiserSettings,
     Progress,
+    RunningMean,
     load_checkpoint,
     loss_of,
     make_optimiser,
@@ -184,6 +185,7 @@ class Run:
         self.task, self.asked = settings.task, {"collect": asdict(settings.collect)}
         self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
+        self.mean = RunningMean(self.model.adapt_parameters(), settings.optimiser.keep)
         self.progress = Progress()
         self.pools: list[list[dict[str, np.ndarray]]] = []
         self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
@@ -194,7 +196,7 @@ class Run:
         first = self.settings.experience or self._first_pool()
         self.header = self._checked(first)
         self.pools.append(prepare(self.task, experience.read(first)))
-        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.asked)):
+        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.asked)):
             self.progress = found
             self.last_checkpoint_s = found.elapsed_s
             self._cut_curve()
@@ -262,6 +264,7 @@ class Run:
         batches = self._batches(step)
         self.model.train()
         self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches))
+        self.mean.update(step + 1)
         took_s = now_s() - started_s
         self.seen_tokens += sum(batch["weight"].size * self.model.step_tokens for batch in batches)
         self.seen_s += took_s
@@ -292,7 +295,8 @@ class Run:
         collect = replace(self.settings.collect, seed=seed, sessions=self.settings.round_sessions)
         self.model.eval()
         batch = experience.jobs(collect, self.sources, behaviours=("student",))
-        found = experience.play(batch, collect.teachers, student_of(self.model, self.task))
+        with self.mean.in_place():
+            found = experience.play(batch, collect.teachers, student_of(self.model, self.task))
         experience.write(self._round_file(number), found, experience.header(collect, self.sources, dagger_round=number + 1))
         self._add_round(found)
         self.progress = replace(self.progress, rounds=number + 1)
@@ -312,16 +316,17 @@ class Run:
             self._validate()
 
     def _validate(self) -> None:
-        """QoE of the student in the validation sessions and its loss on the teacher's; keeps the best model."""
+        """QoE of the student in the validation sessions and its loss on the teacher's; keeps the best model. All of the mean of weights."""
         self.model.eval()
-        sims = experience.play_together(self.validation, student_of(self.model, self.task))
-        score = score_of(self.validation, [sim.history for sim in sims])
-        with torch.inference_mode():
-            valid_loss = loss_of(self.model, self.held_out).item()
-        self._record(score, valid_loss)
+        with self.mean.in_place():
+            sims = experience.play_together(self.validation, student_of(self.model, self.task))
+            score = score_of(self.validation, [sim.history for sim in sims])
+            with torch.inference_mode():
+                valid_loss = loss_of(self.model, self.held_out).item()
+            self._record(score, valid_loss)
+            if score.qoe > self.progress.best_qoe:
+                save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
         best = max(score.qoe, self.progress.best_qoe)
-        if score.qoe > self.progress.best_qoe:
-            save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
         self.progress = replace(self.progress, best_qoe=best, last_validation_s=self.progress.elapsed_s, validated=self.progress.step)
 
     def _record(self, score: Score, valid_loss: float) -> None:
@@ -352,7 +357,7 @@ class Run:
             )
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress, self.asked)
+        save_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.progress, self.asked)
         self.last_checkpoint_s = self.progress.elapsed_s
         if not self.console.is_terminal:  # where the bar can't be seen
             self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")

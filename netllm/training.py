@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from controllers.ladder import places
 from netllm.experience import Episode
@@ -40,6 +42,8 @@ class OptimiserSettings:
     """Learning rate at the end relative to the peak."""
     clip: float = 1.0
     """Largest norm of the gradient, taken once per optimiser step."""
+    keep: float = 0.98
+    """Of the running mean of weights, per optimiser step; 0: the weights of the last step alone."""
     batch: int = 32
     """Sessions per micro-batch."""
     accumulation: int = 1
@@ -107,6 +111,39 @@ def make_optimiser(model: TaskModel, settings: OptimiserSettings) -> torch.optim
     return torch.optim.AdamW(groups, lr=settings.lr_lora, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
 
 
+class RunningMean:
+    """The exponential mean of weights over optimiser steps: what is validated, kept and sent to play in DAgger rounds.
+
+    The last steps' weights alone are as good as the last batches: at the peak rate, validation picks lucky ones.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], keep: float) -> None:
+        self._parameters, self._keep = list(parameters), keep
+        self.weights = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights as they are after `step` steps, 1 or more; the memory is short at first."""
+        share = 1 - min(self._keep, step / (step + 10))
+        for mean, now in zip(self.weights, self._parameters, strict=True):
+            mean.lerp_(now, share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model compute with the mean; its own weights come back afterwards."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        self._put(self.weights)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, weights: Sequence[torch.Tensor]) -> None:
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            parameter.copy_(weight)
+
+
 def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step: int, done: float) -> float:
     """Warm up over the first steps, then follow a cosine of the share `done` of the budget; returns the factor."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
@@ -141,7 +178,9 @@ def pick(seed: int, step: int, count: int, pools: Sequence[int]) -> list[tuple[i
     return [(i % len(pools), int(rng.integers(pools[i % len(pools)]))) for i in range(count)]
 
 
-def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, progress: Progress, asked: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, progress: Progress, asked: dict[str, Any]
+) -> None:
     """Write a new folder, then let the pointer name it: at any moment one whole checkpoint exists. `asked` must be the same on resuming."""
     target = folder / f"checkpoint-{progress.step}"
     if _pointed_at(folder) == target:  # saved twice without a step between: the first must live until the pointer leaves it
@@ -151,7 +190,8 @@ def save_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optim
         shutil.rmtree(stale, ignore_errors=True)
     scratch.mkdir(parents=True)
     save_file(_weights(model), scratch / "weights.safetensors")
-    save_file(_moments(model, optimiser), scratch / "moments.safetensors")
+    save_file(_moments(optimiser), scratch / "moments.safetensors")
+    save_file({str(i): weight for i, weight in enumerate(mean.weights)}, scratch / "mean.safetensors")
     os.replace(scratch, target)
     pointer = folder / f".{POINTER}"
     pointer.write_text(json.dumps({"folder": target.name, "model": _what(model, asked), **asdict(progress)}), encoding="utf-8")
@@ -168,18 +208,20 @@ def _pointed_at(folder: Path) -> Path | None:
         return None
 
 
-def load_checkpoint(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, asked: dict[str, Any]) -> Progress | None:
-    """Set weights and moments from the newest checkpoint; None when there is none. Raises `UserError` when it is another's."""
+def load_checkpoint(
+    folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, asked: dict[str, Any]
+) -> Progress | None:
+    """Set weights, moments and mean from the newest checkpoint; None when there is none. Raises `UserError` when it is another's."""
     if not (folder / POINTER).is_file():
         return None
     try:
-        return _load_newest(folder, model, optimiser, _what(model, asked))
+        return _load_newest(folder, model, optimiser, mean, _what(model, asked))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / POINTER}: can't be resumed ({reason}), wanted the settings the run was started with") from error
 
 
-def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, wanted: dict[str, Any]) -> Progress:
+def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, wanted: dict[str, Any]) -> Progress:
     facts: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
     newest = folder / facts.pop("folder")
     if (other := facts.pop("model")) != wanted:
@@ -188,7 +230,9 @@ def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimize
     weights = load_file(newest / "weights.safetensors")
     model.load_state_dict({name.removeprefix("modules."): tensor for name, tensor in weights.items() if name.startswith("modules.")})
     model.switch.load({name.removeprefix("lora."): tensor for name, tensor in weights.items() if name.startswith("lora.")})
-    _set_moments(model, optimiser, load_file(newest / "moments.safetensors"))
+    _set_moments(optimiser, load_file(newest / "moments.safetensors"))
+    for number, weight in load_file(newest / "mean.safetensors").items():
+        mean.weights[int(number)].copy_(weight)
     return Progress(**facts)
 
 
@@ -207,7 +251,7 @@ def _trained(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
-def _moments(model: TaskModel, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     found = {}
     for i, parameter in enumerate(_trained(optimiser)):
         for name, tensor in optimiser.state.get(parameter, {}).items():
@@ -215,7 +259,7 @@ def _moments(model: TaskModel, optimiser: torch.optim.Optimizer) -> dict[str, to
     return found
 
 
-def _set_moments(model: TaskModel, optimiser: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
+def _set_moments(optimiser: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
     parameters = _trained(optimiser)
     for key, tensor in moments.items():
         number, _, name = key.partition(".")

@@ -43,7 +43,10 @@ LACKS = {
     "network namespaces": Lack("no hosts can be emulated", "run on the host itself, or in a container with all rights", stops=True),
     "TAP devices": Lack("the user-space link, which is the default, can't work", "modprobe tun; in a container all rights", stops=True),
     "real-time scheduling": Lack("packets leave late on a busy host, and trials become invalid", "sudo; in a container CAP_SYS_NICE"),
-    "timer lateness": Lack("packets leave late; more than 1 ms is too much for a trial", "an idle machine, with a processor of its own"),
+    "timer lateness": Lack(
+        "packets leave late; more than 1 ms is too much for a trial",
+        "an idle machine, with a processor of its own; a virtual one may do with --awake",
+    ),
     "relay in C": Lack("links use the Python relay, which is slower", "scripts/setup as root, which installs a compiler"),
     "netem": Lack("--link kernel can't delay packets; the default link doesn't need it", "modprobe sch_netem, or a kernel that has it"),
     "congestion control": Lack("--cc cubic, the default, can't be set", "modprobe tcp_cubic, or name another with --cc", stops=True),

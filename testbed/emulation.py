@@ -39,7 +39,7 @@ def emulated(prepared: Prepared) -> Iterator["Emulation"]:
     count = lanes(experiment, len(prepared.policies), len(trials))
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(owned.run_lock())
-        network = stack.enter_context(Network(count, path, experiment.cc, run))
+        network = stack.enter_context(Network(count, path, experiment.cc, run, awake=experiment.awake))
         controller = Controller(network, list(prepared.references.values()), invoking_user(), _shared_folder(run))
         stack.callback(controller.stop)
         controller.launch()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+from testbed import native
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
 from testbed.host import namespace_made
@@ -93,6 +94,17 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
+
+
+def keep_awake(spawner: Spawner) -> None:
+    """Let no core halt from now on: a process spins on all of them, at the lowest priority. Raises UserError without the relay in C.
+
+    A virtual machine's core that halts between two packets goes back to its host, and a busy host takes milliseconds to run it again.
+    """
+    program = native.built()
+    if not program:
+        raise UserError("--awake needs the relay in C, which was not built; scripts/setup builds it where there is a C compiler")
+    spawner.spawn([str(program), "--awake"])
 
 
 def make_host(spawner: Spawner, name: str) -> Any:

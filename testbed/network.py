@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.hosts import Spawner, make_host, run_scripts
+from testbed.hosts import Spawner, keep_awake, make_host, run_scripts
 from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
 from testbed.link import Endpoint, Link, LinkSet, PathSpec
 from testbed.owned import Run, require_root, undisturbed
@@ -68,16 +68,18 @@ class Lane:
 class Network:
     """Makes the lanes, and undoes all of it at any end: `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
 
-    `control` is what joins each client to the controller host.
+    `control` is what joins each client to the controller host; `awake` keeps the cores from halting while it is up.
     Entering raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
     """
 
-    def __init__(self, lanes: int, path: PathSpec, congestion_control: str, run: Run, *, control: WireSpec = UNSHAPED) -> None:
+    def __init__(
+        self, lanes: int, path: PathSpec, congestion_control: str, run: Run, *, control: WireSpec = UNSHAPED, awake: bool = False
+    ) -> None:
         if not 1 <= lanes <= MAX_LANES:
             raise UserError(f"{lanes} lanes are asked for, wanted 1 to {MAX_LANES}")
         check_congestion_control(congestion_control)
         self._count, self._path, self._congestion_control, self._run = lanes, path, congestion_control, run
-        self._control = control
+        self._control, self._awake = control, awake
         self._hosts: list[Any] = []
         self._wires: Wires | None = None
         self._links: LinkSet | None = None
@@ -94,6 +96,8 @@ class Network:
             self._links = _open_links(self._path, self._spawner, self._run.folder)
             self._wires = Wires(self._spawner, self._run.folder)
             self._make(self._spawner, self._links, self._wires)
+            if self._awake:
+                keep_awake(self._spawner)
         except BaseException:
             self._undo()
             raise

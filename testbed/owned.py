@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ STATE_DIR = Path("/run/netllm-testbed")
 TOKEN_VARIABLE = "NETLLM_TESTBED_TOKEN"
 """In the environment of each process of a run."""
 KILL_TIMEOUT_S = 5.0
+ORPHAN_TIMEOUT_S = 5.0
+"""For the lock that a dead run's child still holds."""
 
 
 class Header(msgspec.Struct, frozen=True, tag="header"):
@@ -194,19 +197,36 @@ def clean(state_dir: Path = STATE_DIR) -> list[str]:
 
 
 def _lock(state_dir: Path) -> int:
-    """Take the lock; its descriptor (close-on-exec) holds it."""
+    """Take the lock; its descriptor (close-on-exec) holds it.
+
+    Of a run killed while it started a process, the child holds the lock until it has become its program: that is waited for.
+    """
     state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    deadline_s = now_s() + ORPHAN_TIMEOUT_S
+    while not _locked(lock):
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-        os.close(lock)
-        where = f"process {holder or 'unknown'}, {state_dir / 'lock'}"
-        raise UserError(f"another run is under way ({where}); wait for its end, or end it") from None
+        if _may_live(holder) or now_s() > deadline_s:
+            os.close(lock)
+            where = f"process {holder or 'unknown'}, {state_dir / 'lock'}"
+            raise UserError(f"another run is under way ({where}); wait for its end, or end it")
+        time.sleep(0.01)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _may_live(holder: str) -> bool:
+    """Whether the process that wrote its pid into the lock file may still run; a zombie doesn't."""
+    return not holder.isdecimal() or _state(int(holder)) not in (None, "Z")
 
 
 def _clean(state_dir: Path) -> list[str]:
@@ -249,11 +269,23 @@ def _boot_id() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """When process `pid` was started, in clock ticks since boot; None if there is none."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _state(pid: int) -> str | None:
+    """Of process `pid`: R, S, D, Z, ... as in proc(5); None if there is none."""
+    fields = _stat(pid)
+    return fields[0] if fields else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
+        return []
+    return stat.rpartition(")")[2].split()
 
 
 def _living(token: str, recorded: list[OwnedProcess]) -> list[OwnedProcess]:

@@ -54,13 +54,14 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("cc", "Congestion control", "{}"),
     ("link", "Link", "{}"),
     ("repeats", "Repeats where a link fails", "{}"),
+    ("awake", "Cores kept from halting", "{}"),
     ("deadline_ms", "Decision deadline", "{:g} ms"),
     ("offset_s", "Trace offset", "{:g} s"),
     ("seeds", "Seeds", "{}"),
     ("parallel", "Lanes", "{}"),
     ("llm", "Backbone", "{}"),
 )
-_EMULATION_ONLY = {"uplink", "queue", "queue_packets", "aqm", "cc", "link", "deadline_ms", "parallel", "player"}
+_EMULATION_ONLY = {"uplink", "queue", "queue_packets", "aqm", "cc", "link", "deadline_ms", "parallel", "player", "awake"}
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -222,7 +223,8 @@ class Page:
             value = header.spec.get(key)
             if value is None or (header.mode == "simulation" and key in _EMULATION_ONLY):
                 continue
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(value)
+            words = ("no", "yes")[value] if isinstance(value, bool) else value
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(words)
             rows.append((label, shown))
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))

@@ -36,7 +36,17 @@ from netllm.cjs.graph import CjsModel
 from netllm.cjs.reader import CjsReader
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import CjsTask
-from netllm.training import OptimiserSettings, Progress, load_checkpoint, make_optimiser, pick, save_checkpoint, set_rate, train_step
+from netllm.training import (
+    OptimiserSettings,
+    Progress,
+    RunningMean,
+    load_checkpoint,
+    make_optimiser,
+    pick,
+    save_checkpoint,
+    set_rate,
+    train_step,
+)
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
@@ -147,6 +157,7 @@ class CjsRun:
         self.model = new_model(settings.llm, settings.dtype, settings.task, settings.lora)
         assert isinstance(self.model, CjsModel)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
+        self.mean = RunningMean(self.model.adapt_parameters(), settings.optimiser.keep)
         self.progress = Progress()
         self.pools: list[list[Window]] = []
         self.held_out: list[Batch] = []
@@ -165,7 +176,7 @@ class CjsRun:
         windows = [each for episode in held_out for each in windows_of(episode, self.settings.labels)]
         size = self.settings.optimiser.batch
         self.held_out = [stack(group) for group in _alike(windows, size)]
-        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.asked)):
+        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.asked)):
             self.progress = found
             self.last_checkpoint_s = found.elapsed_s
             cut_curve(self.settings.out / CURVE, found.validated)
@@ -234,6 +245,7 @@ class CjsRun:
         batches = self._batches(step)
         self.model.train()
         self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches, loss_of))
+        self.mean.update(step + 1)
         took_s = now_s() - started_s
         self.seen_tokens += sum(len(batch.seen.cluster) for batch in batches)
         self.seen_s += took_s
@@ -265,7 +277,8 @@ class CjsRun:
             self.settings.collect, seed=self.settings.collect.seed + 50 * (number + 1), sessions=self.settings.round_sessions
         )  # fmt: skip
         self.model.eval()
-        found = list(experience.play(experience.jobs(collect), collect, CjsReader(self.model)))
+        with self.mean.in_place():
+            found = list(experience.play(experience.jobs(collect), collect, CjsReader(self.model)))
         experience.write(self._round_file(number), found, experience.header(collect, dagger_round=number + 1))
         self._add_round(found)
         self.progress = replace(self.progress, rounds=number + 1)
@@ -282,15 +295,16 @@ class CjsRun:
             self._validate()
 
     def _validate(self) -> None:
-        """JCT of the student against the rule's, and its loss on labels held out; keeps the best model."""
+        """JCT of the student against the rule's, and its loss on labels held out; keeps the best model. All of the mean of weights."""
         self.model.eval()
-        with torch.inference_mode():
-            loss = float(np.mean([loss_of(self.model, batch).item() for batch in self.held_out]))
-        score = estimate(np.log(student_jct_s(self.model, self.validation) / self.rule_s))
-        self._record(score, loss)
-        assert score.mean is not None
-        if -score.mean > self.progress.best_qoe:  # `Progress` keeps what is better when larger
-            save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
+        with self.mean.in_place():
+            with torch.inference_mode():
+                loss = float(np.mean([loss_of(self.model, batch).item() for batch in self.held_out]))
+            score = estimate(np.log(student_jct_s(self.model, self.validation) / self.rule_s))
+            self._record(score, loss)
+            assert score.mean is not None
+            if -score.mean > self.progress.best_qoe:  # `Progress` keeps what is better when larger
+                save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
         best = max(-score.mean, self.progress.best_qoe)
         self.progress = replace(self.progress, best_qoe=best, last_validation_s=self.progress.elapsed_s, validated=self.progress.step)
 
@@ -310,7 +324,7 @@ class CjsRun:
         self.console.print(f"step {self.progress.step}: validation {said}, loss {row['valid_loss']} (training {row['train_loss']})")
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.settings.out, self.model, self.optimiser, self.progress, self.asked)
+        save_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.progress, self.asked)
         self.last_checkpoint_s = self.progress.elapsed_s
         if not self.console.is_terminal:  # where the bar can't be seen
             self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FOREIGN, descendants, interfaces, namespaces, network
 
+from testbed import native
 from testbed.errors import UserError
 from testbed.link import PathSpec
 from testbed.network import ALLOWED, Network
@@ -180,6 +181,29 @@ def test_kill_9_while_it_comes_up(child: Child, tmp_path: Path, after_s: float) 
     child.kill()
     clean(tmp_path)
     assert child.left() == NOTHING
+
+
+@pytest.mark.skipif(not native.built(), reason="no relay in C")
+def test_a_network_that_keeps_the_cores_awake_lets_them_sleep_afterwards(tmp_path: Path) -> None:
+    before = spinners()
+    with run_lock("awake", tmp_path) as run, Network(1, PathSpec(), "cubic", run, awake=True):
+        deadline = time.monotonic() + 10
+        while not spinners() - before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(spinners() - before) == 1
+    assert spinners() == before
+
+
+def spinners() -> set[int]:
+    """Processes of the relay's program that keep cores awake."""
+    return {int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and b"--awake" in command_line(Path("/proc", pid, "cmdline"))}
+
+
+def command_line(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def test_without_clean_only_grandchildren_outlive_a_kill_9(child: Child) -> None:

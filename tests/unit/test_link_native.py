@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -393,3 +394,22 @@ def test_a_testbed_that_listens_to_no_answer_does_not_stop_it(process):
 def test_it_says_how_it_is_used(relay, arguments):
     done = subprocess.run([relay, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "usage: relay PARENT_PID FD | relay --model\n")
+
+
+# What keeps the cores awake
+
+
+def test_each_core_is_kept_awake_by_a_thread_that_gives_way_to_everybody(relay: Path) -> None:
+    with subprocess.Popen([relay, "--awake"], start_new_session=True) as process:
+        try:
+            tasks = Path(f"/proc/{process.pid}/task")
+            cores = os.sched_getaffinity(0)
+            spinning, deadline = [], time.monotonic() + 20
+            while len(spinning) < len(cores):
+                assert process.poll() is None and time.monotonic() < deadline
+                spinning = [task for task in map(int, os.listdir(tasks)) if os.sched_getscheduler(task) == os.SCHED_IDLE]
+            assert sorted(core for task in spinning for core in os.sched_getaffinity(task)) == sorted(cores)
+            weight = Path(f"/proc/{process.pid}/autogroup")
+            assert not weight.exists() or weight.read_text().endswith("nice 19\n")
+        finally:
+            process.kill()

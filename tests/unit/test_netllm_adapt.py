@@ -21,7 +21,7 @@ from netllm.command import adapt_command
 from netllm.experience import CollectSettings, Job, collect
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
-from netllm.training import OptimiserSettings, loss_of, make_optimiser, pick, set_rate, stack, train_step
+from netllm.training import OptimiserSettings, RunningMean, loss_of, make_optimiser, pick, set_rate, stack, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from tests.unit.test_netllm_experience import write_trace
@@ -152,10 +152,10 @@ def test_a_checkpoint_saved_again_at_the_same_step_can_be_killed_at_any_moment(s
     with pytest.raises(KeyboardInterrupt):
         run._checkpoint()
     monkeypatch.undo()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked).step == 1
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked).step == 1
     for _ in range(3):
         run._checkpoint()
-        assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked).step == 1
+        assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked).step == 1
     assert len(list(settings.out.glob("checkpoint-*"))) == 1
     run.model.switch.remove()
 
@@ -242,11 +242,11 @@ def test_a_checkpoint_that_was_cut_short_is_never_pointed_at(settings, monkeypat
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
     run._advance()
-    before = training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked)
+    before = training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked)
     monkeypatch.setattr(training, "_moments", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run._advance()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.asked) == before
+    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked) == before
     run.model.switch.remove()
 
 
@@ -342,6 +342,38 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(settings):
             (loss_of(run.model, part) / len(parts)).backward()
         found.append(torch.cat([p.grad.flatten() for p in run.model.adapt_parameters() if p.grad is not None]))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-3)
+    run.model.switch.remove()
+
+
+def test_the_mean_of_weights_forgets_at_the_pace_it_is_told():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    last, mean = RunningMean([weight], 0.0), RunningMean([weight], 0.9)
+    values = np.random.default_rng(1).normal(size=200)
+    expected = 0.0
+    for step, value in enumerate(values, 1):
+        weight.data.fill_(float(value))
+        last.update(step)
+        mean.update(step)
+        expected += (1 - min(0.9, step / (step + 10))) * (value - expected)
+    torch.testing.assert_close(last.weights[0], weight.data)
+    torch.testing.assert_close(mean.weights[0], torch.full((3,), expected), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_kept_is_the_mean_of_weights_and_training_goes_on_from_its_own(settings):
+    run = Run(replace(settings, rounds=0), QUIET)
+    run.start()
+    for _ in range(3):
+        run._advance()
+    own = [parameter.detach().clone() for parameter in run.model.adapt_parameters()]
+    run._validate()
+    assert all(torch.equal(*pair) for pair in zip(own, run.model.adapt_parameters(), strict=True))
+    with run.mean.in_place():
+        mean = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert any(not torch.equal(mean[name], tensor) for name, tensor in run.model.state_dict().items())
+    assert_equal({"modules.safetensors": mean}, {"modules.safetensors": weights(settings.out / "adapter")["modules.safetensors"]})
+    with pytest.raises(SystemError), run.mean.in_place():
+        raise SystemError
+    assert all(torch.equal(*pair) for pair in zip(own, run.model.adapt_parameters(), strict=True))
     run.model.switch.remove()
 
 

@@ -1,6 +1,8 @@
 """What `clean` removes: recorded processes that are still the same, bearers of the run's token, settings as we left them. Nothing else."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,6 +152,44 @@ with run_lock(state_dir=Path(sys.argv[1])) as run:
         process.kill()
         process.wait()
     assert f"process {child} (sleep)" in clean(tmp_path)
+
+
+def forked_orphan(folder: Path, holds_s: float) -> int:
+    """The pid of a child that a run, since killed, has forked, and that was not yet its program; it holds the lock for `holds_s`."""
+    code = """
+import os, sys, time
+from pathlib import Path
+from testbed.owned import run_lock
+with run_lock(state_dir=Path(sys.argv[1])):
+    if child := os.fork():
+        print(child, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+    arguments = [sys.executable, "-c", code, str(folder), str(holds_s)]
+    with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    return child
+
+
+def test_the_child_that_a_killed_run_was_just_starting_is_waited_for(tmp_path: Path) -> None:
+    forked_orphan(tmp_path, 1.5)
+    with pytest.raises(BlockingIOError), (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    clean(tmp_path)
+
+
+def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = forked_orphan(tmp_path, 60)
+    monkeypatch.setattr("testbed.owned.ORPHAN_TIMEOUT_S", 0.05)
+    try:
+        with pytest.raises(UserError, match="another run is under way"):
+            clean(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("run_id", ["", "../up", "a/b", ".hidden", "x" * 101])

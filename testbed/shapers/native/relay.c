@@ -1,4 +1,4 @@
-/* The relay: one real-time process that carries the packets of all lanes. `relay PARENT_PID FD`, as relay.py; or `relay --model`.
+/* The relay: one real-time process that carries the packets of all lanes. `relay PARENT_PID FD`, as relay.py; or one of its other programs.
 
    Each lane has two TAP devices, one the server's interface, one the client's. The relay reads frames from one, asks the bottleneck model
    when they leave, and writes them to the other at that time. `FD` is a SOCK_SEQPACKET socket to the testbed (messages.h); when the testbed
@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "awake.h"
 #include "fault.h"
 #include "kernelcalls.h"
 #include "lane.h"
@@ -298,8 +299,10 @@ int main(int count, char **arguments) {
     int parent_pid, control;
     if (count == 2 && strcmp(arguments[1], "--model") == 0)
         return model_main();
+    if (count == 2 && strcmp(arguments[1], "--awake") == 0)
+        return awake_main();
     if (count == 3 && read_argument(arguments[1], &parent_pid) && read_argument(arguments[2], &control))
         return relay_main(parent_pid, control);
-    fprintf(stderr, "usage: relay PARENT_PID FD | relay --model\n");
+    fprintf(stderr, "usage: relay PARENT_PID FD | relay --model | relay --awake\n");
     return 2;
 }
