@@ -43,7 +43,7 @@ class CjsReader:
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with the sessions at these places of the batch only."""
-        chosen = torch.tensor(places)
+        chosen = torch.tensor(places, dtype=torch.long)
         self._tokens = [tokens[chosen] for tokens in self._tokens]
         self._last = [self._last[place] for place in places]
         self._context.keep(chosen)
