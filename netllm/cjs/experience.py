@@ -39,6 +39,10 @@ BEHAVIOURS = ("ahead", "noisy", "ahead", "rule")
 """Who decides in a labelled window, in turn: the cheapest candidate, the rule with noise, the rule."""
 
 
+RULE_ONLY = "rule only"
+"""The rule decides, with noise, and is the only candidate."""
+
+
 class Student(Protocol):
     """Decides for sessions that advance together (`netllm.cjs.reader.CjsReader`)."""
 
@@ -57,6 +61,8 @@ class CjsCollectSettings:
 
     sessions: int = 120
     """Workloads."""
+    rule_only: float = 0.0
+    """Share of sessions that are labelled with the rule's own decisions alone, without look-ahead: a hundred times as quick."""
     seed: int = 1
     """Of everything random."""
     windows: int = 14
@@ -89,7 +95,9 @@ def jobs(settings: CjsCollectSettings) -> list[CjsJob]:
     rng = np.random.default_rng([settings.seed, 11])
     first = FIRST_SEED + SEEDS * settings.seed
     shares = settings.usual, settings.small, settings.conserving
-    return [draw_session(rng, first + i, *shares, BEHAVIOURS[i % len(BEHAVIOURS)]) for i in range(settings.sessions)]
+    imitated = round(settings.rule_only * settings.sessions)
+    turns = [RULE_ONLY] * imitated + [BEHAVIOURS[i % len(BEHAVIOURS)] for i in range(settings.sessions - imitated)]
+    return [draw_session(rng, first + i, *shares, behaviour) for i, behaviour in enumerate(turns)]
 
 
 def look_ahead() -> LookAhead:
@@ -128,8 +136,12 @@ def _play(job: CjsJob, settings: CjsCollectSettings, ahead: LookAhead | None = N
     while not simulator.ended and len(actions) < starts[-1] + settings.window:
         action = ahead.rule(simulator)
         if _within(len(actions), starts, settings.window):
-            labels.append(ahead.candidates(simulator))
-            action = _chosen(job.behaviour, labels[-1], rng)
+            if job.behaviour == RULE_ONLY:
+                labels.append(_only(action, simulator.observation))
+                action = _noisy(action, simulator.observation, rng)
+            else:
+                labels.append(ahead.candidates(simulator))
+                action = _chosen(job.behaviour, labels[-1], rng)
         actions.append(action)
         simulator.step(CjsAction(*action))
     return CjsEpisode(job, np.array(actions, np.int64), starts, tuple(labels), settings.window)
@@ -137,6 +149,19 @@ def _play(job: CjsJob, settings: CjsCollectSettings, ahead: LookAhead | None = N
 
 def _within(step: int, starts: Sequence[int], window: int) -> bool:
     return any(start <= step < start + window for start in starts)
+
+
+def _only(action: tuple[int, int], seen: CjsObservation) -> Candidates:
+    """The rule's decision, cut to what the stage can use, as the only candidate."""
+    stage, executors = action
+    return Candidates(np.array([stage]), np.array([min(executors, int(seen.demand[stage]))]), np.zeros(1))
+
+
+def _noisy(action: tuple[int, int], seen: CjsObservation, rng: np.random.Generator) -> tuple[int, int]:
+    """Sometimes any stage and any number instead."""
+    if rng.random() >= NOISE:
+        return action
+    return int(rng.choice(np.flatnonzero(seen.schedulable))), int(rng.integers(1, seen.committable + 1))
 
 
 def _chosen(behaviour: str, found: Candidates, rng: np.random.Generator) -> tuple[int, int]:
