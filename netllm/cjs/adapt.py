@@ -79,6 +79,8 @@ class CjsAdaptSettings:
     """Type of the frozen weights, bfloat16 or float32; what is trained is kept in float32."""
     threads: int = 2
     """CPU threads, and processes that collect."""
+    bare: float = 0.2
+    """Share of the budget in which encoder and heads learn without the language model, ten times as quickly; it comes in after that."""
     rounds: int = 2
     """DAgger rounds."""
     round_sessions: int = 16
@@ -116,7 +118,7 @@ def adapt(settings: CjsAdaptSettings | None = None, console: Console | None = No
 
 
 def _check(settings: CjsAdaptSettings) -> None:
-    check_least(settings, 0, ["steps", "rounds", "collect.seed", "lora.rank"])
+    check_least(settings, 0, ["steps", "rounds", "bare", "collect.seed", "lora.rank"])
     check_least(settings, 1, ["threads", "round_sessions", "collect.sessions", "collect.windows", "task.context", "task.hidden"])
     check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
     check_least(settings, 2, ["collect.window"])
@@ -243,6 +245,7 @@ class CjsRun:
         started_s, step = now_s(), self.progress.step
         set_rate(self.optimiser, self.settings.optimiser, step, self.done)
         batches = self._batches(step)
+        self.model.bare = self.done < self.settings.bare
         self.model.train()
         self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches, loss_of))
         self.mean.update(step + 1)
@@ -250,6 +253,7 @@ class CjsRun:
         self.seen_tokens += sum(len(batch.seen.cluster) for batch in batches)
         self.seen_s += took_s
         self.progress = replace(self.progress, step=step + 1, elapsed_s=self.progress.elapsed_s + took_s)
+        self.model.bare = False
         self._timed(self._dagger_if_due)
         self._timed(self._validate_if_due)
         if self.progress.elapsed_s - self.last_checkpoint_s >= self.settings.checkpoint_minutes * 60:
@@ -342,6 +346,7 @@ class CjsRun:
                 "minutes": round(self.progress.elapsed_s / 60, 1),
                 "dagger_rounds": self.progress.rounds,
                 "dtype": settings.dtype,
+                "bare": settings.bare,
                 "optimiser": asdict(settings.optimiser),
                 "labels": asdict(settings.labels),
                 "experience": self.headers,

@@ -59,6 +59,7 @@ def _training(trained: dict[str, Any]) -> list[str]:
         f"| labels | {', '.join(f'{name} {value}' for name, value in trained['labels'].items())} |",
         f"| seed | {trained['seed']} |",
         f"| length | {trained['steps']} steps of {trained['optimiser']['batch']} windows, {trained['minutes']} min |",
+        f"| without the language model | the first {trained['bare']:.0%}: encoder and heads alone |",
         f"| hardware | {trained['hardware']}, {trained['dtype']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in trained['versions'].items())} |",
         "",
