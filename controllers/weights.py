@@ -13,6 +13,7 @@ from testbed.errors import UserError
 HEADER = "made"
 SHIPPED = Path(__file__).parent / "abr" / "weights"
 VP_SHIPPED = Path(__file__).parent / "vp" / "weights"
+CJS_SHIPPED = Path(__file__).parent / "cjs" / "weights"
 Weights = dict[str, np.ndarray]
 
 

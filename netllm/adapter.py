@@ -24,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
+from netllm.cjs.graph import CjsModel
 from netllm.lora import LoraSettings
-from netllm.model import Task, TaskModel
+from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
+from netllm.tasks.cjs import CjsTask
 from netllm.tasks.vp import VpTask
 from testbed.errors import UserError
 
@@ -35,7 +37,8 @@ FORMAT = 2
 SHIPPED = Path(__file__).with_name("adapters")
 """Adapters that come with the code, one folder per task."""
 SETTINGS, LORA_SETTINGS, LORA, MODULES = "netllm.json", "adapter_config.json", "adapter_model.safetensors", "modules.safetensors"
-TASKS: dict[str, type[AbrTask] | type[VpTask]] = {"abr": AbrTask, "vp": VpTask}
+AnyTask = AbrTask | CjsTask | VpTask
+TASKS: dict[str, type[AnyTask]] = {"abr": AbrTask, "cjs": CjsTask, "vp": VpTask}
 
 
 def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
@@ -128,9 +131,12 @@ def _warm_up(model: TaskModel) -> None:
             context.extend(torch.zeros(1, model.step_tokens, model.backbone.width, dtype=model.backbone.dtype))
 
 
-def new_model(llm: str, dtype: str, task: Task, lora: LoraSettings, adapter_name: str = "") -> TaskModel:
+def new_model(llm: str, dtype: str, task: AnyTask, lora: LoraSettings, adapter_name: str = "") -> TaskModel:
     """An untrained model for `task` on the shared backbone."""
-    return TaskModel(load_backbone(llm, dtype), task, lora, adapter_name or None)
+    backbone = load_backbone(llm, dtype)
+    if isinstance(task, CjsTask):
+        return CjsModel(backbone, task, lora, adapter_name or None)
+    return TaskModel(backbone, task, lora, adapter_name or None)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _task(folder: Path, settings: dict[str, Any]) -> Task:
+def _task(folder: Path, settings: dict[str, Any]) -> AnyTask:
     try:
         return TASKS[settings["task"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()})
     except TypeError as error:

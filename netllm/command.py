@@ -1,63 +1,72 @@
-"""The command lines of `scripts/adapt`, `scripts/ablate` and `scripts/evaluate`."""
+"""The command lines of `scripts/adapt`, `scripts/ablate` and `scripts/evaluate`: what each does for each task."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 import tyro
 
 from controllers.learning.start import exit_code
 from testbed.errors import UserError
 
-TASKS = ("abr", "vp")
+
+class Work(NamedTuple):
+    """Where the work lies, which is imported when it is asked for: `function` takes an instance of `settings`."""
+
+    module: str
+    settings: str
+    function: str
+    interrupted: str
+    """What a user does after Ctrl-C."""
+
+
+RESUMES, GOES_ON, ANEW = "--resume goes on from the last checkpoint", "the same command goes on from here", "the same command begins anew"
+COMMANDS: dict[str, dict[str, Work]] = {
+    "adapt": {
+        "abr": Work("netllm.adapt", "AdaptSettings", "adapt", RESUMES),
+        "cjs": Work("netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
+        "vp": Work("netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),
+    },
+    "ablate": {
+        "abr": Work("netllm.ablate", "AblateSettings", "ablate", GOES_ON),
+        "vp": Work("netllm.vp_ablate", "VpAblateSettings", "ablate", GOES_ON),
+    },
+    "evaluate": {
+        "abr": Work("netllm.suite.run", "EvaluateSettings", "test", GOES_ON),
+        "cjs": Work("netllm.cjs_suite.run", "CjsEvaluateSettings", "test", GOES_ON),
+        "vp": Work("netllm.vp_suite.run", "VpEvaluateSettings", "test", ANEW),
+    },
+}
 
 
 def adapt_command(arguments: Sequence[str]) -> int:
     """Train an adapter; the codes of `controllers.learning.start.exit_code`."""
-    interrupted = "--resume goes on from the last checkpoint"
-    if arguments[:1] == ["vp"]:
-        from netllm.vp_adapt import VpAdaptSettings
-        from netllm.vp_adapt import adapt as adapt_vp
-
-        return _run("adapt", VpAdaptSettings, adapt_vp, arguments, interrupted)
-    from netllm.adapt import AdaptSettings, adapt
-
-    return _run("adapt", AdaptSettings, adapt, arguments, interrupted)
+    return _run("adapt", arguments)
 
 
 def ablate_command(arguments: Sequence[str]) -> int:
     """Train with one thing changed at a time; the same codes."""
-    interrupted = "the same command goes on from here"
-    if arguments[:1] == ["vp"]:
-        from netllm.vp_ablate import VpAblateSettings
-        from netllm.vp_ablate import ablate as ablate_vp
-
-        return _run("ablate", VpAblateSettings, ablate_vp, arguments, interrupted)
-    from netllm.ablate import AblateSettings, ablate
-
-    return _run("ablate", AblateSettings, ablate, arguments, interrupted)
+    return _run("ablate", arguments)
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
     """Measure; the same codes."""
-    if arguments[:1] == ["vp"]:
-        from netllm.vp_suite.run import VpEvaluateSettings
-        from netllm.vp_suite.run import test as test_vp
-
-        return _run("evaluate", VpEvaluateSettings, test_vp, arguments, "the same command begins anew")
-    from netllm.suite.run import EvaluateSettings, test
-
-    return _run("evaluate", EvaluateSettings, test, arguments, "the same command goes on from here")
+    return _run("evaluate", arguments)
 
 
-def _run(name: str, settings_type: type, work: Callable[[Any], Any], arguments: Sequence[str], interrupted: str) -> int:
-    task = arguments[0] if arguments[:1] and arguments[0] in TASKS else TASKS[0]
-    return exit_code(lambda: work(tyro.cli(settings_type, prog=f"scripts/{name} {task}", args=_task_first(name, arguments))), interrupted)
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """The first argument is the task; without one, the help of the first task is shown."""
+    tasks = COMMANDS[name]
+    task = arguments[0] if arguments and arguments[0] in tasks else next(iter(tasks))
 
+    def work() -> None:
+        rest = list(arguments[1:])
+        if not arguments or arguments[0] in ("-h", "--help"):
+            rest = ["--help"]
+        elif arguments[0] not in tasks:
+            raise UserError(f"scripts/{name}: task {arguments[0]!r} is unknown, wanted one of {', '.join(tasks)}")
+        module = import_module(tasks[task].module)
+        settings = tyro.cli(getattr(module, tasks[task].settings), prog=f"scripts/{name} {task}", args=rest)
+        getattr(module, tasks[task].function)(settings)
 
-def _task_first(name: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments after the task. Without a task, help is shown."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        return ["--help"]
-    if arguments[0] not in TASKS:
-        raise UserError(f"scripts/{name}: task {arguments[0]!r} is unknown, wanted one of {', '.join(TASKS)}")
-    return list(arguments[1:])
+    return exit_code(work, tasks[task].interrupted)

@@ -34,6 +34,11 @@ class Context:
         self.tokens += new
         return result.last_hidden_state
 
+    def keep(self, places: torch.Tensor) -> None:
+        """Forget all sessions of the batch but those at `places`."""
+        if self.tokens:
+            self._cache.batch_select_indices(places)
+
 
 def band(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Arguments that let the last `new` of `total` tokens attend to the past, and there to `reach` steps at most, their own included.

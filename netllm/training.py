@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import cos, pi
@@ -155,9 +155,13 @@ def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step
 
 
 def train_step(
-    model: TaskModel, optimiser: torch.optim.Optimizer, settings: OptimiserSettings, batches: Sequence[dict[str, np.ndarray]]
+    model: TaskModel,
+    optimiser: torch.optim.Optimizer,
+    settings: OptimiserSettings,
+    batches: Sequence[Any],
+    loss_of: Callable[[Any, Any], torch.Tensor] = loss_of,
 ) -> float:
-    """One optimiser step over the micro-batches; returns the mean loss."""
+    """One optimiser step over the micro-batches; returns the mean loss. `loss_of` is the task's, of model and batch."""
     optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:

@@ -1,12 +1,11 @@
 """Decima: a graph neural network over the stages of all jobs chooses a stage, then a number of executors for its job."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from controllers.api import CjsAction, CjsObservation, CjsPolicy
-from controllers.weights import Weights, read_weights
+from controllers.weights import CJS_SHIPPED, Weights, find_weights, read_weights
 from testbed.errors import UserError
 
 FEATURES = 5
@@ -134,12 +133,12 @@ def chances(scores: Array) -> Array:
 
 
 class Decima(CjsPolicy):
-    """Decima (Mao et al., SIGCOMM 2019) as spark-sched-sim re-implemented it: 20 802 weights, trained there with 50 executors.
+    """Decima (Mao et al., SIGCOMM 2019) as spark-sched-sim re-implemented it: 20 802 weights, trained by `scripts/train decima`.
 
     | option | meaning |
     | --- | --- |
-    | `weights` | a safetensors file with the arrays of `BLOCKS` |
-    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest, at 50 executors worse than Fair |
+    | `weights` | a safetensors file with the arrays of `BLOCKS`; default: those that ship |
+    | `decode` | `sample`: drawn from both heads' probabilities, as published; `greedy`: the likeliest, worse with the published weights |
 
     Differs from the authors' TensorFlow code in features, widths and in the action, which adds executors here and limited a job's there.
     Never declines.
@@ -150,13 +149,12 @@ class Decima(CjsPolicy):
     citation = "Mao et al., Learning Scheduling Algorithms for Data Processing Clusters, SIGCOMM 2019"
 
     def __init__(self, weights: str = "", decode: Literal["sample", "greedy"] = "sample") -> None:
-        if not weights:
-            raise UserError("policy decima has no weights of its own yet, wanted decima+weights=FILE")
-        self._weights, self.decode = read_weights(Path(weights).expanduser()), decode
+        path = find_weights(weights, "decima", CJS_SHIPPED)
+        self._weights, self.decode = read_weights(path), decode
         for name, shape in shapes().items():
             if name not in self._weights or self._weights[name].shape != shape:
                 found = self._weights[name].shape if name in self._weights else "none"
-                raise UserError(f"policy decima: {weights} holds {name} {found}, wanted {shape}")
+                raise UserError(f"policy decima: {path} holds {name} {found}, wanted {shape}")
 
     def decide(self, observation: CjsObservation) -> CjsAction:
         """A stage, then executors for its job."""

@@ -25,6 +25,11 @@ CAP_EXECUTORS = 50
 WORK_UNIT_S = 100.0
 LEAST_WORK = 0.02
 LEAST_S = 1e-4
+NUMBERS = (
+    *(WORK, STAY, STAY_PER_WORK, NOT_YET, NOT_YET_AT_SOURCE, CAP, CAP_PER_WORK, CAP_PER_JOBS),
+    *(ABOVE_CAP, ABOVE_CAP_AT_ALL, PATH, STAGE_WORK, PATH_PER_TASK, CAP_EXECUTORS, WORK_UNIT_S, LEAST_WORK, LEAST_S),
+)
+"""For the compiled form of the rule (`testbed.sim.cjs_rule`)."""
 
 
 @dataclass(slots=True)

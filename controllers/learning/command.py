@@ -25,6 +25,12 @@ def _genet(arguments: Sequence[str]) -> Path:
     return Run(GenetDesign(), GenetWorld(settings.seed, settings.ppo.iterations), settings).train()
 
 
+def _decima(arguments: Sequence[str]) -> Path:
+    from controllers.learning.decima_ppo import DecimaRun, DecimaSettings
+
+    return DecimaRun(tyro.cli(DecimaSettings, prog="scripts/train decima", args=arguments)).train()
+
+
 def _vp_linear_l1(arguments: Sequence[str]) -> Path:
     from controllers.learning.vp_linear import LinearSettings, train
 
@@ -44,6 +50,7 @@ def _vp_track(arguments: Sequence[str]) -> Path:
 
 
 BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {
+    "decima": _decima,
     "genet": _genet,
     "pensieve": _pensieve,
     "vp_linear_l1": _vp_linear_l1,

@@ -48,6 +48,8 @@ NUMBERS = 12
 # Places in `clock`
 NOW, BUSY, MOVING_DELAY, WARM_UP = range(4)
 CLOCK = 4
+EXPECTED = 2
+"""In `numbers[FROZEN]`, where 0 is the published stream and 1 frozen draws: a look-ahead (`testbed.sim.cjs_ahead`)."""
 NOTHING = -1
 WORDS = 624
 """Of the Mersenne twister's state."""
@@ -89,7 +91,7 @@ class Board(NamedTuple):
     durations_ms: NDArray[np.uint16]
     """Of the profiles; the ordered ones when durations are frozen."""
     uniforms: Floats
-    """(tasks, kinds, 2) when durations are frozen, else empty."""
+    """(tasks, kinds, 2) when durations are frozen, (profile rows, levels, kinds) of means in a look-ahead, else empty."""
     words: NDArray[np.uint32]
     """(624,): the Mersenne twister behind published durations."""
     log: Floats

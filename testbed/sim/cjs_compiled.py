@@ -56,8 +56,14 @@ class CompiledCjs:
     ) -> None:
         self.workload, self.session, self.semantics = workload, session, semantics
         self.ended, self.decisions = "", 0
-        self._packed, self._board = make_board(workload, session, semantics == "conserving", profiles or load_profiles(), logged)
+        #: The tables, for compiled functions beside this class.
+        self.packed, self._board = make_board(workload, session, semantics == "conserving", profiles or load_profiles(), logged)
         self._turn(False, NOTHING, 0)
+
+    @property
+    def stage_numbers(self) -> np.ndarray:
+        """Number of each stage of the observation in the tables, (S,), rising."""
+        return self._seen[3]
 
     @property
     def now_s(self) -> float:
@@ -130,7 +136,7 @@ class CompiledCjs:
         return int(numbers[action.stage])
 
     def _turn(self, decided: bool, stage: int, executors: int) -> None:
-        self._seen = turn(self._packed, decided, stage, executors)
+        self._seen = turn(self.packed, decided, stage, executors)
         self.ended = {OVER: COMPLETE, OUT_OF_EVENTS: STARVED}.get(self._seen[0], "")
 
 

@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from testbed.sim.cjs_board import COLD, FIRST_TASK, FROZEN, HOW_MANY, PROFILE, START, WARM_UP, WORD, WORDS
+from testbed.sim.cjs_board import COLD, EXPECTED, FIRST_TASK, FROZEN, HOW_MANY, PROFILE, START, WARM_UP, WORD, WORDS
 from testbed.sim.compiled import compiled_in_place, inlined
 from traces.tpch import LEVELS
 
@@ -56,14 +56,17 @@ def below(b, count):
 
 @inlined
 def draw_ms(b, stage, task, kind, attached):
-    """As `traces.durations`: frozen, or the next of the stream."""
+    """As `traces.durations`: frozen, or the next of the stream. In a look-ahead: what is to be expected."""
     row, level, right = b.stages[stage, PROFILE], b.spans[attached, 0], b.spans[attached, 1]
     gap, beyond = _LEVELS[right] - _LEVELS[level], attached - _LEVELS[level]
+    if b.numbers[FROZEN] == EXPECTED:
+        at_left = beyond / gap if right != level else 1.0
+        return at_left * b.uniforms[row, level, kind] + (1 - at_left) * b.uniforms[row, right, kind]
     if b.numbers[FROZEN]:
-        fixed = b.uniforms[b.stages[stage, FIRST_TASK] + task, kind]
-        if right != level and fixed[0] * gap >= beyond:
+        first = b.stages[stage, FIRST_TASK] + task
+        if right != level and b.uniforms[first, kind, 0] * gap >= beyond:
             level = right
-        place = np.int64(fixed[1] * b.recorded[row, level, kind, HOW_MANY])
+        place = np.int64(b.uniforms[first, kind, 1] * b.recorded[row, level, kind, HOW_MANY])
     else:
         if right != level and 1 + np.int64(uniform(b) * gap) > beyond:
             level = right

@@ -1,6 +1,6 @@
 """What every scheduling policy promises. The list is read from `controllers/cjs/`: a new file is tested as soon as it lies there.
 
-Decima has no weights of its own yet: here it plays with random ones.
+Decima plays with random weights here, and NetLLM with a tiny random language model: what is promised holds for any.
 """
 
 import importlib
@@ -11,19 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import controllers.cjs
 from controllers.api import CjsAction, CjsPolicy
 from controllers.cjs.decima import Decima, shapes
+from controllers.cjs.netllm import NetLLM
 from controllers.loader import discover
+from netllm.adapter import new_model, save_adapter
+from netllm.cjs.graph import CjsModel
+from netllm.lora import LoraSettings
+from netllm.model import TaskModel
+from netllm.tasks.cjs import CjsTask
 from testbed.sim.cjs import COMPLETE, CjsSimulator, Semantics
 from testbed.sim.cjs_compiled import CompiledCjs
 from tests.cjs_cases import Fixed, Random, job, play_out, random_workload, session, workload
+from tests.unit.tiny_models import save_tiny
 
 pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 NAMES = list(discover(Path(controllers.cjs.__file__).parent))
-WANTED = {"fifo_full", "fifo_half", "fair", "sjf_cp", "weighted_fair", "srpt_cap", "decima"}
+WANTED = {"fifo_full", "fifo_half", "fair", "sjf_cp", "weighted_fair", "srpt_cap", "decima", "netllm"}
 
 
 def kind(name: str) -> type[CjsPolicy]:
@@ -39,9 +47,10 @@ def kind(name: str) -> type[CjsPolicy]:
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = np.random.default_rng(1)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_file({name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes().items()}, path)
-    return str(path)
+    folder = tmp_path_factory.mktemp("weights")
+    save_file({name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes().items()}, folder / "random.safetensors")
+    save_adapter(a_model(str(save_tiny(folder / "llm"))), folder / "adapter", {})
+    return str(folder)
 
 
 @pytest.fixture(params=NAMES)
@@ -49,8 +58,20 @@ def policy(request: pytest.FixtureRequest, random_weights: str) -> CjsPolicy:
     return made(request.param, random_weights)
 
 
+def a_model(llm: str) -> TaskModel:
+    """Whose LoRA and heads are not at their zero start, so that everything has an effect."""
+    torch.manual_seed(2)
+    model = new_model(llm, "float32", CjsTask(hidden=16, context=16), LoraSettings(rank=2), "contract")
+    assert isinstance(model, CjsModel)
+    for parameter in (*model.switch.parameters(), model.head.stage[-1].weight, model.head.executors[-1].weight):
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def made(name: str, weights: str) -> CjsPolicy:
-    return Decima(weights) if name == "decima" else kind(name)()
+    if name == "netllm":
+        return NetLLM(f"{weights}/adapter", f"{weights}/llm", "float32")
+    return Decima(f"{weights}/random.safetensors") if name == "decima" else kind(name)()
 
 
 def decisions(policy: CjsPolicy, seed: int, executors: int = 4, semantics: Semantics = "conserving", steps: int = 60) -> list[CjsAction]:

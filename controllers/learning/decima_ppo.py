@@ -1,0 +1,405 @@
+"""Trains Decima by proximal policy optimisation (Schulman et al., 2017) in the simulator, under the published rules.
+
+Sessions run side by side and go on from iteration to iteration; one that ends gives way to a new one. The reward is minus the time that
+jobs spend in the system, discounted by time (as in spark-sched-sim; Decima's authors used differential rewards). First the network may
+learn to do as the rule `srpt_cap` does in the states it meets itself: from nothing, policy optimisation takes tens of millions of
+decisions (spark-sched-sim: 500 iterations of 16 whole sessions).
+
+Survives kill -9. Equal seeds and iterations give equal weights on one machine, but for the sessions that a resumed run begins anew.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from controllers.api import CjsAction, CjsPolicy
+from controllers.cjs.decima import Decima
+from controllers.cjs.srpt_cap import NUMBERS, SrptCap
+from controllers.learning.cjs_sessions import FIRST_SEED, CjsJob, draw_session, validation_sessions
+from controllers.learning.decima import Critic, Graphs, Network, Seen, joined, seen_by
+from controllers.learning.saved import add_row, cut_curve, write_tensors
+from controllers.learning.start import check_least, open_folder
+from controllers.weights import HEADER
+from testbed.clock import now_s, utc_now
+from testbed.commit import checkout_commit, command_line
+from testbed.errors import UserError
+from testbed.sim.cjs_ahead import LookAhead
+from testbed.sim.cjs_compiled import CompiledCjs
+
+NAME = "decima"
+CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"
+SEEDS = 500_000
+"""Decima's training workloads begin so far from those of other students."""
+REWARD_UNIT_S = 100.0
+WHOLE = ("seed", "imitate", "sessions", "decisions", "epochs", "minibatch", "lr", "clip", "gae", "entropy", "discount", "usual", "small")
+"""Settings that a run keeps from beginning to end."""
+
+
+@dataclass(frozen=True)
+class DecimaSettings:
+    """How to train it."""
+
+    minutes: float = 30.0
+    """Time budget, over all resumed runs."""
+    iterations: int = 0
+    """Iterations instead of a time budget."""
+    seed: int = 1
+    """Of everything random."""
+    out: Path | None = None
+    """Folder for checkpoint, learning curve and weights; default: results/train-decima-SEED."""
+    resume: bool = False
+    """Go on from the checkpoint in OUT."""
+    threads: int = 1
+    """CPU threads."""
+    imitate: float = 0.25
+    """Share of the budget in which the network learns to do as the rule does; 0: policy optimisation from nothing."""
+    sessions: int = 24
+    """Sessions side by side."""
+    decisions: int = 192
+    """Decisions of each in an iteration."""
+    epochs: int = 2
+    minibatch: int = 1024
+    """Decisions a gradient step."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam; falls linearly to a tenth."""
+    clip: float = 0.2
+    gae: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    entropy: float = 0.005
+    """Weight of the entropy bonus; falls linearly to a tenth."""
+    discount: float = 5e-3
+    """Per second, as in spark-sched-sim."""
+    usual: float = 0.6
+    """Share of sessions of 50 executors and 200 jobs."""
+    small: float = 0.25
+    """Share of sessions of few executors with a backlog."""
+    keep: float = 0.95
+    """Of the running mean of weights, per iteration: that is validated and kept."""
+    validate_every: int = 20
+    """Iterations between two validations."""
+
+
+@dataclass
+class Record:
+    """What one decision was, and what came of it."""
+
+    seen: Seen
+    chosen: int
+    """Place among the stages that may be chosen."""
+    job: int
+    count: int
+    """Executors given, less one."""
+    log_chance: float
+    taught: tuple[int, int]
+    """The rule's: place among the stages that may be chosen, and executors less one."""
+    reward: float = 0.0
+    discount: float = 1.0
+    """Of what comes after; 0 at a session's end."""
+
+
+class Lane:
+    """Sessions one after another."""
+
+    def __init__(self, number: int, settings: DecimaSettings, rule: LookAhead) -> None:
+        self._rule = rule
+        self._rng = np.random.default_rng([settings.seed, 21, number])
+        self._settings, self._next = settings, FIRST_SEED + SEEDS + 10_000 * settings.seed + 400 * number
+        self.begin(int(self._rng.integers(2000)))
+
+    def begin(self, ahead: int = 0) -> None:
+        """A new session, a while after its beginning if the rule is to decide `ahead` times first: lanes should not all be young."""
+        self.job = draw_session(self._rng, self._next, self._settings.usual, self._settings.small)
+        self._next += 1
+        self.simulator: CompiledCjs = self.job.simulator()
+        for _ in range(ahead):
+            self.simulator.step(CjsAction(*self._rule.rule(self.simulator)))
+            if self.simulator.ended:
+                self.simulator = self.job.simulator()
+        self._spent_s, self._at_s = self.in_system_s(), self.simulator.now_s
+
+    def in_system_s(self) -> float:
+        """Time that all jobs spent here so far."""
+        summary = self.simulator.summary
+        return summary.avg_jct_s * summary.jobs
+
+    def step(self, record: Record, action: CjsAction) -> None:
+        """Take a decision and note what came of it."""
+        self.simulator.step(action)
+        spent_s, at_s = self.in_system_s(), self.simulator.now_s
+        record.reward = -(spent_s - self._spent_s) / REWARD_UNIT_S
+        record.discount = 0.0 if self.simulator.ended else float(np.exp(-self._settings.discount * (at_s - self._at_s)))
+        self._spent_s, self._at_s = spent_s, at_s
+        if self.simulator.ended:
+            self.begin()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is."""
+
+    iteration: int = 0
+    elapsed_s: float = 0.0
+    best_ratio: float = 1e9
+    best_iteration: int = 0
+
+
+class DecimaRun:
+    """One run in one folder."""
+
+    def __init__(self, settings: DecimaSettings, console: Console | None = None, validation: Sequence[CjsJob] | None = None) -> None:
+        self.settings, self.console = settings, console or Console(stderr=True)
+        check_least(settings, 0, ["seed", "iterations", "imitate", "lr", "clip", "gae", "entropy", "discount", "usual", "small", "keep"])
+        check_least(settings, 1, ["threads", "sessions", "decisions", "epochs", "minibatch", "validate_every"])
+        if not settings.iterations and not settings.minutes > 0:
+            raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --iterations)")
+        self.out = settings.out or Path("results") / f"train-{NAME}-{settings.seed}"
+        open_folder(self.out, settings.resume)
+        torch.set_num_threads(settings.threads)
+        self.commit = checkout_commit()
+        torch.manual_seed(settings.seed)
+        self.network, self.critic = Network(), Critic()
+        self.mean = deepcopy(self.network).requires_grad_(False)
+        self.optimiser = torch.optim.Adam([*self.network.parameters(), *self.critic.parameters()], lr=settings.lr, eps=1e-6)
+        self.standing = Standing()
+        self.rule = LookAhead(NUMBERS)
+        self.validation = list(validation or validation_sessions())
+        if settings.resume:
+            self._load()
+        self.lanes = [Lane(number, settings, self.rule) for number in range(settings.sessions)]
+        self._rule_s = np.array([_jct_s(SrptCap(), job) for job in self.validation])
+
+    @property
+    def weights(self) -> Path:
+        """The best weights so far."""
+        return self.out / f"{NAME}.safetensors"
+
+    @property
+    def done(self) -> float:
+        """Share of the budget spent."""
+        settings = self.settings
+        if settings.iterations:
+            return self.standing.iteration / settings.iterations
+        return self.standing.elapsed_s / 60 / settings.minutes
+
+    def train(self) -> Path:
+        """Until the budget is spent; returns the file with the best weights. Ctrl-C leaves a checkpoint."""
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=self.console) as bar:
+            row = bar.add_task(NAME, total=1.0)
+            try:
+                while self.done < 1:
+                    self._iterate()
+                    bar.update(row, completed=self.done, description=f"{NAME} iteration {self.standing.iteration}")
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        self._save()
+        return self.weights
+
+    def _iterate(self) -> None:
+        started_s, number, done = now_s(), self.standing.iteration, self.done
+        rng = np.random.default_rng([self.settings.seed, 22, number])
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.lr * (1 - 0.9 * done)
+        imitates = done < self.settings.imitate
+        records = self._collect(rng)
+        watched = self._imitate(records, rng) if imitates else self._optimise(records, rng, done)
+        with torch.no_grad():
+            for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(now, 1 - min(self.settings.keep, number / 20))
+        self.standing = replace(self.standing, iteration=number + 1, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
+        if (number + 1) % self.settings.validate_every == 0 or self.done >= 1:
+            self._validate(watched)
+            self._save()
+
+    @torch.no_grad()
+    def _collect(self, rng: np.random.Generator) -> list[list[Record]]:
+        """The next decisions of each lane, sampled."""
+        records: list[list[Record]] = [[] for _ in self.lanes]
+        for _ in range(self.settings.decisions):
+            observed = [lane.simulator.observation for lane in self.lanes]
+            parts = [seen_by(each) for each in observed]
+            seen = joined(parts)
+            embedded = self.network.embed(seen)
+            of_stage = self.network.stage_log_chances(seen, embedded).numpy()
+            ends = np.cumsum([len(part.rows) for part in parts])
+            stages = [scores + rng.gumbel(size=len(scores)) for scores in np.split(of_stage, ends[:-1])]
+            chosen = np.array([int(np.argmax(each)) for each in stages])
+            jobs = np.array([part.stage_job[part.rows[place]] for part, place in zip(parts, chosen, strict=True)])
+            first_job = np.cumsum([0, *(len(part.caps) for part in parts[:-1])])
+            of_count = self.network.executor_log_chances(seen, embedded, torch.from_numpy(jobs + first_job)).numpy()
+            counts = np.argmax(of_count + rng.gumbel(size=of_count.shape), axis=1)
+            for i, (lane, part) in enumerate(zip(self.lanes, parts, strict=True)):
+                log_chance = float(of_stage[ends[i] - len(part.rows) + chosen[i]] + of_count[i, counts[i]])
+                taught = self._taught(lane, part)
+                record = Record(part, int(chosen[i]), int(jobs[i]), int(counts[i]), log_chance, taught)
+                lane.step(record, CjsAction(int(part.rows[chosen[i]]), int(counts[i]) + 1))
+                records[i].append(record)
+        return records
+
+    def _taught(self, lane: Lane, part: Seen) -> tuple[int, int]:
+        stage, executors = self.rule.rule(lane.simulator)
+        most = int(part.caps[part.stage_job[stage]])
+        return int(np.searchsorted(part.rows, stage)), min(executors, most) - 1
+
+    def _imitate(self, records: list[list[Record]], rng: np.random.Generator) -> dict[str, float]:
+        """Cross-entropy against the rule's decisions."""
+        flat, losses = [record for lane in records for record in lane], []
+        for rows in _minibatches(len(flat), self.settings, rng):
+            part = [flat[row] for row in rows]
+            chance, entropy = self._log_chances(part, [record.taught for record in part])
+            loss = -chance.mean()
+            self._descend(loss)
+            losses.append(loss.item())
+        return {"loss": float(np.mean(losses)), "entropy": float(entropy.mean().detach())}
+
+    def _optimise(self, records: list[list[Record]], rng: np.random.Generator, done: float) -> dict[str, float]:
+        """Proximal policy optimisation on one iteration's decisions."""
+        flat = [record for lane in records for record in lane]
+        cluster = torch.from_numpy(np.stack([record.seen.cluster for record in flat]))
+        advantage, returns = self._advantages(records, cluster)
+        old, entropies = torch.tensor([record.log_chance for record in flat]), []
+        weight = self.settings.entropy * (1 - 0.9 * done)
+        for rows in _minibatches(len(flat), self.settings, rng):
+            part = [flat[row] for row in rows]
+            chance, entropy = self._log_chances(part, [(record.chosen, record.count) for record in part])
+            ratio, gain = torch.exp(chance - old[rows]), advantage[rows]
+            policy = -torch.minimum(ratio * gain, ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip) * gain).mean()
+            value, spread = self.critic(cluster[rows])
+            error = (returns[rows] - value).abs()
+            fit = (error / spread.detach().clamp(min=0.05)).clamp(max=10).square().mean() + (error.detach() / spread + spread.log()).mean()
+            self._descend(policy + 0.5 * fit - weight * entropy.mean())
+            entropies.append(entropy.mean().item())
+        return {"loss": policy.item(), "entropy": float(np.mean(entropies))}
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 0.5)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), 5.0)
+        self.optimiser.step()
+
+    def _log_chances(self, part: Sequence[Record], decisions: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each decision (place of stage, executors less one), and entropy in nats, (D,) each."""
+        seen: Graphs = joined([record.seen for record in part])
+        embedded = self.network.embed(seen)
+        of_stage = self.network.stage_log_chances(seen, embedded)
+        sizes = np.array([len(record.seen.rows) for record in part])
+        first = np.cumsum(sizes) - sizes
+        places = torch.from_numpy(first + np.array([stage for stage, _ in decisions]))
+        of_count = self.network.executor_log_chances(seen, embedded, seen.stage_job[seen.rows[places]])
+        counts = torch.tensor([count for _, count in decisions])
+        chance = of_stage[places] + of_count.gather(1, counts[:, None]).squeeze(1)
+        spread = torch.zeros(len(part)).index_add(0, seen.stage_decision[seen.rows], -of_stage.exp() * of_stage)
+        finite = of_count.clamp(min=-50)
+        return chance, spread - (finite.exp() * finite).sum(-1)
+
+    @torch.no_grad()
+    def _advantages(self, records: list[list[Record]], cluster: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Generalised advantages in units of the critic's spread, and returns, (D,) each."""
+        value, spread = (each.numpy().astype(float) for each in self.critic(cluster))
+        advantage, at = np.zeros(len(value)), 0
+        for lane, own in zip(self.lanes, records, strict=True):
+            last = self.critic(torch.from_numpy(seen_by(lane.simulator.observation).cluster)[None])[0].item()
+            after, running = last, 0.0
+            for i in range(len(own) - 1, -1, -1):
+                error = own[i].reward + own[i].discount * after - value[at + i]
+                running = error + own[i].discount * self.settings.gae * running
+                advantage[at + i], after = running, value[at + i]
+            at += len(own)
+        scaled = advantage / spread
+        scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-6)
+        return torch.from_numpy(scaled).float(), torch.from_numpy(advantage + value).float()
+
+    def _validate(self, watched: dict[str, float]) -> None:
+        """JCT over the rule's, geometric mean, sampled as in use; keeps the best weights."""
+        started_s, scratch = now_s(), self.out / f".{NAME}-{self.standing.iteration}.safetensors"
+        tensors = dict(self.mean.state_dict())
+        write_tensors(scratch, tensors, HEADER, {})
+        policy = Decima(str(scratch))
+        ratio = float(np.exp(np.mean(np.log(np.array([_jct_s(policy, job) for job in self.validation]) / self._rule_s))))
+        scratch.unlink()
+        self.standing = replace(self.standing, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
+        row: dict[str, Any] = {"iteration": self.standing.iteration, "elapsed_s": round(self.standing.elapsed_s)}
+        row |= {f"training_{name}": f"{value:.4g}" for name, value in watched.items()} | {"valid_jct_over_rule": f"{ratio:.4f}"}
+        add_row(self.out / CURVE, row)
+        self.console.print(f"{NAME} iteration {self.standing.iteration}: validation JCT {ratio:.4f} of the rule's, {watched}")
+        if ratio < self.standing.best_ratio:
+            self.standing = replace(self.standing, best_ratio=ratio, best_iteration=self.standing.iteration)
+            write_tensors(self.weights, tensors, HEADER, self._story(ratio))
+
+    def _story(self, ratio: float) -> dict[str, Any]:
+        return {
+            "policy": NAME,
+            "utc": utc_now().isoformat(timespec="seconds"),
+            "commit": self.commit,
+            "command": command_line("scripts/train", sys.argv[1:]),
+            "iteration": self.standing.iteration,
+            "decisions": self.standing.iteration * self.settings.sessions * self.settings.decisions,
+            "minutes": round(self.standing.elapsed_s / 60, 1),
+            "settings": {name: value for name, value in asdict(self.settings).items() if name != "out"},
+            "validation_jct_over_srpt_cap": round(ratio, 4),
+        }
+
+    def _save(self) -> None:
+        modules = {"network": self.network, "mean": self.mean, "critic": self.critic}
+        tensors = {f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam/{number}/{key}": tensor for key, tensor in state.items()}
+        write_tensors(self.out / CHECKPOINT, tensors, STATE, {"standing": asdict(self.standing), "asked": self._asked()})
+
+    def _asked(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in WHOLE}
+
+    def _load(self) -> None:
+        path = self.out / CHECKPOINT
+        if not path.is_file():
+            return
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                state = json.loads(file.metadata()[STATE])
+            if other := [name for name, value in self._asked().items() if state["asked"].get(name) != value]:
+                raise ValueError(f"it was begun with another {', '.join(other)}")
+            self._fill(load_file(path))
+            self.standing = Standing(**state["standing"])
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: can't be resumed ({reason}), wanted the checkpoint of a run with the same settings") from error
+        cut_curve(self.out / CURVE, self.standing.iteration)
+
+    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, module in (("network", self.network), ("mean", self.mean), ("critic", self.critic)):
+            module.load_state_dict({key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")})
+        whole = self.optimiser.state_dict()
+        for key, value in tensors.items():
+            if key.startswith("adam/"):
+                _, number, name = key.split("/")
+                whole["state"].setdefault(int(number), {})[name] = value
+        self.optimiser.load_state_dict(whole)
+
+
+def _minibatches(count: int, settings: DecimaSettings, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rows of each gradient step, over all epochs."""
+    steps = max(count // settings.minibatch, 1)
+    return [rows for _ in range(settings.epochs) for rows in np.array_split(rng.permutation(count), steps)]
+
+
+def _jct_s(policy: CjsPolicy, job: CjsJob) -> float:
+    """Mean JCT of a session."""
+    simulator = job.simulator()
+    policy.reset(job.session, 1)
+    while not simulator.ended:
+        simulator.step(policy.decide(simulator.observation))
+    return simulator.summary.avg_jct_s

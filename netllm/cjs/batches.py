@@ -1,0 +1,150 @@
+"""Decisions as arrays to learn from: windows of an episode, and batches of windows with their graphs end to end."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from controllers.api import CjsAction, CjsObservation
+from netllm.cjs.experience import CjsEpisode, replay
+from netllm.cjs.graph import CjsModel, Decisions, to_tensors
+from netllm.tasks.cjs import Array, Graph, action_features, graph_of
+from testbed.sim.cjs_ahead import Candidates
+
+GRAPHS = ("stages", "jobs", "cluster", "action", "stage_job", "job_decision", "edges", "shortest", "can_take")
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What look-ahead's costs say of how likely a decision should be: prior x exp(-cost / temperature), over the candidates."""
+
+    temperature_s: float = 0.15
+    """Least temperature, in seconds that all jobs spend together."""
+    temperature_share: float = 0.0008
+    """Temperature as a share of what the rule's decision costs: costs of a large backlog differ by more, by chance, too."""
+    prior: float = 2.0
+    """How much likelier the rule's own decision is where nothing costs less."""
+
+
+def chances_of(found: Candidates, settings: LabelSettings) -> Array:
+    """How likely each candidate should be, (C,)."""
+    temperature_s = max(settings.temperature_s, settings.temperature_share * float(found.cost_s[0]))
+    chances = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_s)
+    chances[0] *= settings.prior
+    return chances / chances.sum()
+
+
+def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Any]:
+    """Decisions end to end, as `Decisions` has them."""
+    jobs = np.array([len(graph.jobs) for graph in graphs])
+    stages = np.array([len(graph.stages) for graph in graphs])
+    first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages
+    total = int(jobs.sum())
+    return {
+        "stages": np.concatenate([graph.stages for graph in graphs]),
+        "jobs": np.concatenate([graph.jobs for graph in graphs]),
+        "cluster": np.stack([graph.cluster for graph in graphs]),
+        "action": np.stack(actions),
+        "stage_job": np.concatenate([graph.stage_job + first for graph, first in zip(graphs, first_job, strict=True)]),
+        "job_decision": np.repeat(np.arange(len(graphs)), jobs),
+        "edges": np.concatenate([graph.edges.reshape(-1, 2) + first for graph, first in zip(graphs, first_stage, strict=True)]),
+        "shortest": np.stack(
+            [np.where(graph.shortest < 0, total, graph.shortest + first) for graph, first in zip(graphs, first_job, strict=True)]
+        ),
+        "can_take": np.concatenate([graph.can_take for graph in graphs]),
+    }
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive decisions of one session, with labels: `tried_*` are candidates, end to end."""
+
+    arrays: dict[str, Any]
+    tried_row: Array
+    """Row among the window's stages, (C,)."""
+    tried_executors: Array
+    tried_chance: Array
+    tried_cost_s: Array
+    """Less the rule's, (C,)."""
+
+    @property
+    def decisions(self) -> int:
+        """How many."""
+        return len(self.arrays["cluster"])
+
+
+def windows_of(episode: CjsEpisode, settings: LabelSettings) -> Iterable[Window]:
+    """The labelled windows of an episode, played again."""
+    before: CjsObservation | None = None
+    last: CjsAction | None = None
+    graphs: list[Graph] = []
+    actions: list[Array] = []
+    labels, starts = iter(episode.labels), list(episode.starts)
+    within: list[Candidates] = []
+    for step, seen in replay(episode):
+        if starts and starts[0] <= step:
+            graphs.append(graph_of(seen))
+            actions.append(action_features(before, last, seen.now_s))
+            within.append(next(labels))
+            if len(graphs) == episode.window or step == len(episode.actions) - 1:
+                yield _window(graphs, actions, within, settings)
+                graphs, actions, within = [], [], []
+                starts.pop(0)
+        before, last = seen, CjsAction(*map(int, episode.actions[step]))
+
+
+def _window(graphs: list[Graph], actions: list[Array], labels: list[Candidates], settings: LabelSettings) -> Window:
+    sizes = np.array([len(graph.stages) for graph in graphs])
+    first = np.cumsum(sizes) - sizes
+    able = [np.minimum(label.executors, graph.can_take[label.stage]) for label, graph in zip(labels, graphs, strict=True)]
+    return Window(
+        joined(graphs, actions),
+        np.concatenate([label.stage + at for label, at in zip(labels, first, strict=True)]),
+        np.concatenate(able),
+        np.concatenate([chances_of(label, settings) for label in labels]).astype(np.float32),
+        np.concatenate([label.cost_s - label.cost_s[0] for label in labels]),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of equal length, and their labels."""
+
+    seen: Decisions
+    tried_row: torch.Tensor
+    tried_executors: torch.Tensor
+    tried_chance: torch.Tensor
+
+
+def stack(windows: Sequence[Window]) -> Batch:
+    """A batch of windows of equal length."""
+    jobs = np.array([len(each.arrays["jobs"]) for each in windows])
+    stages = np.array([len(each.arrays["stages"]) for each in windows])
+    decisions = np.array([each.decisions for each in windows])
+    first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages
+    shift = {"stage_job": first_job, "job_decision": np.cumsum(decisions) - decisions, "edges": first_stage}
+    arrays = {}
+    for name in GRAPHS:
+        parts = [each.arrays[name] for each in windows]
+        if name == "shortest":
+            parts = [np.where(part == count, jobs.sum(), part + at) for part, count, at in zip(parts, jobs, first_job, strict=True)]
+        elif name in shift:
+            parts = [part + at for part, at in zip(parts, shift[name], strict=True)]
+        arrays[name] = np.concatenate(parts)
+    rows = np.concatenate([each.tried_row + at for each, at in zip(windows, first_stage, strict=True)])
+    labels = (rows, *(np.concatenate([getattr(each, name) for each in windows]) for name in ("tried_executors", "tried_chance")))
+    return Batch(to_tensors(arrays, len(windows)), *(torch.from_numpy(each) for each in labels))
+
+
+def loss_of(model: CjsModel, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy against the candidates' chances over all decisions of the batch, in nats."""
+    seen = batch.seen
+    encoded, queries = model(seen)
+    chosen, log_chance = model.head.stage_log_chances(seen, encoded, queries)
+    of_row = torch.full((len(seen.stages),), -torch.inf).index_put((chosen,), log_chance)
+    rows, pair = torch.unique(batch.tried_row, return_inverse=True)
+    executors = model.head.executor_log_chances(seen, encoded, queries, rows)
+    found = of_row[batch.tried_row] + executors[pair, batch.tried_executors - 1]
+    return -(batch.tried_chance * found).sum() / len(seen.cluster)

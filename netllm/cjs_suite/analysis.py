@@ -1,0 +1,100 @@
+"""From sessions to what is said of them. The unit of sampling is the workload: every policy meets the same ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from netllm.cjs_suite.play import Played
+from netllm.cjs_suite.settings import CjsSetting
+from netllm.suite.analysis import SIGNIFICANT, holm, ratio_of_means
+from netllm.vp_suite.analysis import p_value
+from testbed.sim.cjs import COMPLETE
+from testbed.stats import TIE, Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One policy on one setting."""
+
+    policy: str
+    sessions: tuple[Played, ...]
+    """By seed, as the setting has them."""
+    over_decima: Estimate | None
+    """Mean JCT over that of the published Decima on the same workloads."""
+
+    @property
+    def jct_s(self) -> np.ndarray:
+        """Of each workload, (n,)."""
+        return np.array([each.avg_jct_s for each in self.sessions])
+
+    @property
+    def starved(self) -> int:
+        """Sessions that never ended."""
+        return sum(each.ended != COMPLETE for each in self.sessions)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`a` minus `b` on the same workloads: below 0, `a` is better."""
+
+    a: str
+    b: str
+    difference_s: Estimate
+    ratio: Estimate
+    wins: int
+    losses: int
+    p: float | None
+    p_holm: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `not clear`, by the adjusted p value."""
+        if self.p_holm is None or self.p_holm >= SIGNIFICANT or self.difference_s.mean is None:
+            return "not clear"
+        return "better" if self.difference_s.mean < 0 else "worse"
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """Everything about one setting."""
+
+    setting: CjsSetting
+    outcomes: dict[str, Outcome]
+    differences: tuple[Difference, ...]
+
+    def ranked(self) -> list[Outcome]:
+        """Best first; what starved comes last."""
+        return sorted(self.outcomes.values(), key=lambda each: (each.starved, float(each.jct_s.mean())))
+
+
+def analyse(
+    settings: Sequence[CjsSetting], played: Sequence[Played], policies: Sequence[str], references: Sequence[str]
+) -> list[SettingResult]:
+    """The result of each setting; p values are adjusted by Holm over all comparisons with one reference."""
+    found = []
+    for setting in settings:
+        rows: Mapping[tuple[str, int], Played] = {(each.policy, each.seed): each for each in played if each.setting == setting.name}
+        outcomes = {name: _outcome(setting, name, tuple(rows[name, seed] for seed in setting.seeds)) for name in policies}
+        pairs = [(a, b) for b in references if b in outcomes for a in policies if a != b]
+        found.append(SettingResult(setting, outcomes, tuple(_difference(outcomes[a], outcomes[b]) for a, b in pairs)))
+    for reference in references:
+        places = [(i, j) for i, result in enumerate(found) for j, each in enumerate(result.differences) if each.b == reference]
+        for (i, j), p in zip(places, holm([found[i].differences[j].p for i, j in places]), strict=True):
+            differences = list(found[i].differences)
+            differences[j] = replace(differences[j], p_holm=p)
+            found[i] = replace(found[i], differences=tuple(differences))
+    return found
+
+
+def _outcome(setting: CjsSetting, name: str, sessions: tuple[Played, ...]) -> Outcome:
+    jct_s = np.array([each.avg_jct_s for each in sessions])
+    over = ratio_of_means(jct_s, np.array(setting.decima_s)) if setting.decima_s else None
+    return Outcome(name, sessions, over)
+
+
+def _difference(a: Outcome, b: Outcome) -> Difference:
+    values = a.jct_s - b.jct_s
+    found = estimate(values)
+    wins, losses = int(np.sum(values < -TIE)), int(np.sum(values > TIE))
+    return Difference(a.policy, b.policy, found, ratio_of_means(a.jct_s, b.jct_s), wins, losses, p_value(found))
