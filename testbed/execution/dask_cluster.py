@@ -144,7 +144,7 @@ class DaskCluster:
     def give_up(self, executor: int) -> None:
         """It hangs: break the line, so that it is lost."""
         if reached := self._reached.get(executor):
-            for comm in list(reached.rpc.comms):
+            for comm in [*reached.rpc.comms]:
                 comm.abort()
 
     def data_address(self, executor: int) -> str:

@@ -33,7 +33,7 @@ from typing import Any
 
 import msgspec
 from distributed import Worker, WorkerPlugin, get_worker
-from distributed.protocol import to_serialize
+from distributed.protocol.serialize import Serialize
 
 from testbed.clock import now_s
 
@@ -103,7 +103,7 @@ class ExecutorPlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Add the handlers."""
-        self._worker = worker
+        self._worker, self._loop = worker, asyncio.get_running_loop()
         self._buffer = memoryview(os.urandom(BLOCK_BYTES))
         self._incarnation = os.urandom(8).hex()
         self._stints: dict[int, queue.SimpleQueue[_Asked | None]] = {}
@@ -141,7 +141,7 @@ class ExecutorPlugin(WorkerPlugin):
         """A block, or a sentence on what isn't here."""
         if self._blocks[job, stage] < tasks:
             return f"stage {stage} of job {job} left the outputs of {self._blocks[job, stage]} tasks here, wanted {tasks}"
-        return to_serialize(self._buffer[:size_bytes])
+        return Serialize(self._buffer[:size_bytes])
 
     async def cjs_ping(self) -> None:
         """Show that somebody is here."""
@@ -159,13 +159,13 @@ class ExecutorPlugin(WorkerPlugin):
         while (asked := inbox.get()) is not None:
             bundle, ended = asked
             report = self._run(bundle)
-            self._worker.loop.add_callback(_answer, ended, report)
+            self._loop.call_soon_threadsafe(_answer, ended, report)
             bundles += 1
         return bundles
 
     def _run(self, bundle: Bundle) -> Report:
         came_s, blocks = now_s(), self._blocks
-        reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._worker.loop.asyncio_loop) if bundle.reads else None
+        reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._loop) if bundle.reads else None
         ends_s: list[float] = []
         end_s, lag_s = bundle.due_s, 0.0
         for place, duration_s in enumerate(bundle.durations_s):
@@ -214,5 +214,6 @@ def _answer(ended: "asyncio.Future[Report]", report: Report) -> None:
 
 def work(stint: int) -> int:
     """The Dask task of a stint."""
-    plugin: ExecutorPlugin = get_worker().plugins[NAME]
+    plugin = get_worker().plugins[NAME]
+    assert isinstance(plugin, ExecutorPlugin)
     return plugin.work(stint)
