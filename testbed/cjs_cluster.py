@@ -10,6 +10,7 @@ dies, or that the driver gives up, is replaced.
 import collections
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,11 @@ from testbed.abr import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.cjs import PreparedSchedules, ScheduleTrial
 from testbed.clock import now_s
+from testbed.containers import Containers
 from testbed.controller import PORT, Controller
+from testbed.docker import docker, engine_fault
 from testbed.emulation import WATCH_EVERY_S, shared_folder
+from testbed.errors import UserError
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.link import LinkReport
 from testbed.pressure import Sampler
@@ -52,7 +56,16 @@ TUNED = {
     "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "90s",
 }
-"""Of scheduler and workers: a default worker idles at 2 % of a core, this one at 0.2 %. A link may be cut for a minute."""
+"""Of scheduler, workers and driver: a default worker idles at 2 % of a core, this one at 0.2 %. A link may be cut for a minute."""
+
+
+EXHAUST = """
+import operator, sys
+from distributed import Client
+Client(sys.argv[1]).run(operator.mul, b"x", 1 << 32, workers=[sys.argv[2]])
+"""
+KEPT = ("PATH", "HOME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH")
+"""Of this process's environment what goes into a container."""
 
 
 class Executors(Protocol):
@@ -94,7 +107,11 @@ def emulated(prepared: PreparedSchedules) -> Iterator["ClusterRun"]:
             rate_bps=fastest, delay_s=s_from_ms(experiment.rtt_ms) / 4 / experiment.time_scale, queue_bytes=experiment.queue, by="relay"
         )
         networks = {DATA: dict.fromkeys(names, spec), CONTROL: dict.fromkeys([*names, SCHEDULER, CONTROLLER], UNSHAPED)}
-        star = stack.enter_context(Star(networks, run, experiment.cc))
+        containers, told = _containers(experiment.containers, run)
+        if containers:
+            stack.callback(containers.close)
+        namespaces = {name: containers.pause(name) for name in names} if containers else {}
+        star = stack.enter_context(Star(networks, run, experiment.cc, namespaces))
         user = invoking_user()
         controller = Controller(
             lambda argv, **popen: star.popen(CONTROLLER, argv, **popen),
@@ -105,10 +122,11 @@ def emulated(prepared: PreparedSchedules) -> Iterator["ClusterRun"]:
         )
         stack.callback(controller.stop)
         controller.launch()
-        executors = EmulatedExecutors(star, names, user, _work_folder(run.folder, user), f"http://{star.ip(CONTROL, CONTROLLER)}:{PORT}")
+        url = f"http://{star.ip(CONTROL, CONTROLLER)}:{PORT}"
+        executors = EmulatedExecutors(star, names, user, _work_folder(run.folder, user), url, containers)
         executors.launch()
         controller.wait_ready()
-        yield ClusterRun(prepared, executors, controller, {"executors": "processes", **star.facts})
+        yield ClusterRun(prepared, executors, controller, {"executors": told, **star.facts})
 
 
 @contextlib.contextmanager
@@ -128,6 +146,16 @@ def joined(prepared: PreparedSchedules) -> Iterator["ClusterRun"]:
         yield ClusterRun(prepared, executors, controller, {"executors": f"of {prepared.experiment.cluster}"})
 
 
+def _containers(wanted: str, run: owned.Run) -> tuple[Containers | None, str]:
+    """Containers for executors where they are wanted and can be had, and what executors are, for the run's header."""
+    fault = "as asked for" if wanted == "never" else engine_fault()
+    if not fault:
+        return Containers(run), "Docker containers"
+    if wanted == "always":
+        raise UserError(f"--containers is always, but {fault}, wanted a Docker engine that runs")
+    return None, f"processes ({fault})"
+
+
 def _work_folder(folder: Path, user: User | None) -> Path:
     made = folder / "workers"
     made.mkdir(mode=0o755)
@@ -137,10 +165,21 @@ def _work_folder(folder: Path, user: User | None) -> Path:
 
 
 class EmulatedExecutors:
-    """Workers on the hosts of a star."""
+    """Workers on the hosts of a star: processes, or containers."""
 
-    def __init__(self, star: Star, names: Sequence[str], user: User | None, folder: Path, controller_url: str) -> None:
-        self._star, self._names, self._user, self._folder = star, names, user, folder
+    def __init__(
+        self,
+        star: Star,
+        names: Sequence[str],
+        user: User | None,
+        folder: Path,
+        controller_url: str,
+        containers: Containers | None = None,
+    ) -> None:
+        self._containers = containers
+        self._container: dict[str, str] = {}
+        """The container of each host's executor."""
+        self.star, self._names, self._user, self._folder = star, names, user, folder
         self.scheduler = f"tcp://{star.ip(CONTROL, SCHEDULER)}:{SCHEDULER_PORT}"
         self.places = tuple(ExecutorPlace(name=name, data_host=star.ip(DATA, name)) for name in names)
         self.controller_url = controller_url
@@ -150,29 +189,60 @@ class EmulatedExecutors:
 
     def launch(self) -> None:
         """Start Dask's scheduler, then the workers, which wait for it."""
-        argv = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self._star.ip(CONTROL, SCHEDULER)]
-        self._popen(SCHEDULER, [*argv, "--port", str(SCHEDULER_PORT), "--no-dashboard", "--no-show"])
+        argv = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.star.ip(CONTROL, SCHEDULER)]
+        self._popen(SCHEDULER, [*argv, "--port", str(SCHEDULER_PORT), "--no-dashboard"])
         for name in self._names:
             self._start(name)
 
     def _start(self, name: str) -> None:
         argv = [sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler, "--name", name, "--nthreads", "1", "--no-nanny"]
         argv += ["--listen-address", f"tcp://{ANY_HOST}:{WORKER_PORT}"]
-        argv += ["--contact-address", f"tcp://{self._star.ip(CONTROL, name)}:{WORKER_PORT}"]
+        argv += ["--contact-address", f"tcp://{self.star.ip(CONTROL, name)}:{WORKER_PORT}"]
         argv += ["--no-dashboard", "--memory-limit", "0", "--death-timeout", "60", "--local-directory", str(self._folder)]
-        self.workers[name] = self._popen(name, argv)
+        if self._containers:
+            environment = {key: value for key, value in self._environment.items() if key in KEPT or key.startswith("DASK_")}
+            self._container[name], argv = self._containers.command(name, argv, self._user, environment, self._folder)
+        self.workers[name] = self._popen(name, argv, outside=self._containers is not None)
 
-    def _popen(self, host: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-        log = (self._folder / f"{host}.log").open("ab")
-        with log:
-            return self._star.popen(host, argv, user=self._user, env=self._environment, stdout=log, stderr=log)
+    def _popen(self, host: str, argv: Sequence[str], outside: bool = False) -> subprocess.Popen[bytes]:
+        """With its output in a file; `outside` of the host's namespace and as root, for the docker command."""
+        with (self._folder / f"{host}.log").open("ab") as log:
+            if outside:
+                return self.star.popen(None, argv, stdout=log, stderr=log)
+            return self.star.popen(host, argv, user=self._user, env=self._environment, stdout=log, stderr=log)
+
+    def kill(self, name: str) -> None:
+        """End a worker at once."""
+        if self._containers:
+            docker("kill", self._container[name])
+        else:
+            self.workers[name].kill()
+
+    @property
+    def contained(self) -> bool:
+        """Whether executors are containers, with limits."""
+        return self._containers is not None
+
+    def exhaust(self, name: str) -> None:
+        """Have a worker take more memory than its container may."""
+        address = f"tcp://{self.star.ip(CONTROL, name)}:{WORKER_PORT}"
+        self.star.popen(
+            SCHEDULER, [sys.executable, "-c", EXHAUST, self.scheduler, address], env=self._environment, stderr=subprocess.DEVNULL
+        )
+
+    def hang(self, name: str) -> None:
+        """Stop a worker, so that it neither answers nor ends."""
+        if self._containers:
+            docker("pause", self._container[name])
+        else:
+            os.kill(self.workers[name].pid, signal.SIGSTOP)
 
     def popen_driver(self, argv: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]:
         """Start the driver, beside Dask's scheduler."""
-        return self._star.popen(SCHEDULER, argv, user=self._user, env=self._environment, **popen)
+        return self.star.popen(SCHEDULER, argv, user=self._user, env=self._environment, **popen)
 
     def _wires(self) -> Mapping[str, Wire]:
-        return self._star.wires[DATA]
+        return self.star.wires[DATA]
 
     def load(self, trial: ScheduleTrial) -> None:
         """Get the links ready for a trial."""
@@ -190,14 +260,17 @@ class EmulatedExecutors:
 
     def hung(self, executor: int) -> None:
         """End a worker that doesn't answer."""
-        self.workers[self._names[executor]].kill()
+        self.kill(self._names[executor])
 
     def watch(self) -> str:
         """Start a new worker in place of each that died."""
-        died = [name for name, worker in self.workers.items() if worker.poll() is not None]
-        for name in died:
+        died = {name: worker for name, worker in self.workers.items() if worker.poll() is not None}
+        told = []
+        for name, worker in died.items():
+            fault = self._containers.ended_by(self._container[name]) if self._containers else f"ended with code {worker.returncode}"
+            told.append(f"executor {name} {fault} and was replaced")
             self._start(name)
-        return f"executor {', '.join(died)} died and was replaced" if died else ""
+        return "; ".join(told)
 
 
 class JoinedExecutors:
@@ -245,6 +318,7 @@ class ClusterRun:
         self._prepared, self.executors, self.controller, self.facts = prepared, executors, controller, facts
         self._playing: _Playing | None = None
         self._error: Exception | None = None
+        self._stopped = False
 
     def run(self, recorder: Recorder) -> None:
         """Play all trials, one after another. Raises what went wrong beyond a trial."""
@@ -257,10 +331,15 @@ class ClusterRun:
                     thread.join(WATCH_EVERY_S)
                     self._watch(recorder)
             finally:
-                if self._playing:
-                    self._playing.driver.kill()
+                self._stopped = thread.is_alive()
+                self.kill_driver()
         if self._error:
             raise self._error
+
+    def kill_driver(self) -> None:
+        """End the trial that is played."""
+        if playing := self._playing:
+            playing.driver.kill()
 
     def _watch(self, recorder: Recorder) -> None:
         for note in (self.executors.watch(), self.controller.watch()):
@@ -275,7 +354,7 @@ class ClusterRun:
 
     def _play_all(self, waiting: "collections.deque[ScheduleTrial]", recorder: Recorder) -> None:
         try:
-            while waiting:
+            while waiting and not self._stopped:
                 trial = waiting.popleft()
                 recorder.started(trial, 0)
                 if again := self._play(trial, recorder):
@@ -287,6 +366,8 @@ class ClusterRun:
         restarts, begin_s = self.controller.restarts, now_s()
         self.executors.load(trial)
         problem = self._drive(trial, recorder)
+        if self._stopped:
+            return None
         reports, end_s = self.executors.end(), now_s()
         for name, report in reports.items():
             recorder.extend(_named(name, trial.trial_id, report))
@@ -296,7 +377,7 @@ class ClusterRun:
 
     def _drive(self, trial: ScheduleTrial, recorder: Recorder) -> str:
         """Run the driver; returns why it failed, if it did."""
-        driver = Child(self.executors.popen_driver, "testbed.execution.driver")
+        driver = Child(self.executors.popen_driver, "testbed.execution.process")
         self._playing = playing = _Playing(driver, now_s())
         driver.hand(self._config(trial))
         decoder = msgspec.json.Decoder(Row)

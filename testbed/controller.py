@@ -113,6 +113,11 @@ class Controller:
         finally:
             self._asked_s = now_s()
 
+    def kill(self) -> None:
+        """End the process at once, as if it had crashed: `watch` finds it dead."""
+        if self._child:
+            self._child.kill()
+
     def stop(self) -> None:
         """End the process; callable twice."""
         if self._child:

@@ -24,7 +24,20 @@ from testbed.user import User, popen_as
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROBE_TIMEOUT_S = 60.0
-PACKAGES = ("netllm-testbed", "mininet", "aiohttp", "msgspec", "numpy", "polars", "scipy", "torch", "transformers", "peft", "gymnasium")
+PACKAGES = (
+    "netllm-testbed",
+    "mininet",
+    "aiohttp",
+    "msgspec",
+    "numpy",
+    "polars",
+    "scipy",
+    "torch",
+    "transformers",
+    "peft",
+    "gymnasium",
+    "distributed",
+)
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 _RELAY_PRIORITY = 10
 WAKE_UPS = 200

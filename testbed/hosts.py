@@ -19,6 +19,8 @@ TERM_S = 1.0
 KILL_S = 5.0
 """For the kernel to carry SIGKILL out."""
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
+NEW_NAMESPACE = ["mnexec", "-cdn"]
+"""How Mininet begins a host's shell."""
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -95,12 +97,12 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
         process.send_signal(number)
 
 
-def make_host(spawner: Spawner, name: str) -> Any:
-    """A Mininet host (`mininet.node.Host`) whose shell dies with us."""
+def make_host(spawner: Spawner, name: str, namespace_pid: int | None = None) -> Any:
+    """A Mininet host (`mininet.node.Host`) whose shell dies with us, in a new network namespace or in that of `namespace_pid`."""
     _complete_path()
     _check_namespaces()
     try:
-        return _host_class()(name, spawner=spawner)
+        return _host_class()(name, spawner=spawner, namespace_pid=namespace_pid)
     except SystemExit as end:  # Mininet's answer to a missing program, which it has named on stderr; or a signal's to us
         if end.code != 1:
             raise
@@ -132,11 +134,13 @@ def _host_class() -> type:
     class OwnedHost(Host):  # type: ignore[misc]
         """Starts its shell through the spawner."""
 
-        def __init__(self, name: str, spawner: Spawner, **params: Any) -> None:
-            self._spawner = spawner
+        def __init__(self, name: str, spawner: Spawner, namespace_pid: int | None, **params: Any) -> None:
+            self._spawner, self._namespace_pid = spawner, namespace_pid
             super().__init__(name, **params)
 
         def _popen(self, cmd: Sequence[str], **params: Any) -> subprocess.Popen[bytes]:
+            if self._namespace_pid is not None and list(cmd[:2]) == NEW_NAMESPACE:
+                cmd = ["nsenter", "--target", str(self._namespace_pid), "--net", "mnexec", "-cd", *cmd[2:]]
             return self._spawner.start([*DIE_WITH_PARENT, *cmd], **params)
 
     return OwnedHost

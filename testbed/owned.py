@@ -23,6 +23,7 @@ from typing import IO, NoReturn, Self
 import msgspec
 
 from testbed.clock import now_s, utc_now
+from testbed.docker import sweep
 from testbed.errors import TestbedError, UserError
 from testbed.units import ms_from_s
 
@@ -57,6 +58,12 @@ class OwnedInterface(msgspec.Struct, frozen=True, tag="interface"):
     alias: str
 
 
+class OwnedContainers(msgspec.Struct, frozen=True, tag="containers"):
+    """Docker containers that bear a label of the run's."""
+
+    label: str
+
+
 class ChangedSetting(msgspec.Struct, frozen=True, tag="setting"):
     """A kernel setting of the host that the run changes for a moment."""
 
@@ -65,7 +72,7 @@ class ChangedSetting(msgspec.Struct, frozen=True, tag="setting"):
     during: str
 
 
-_Line = Header | OwnedProcess | OwnedInterface | ChangedSetting
+_Line = Header | OwnedProcess | OwnedInterface | OwnedContainers | ChangedSetting
 
 
 def require_root() -> None:
@@ -147,6 +154,10 @@ class Run:
         self._write(OwnedInterface(name, alias))
         return alias
 
+    def add_containers(self, label: str) -> None:
+        """Record the label of containers before the first is made."""
+        self._write(OwnedContainers(label))
+
     @contextmanager
     def changed(self, path: Path, value: str) -> Iterator[None]:
         """Within, the host's setting at `path` is `value`. Recorded, so that `clean` sets it back after a kill -9."""
@@ -225,6 +236,7 @@ def _clean_run(folder: Path) -> list[str]:
         return []
     header = lines[0]
     removed = _kill(_living(header.token, [line for line in lines if isinstance(line, OwnedProcess)]))
+    removed += [f"container {name}" for line in lines if isinstance(line, OwnedContainers) for name in sweep(line.label)]
     removed += [f"interface {line.name}" for line in lines if isinstance(line, OwnedInterface) and _delete(line)]
     return removed + [f"change of {line.path}" for line in lines if isinstance(line, ChangedSetting) and _set_back(line)]
 

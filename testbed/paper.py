@@ -74,7 +74,7 @@ def _means(page: Page, axes: Axes) -> bool:
 def _cdf(page: Page, axes: Axes) -> bool:
     drawn = False
     for name, look in page.looks.items():
-        values = [t.qoe for t in page.trials[name] if t.qoe is not None]
+        values = [t.value for t in page.trials[name] if t.value is not None]
         if values:
             axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=look.label)
             drawn = True

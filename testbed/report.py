@@ -70,11 +70,12 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("time_scale", "Time scale", "{:g}"),
     ("bytes_scale", "Bytes scale", "{:g}"),
     ("cluster", "Dask cluster", "{}"),
+    ("containers", "Executors in containers", "{}"),
     ("history", "History", "{:g} s"),
     ("horizon", "Horizon", "{:g} s"),
 )
 _PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
-_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster"}
+_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
 _VIEWING_ONLY = {"history", "horizon"}
 _OF_OTHERS = {
     "abr": _SCHEDULE_ONLY | _VIEWING_ONLY,
@@ -83,6 +84,7 @@ _OF_OTHERS = {
 }
 """Settings that a task does not have."""
 _EMULATION_ONLY = {
+    "containers",
     "time_scale",
     "bytes_scale",
     "uplink",

@@ -93,10 +93,12 @@ class Experiment:
     """cjs: executors, one Dask worker each."""
     interarrival: float = 25.0
     """cjs: mean time between arrivals, seconds of the workload."""
-    time_scale: float = 16.0
+    time_scale: float = 10.0
     """cjs: seconds of the workload that pass in one second. Tasks, traces, delays and the bytes that travel shrink alike."""
-    bytes_scale: float = 0.01
-    """cjs: bytes that travel for each that the workload's stages exchange; 0.01 suits traces of access links."""
+    bytes_scale: float = 0.001
+    """cjs: bytes that travel for each that the workload's stages exchange; 0.001 suits access links of some Mbit/s."""
+    containers: Literal["auto", "always", "never"] = "auto"
+    """cjs: executors as Docker containers, with limits: auto, where a Docker engine answers; always; or never."""
     cluster: str | None = None
     """cjs: address of a Dask scheduler, whose workers are the executors; no link is emulated then."""
     history: float = 2.0

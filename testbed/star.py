@@ -34,21 +34,29 @@ class Star:
 
     `with run_lock() as run, Star({"data": {"e0": WireSpec(20e6), "e1": WireSpec(20e6)}, "control": {"e0": WireSpec()}}, run) as star:`
 
+    `namespaces` gives a host the network namespace of a process that is there already.
     Entering raises UserError when this machine can't give what is asked for.
     """
 
-    def __init__(self, networks: Mapping[str, Mapping[str, WireSpec]], run: Run, congestion_control: str = "cubic") -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, Mapping[str, WireSpec]],
+        run: Run,
+        congestion_control: str = "cubic",
+        namespaces: Mapping[str, int] | None = None,
+    ) -> None:
         _check_names(networks)
         check_congestion_control(congestion_control)
         self._networks, self._congestion_control, self._run = networks, congestion_control, run
+        self._namespaces = namespaces or {}
         self._spawner: Spawner | None = None
         self._wires: Wires | None = None
         self.hosts: dict[str, Any] = {}
         """Mininet hosts by name; `core-NETWORK` are the routers."""
         self.wires: dict[str, dict[str, Wire]] = {}
         """By network and host; of its two ends the first is the host's, the second the core's."""
-        self.facts: dict[str, str] = {}
-        """TCP's settings as read back."""
+        self.facts: dict[str, object] = {}
+        """TCP's settings as read back, and what the relay is, if there is one."""
 
     def __enter__(self) -> Self:
         require_root()
@@ -65,7 +73,7 @@ class Star:
         """Hosts, wires, addresses, in that order; then read back."""
         leaves = dict.fromkeys(host for specs in self._networks.values() for host in specs)
         for name in (*leaves, *map(_core, self._networks)):
-            self.hosts[name] = make_host(spawner, name)
+            self.hosts[name] = make_host(spawner, name, self._namespaces.get(name))
         for index, (network, specs) in enumerate(self._networks.items()):
             core, joined = self.hosts[_core(network)], self.wires.setdefault(network, {})
             for place, (name, spec) in enumerate(specs.items()):
@@ -76,7 +84,7 @@ class Star:
         with congestion_control_allowed(spawner, self._run, core, self._congestion_control):
             outputs = run_scripts(spawner, {host: self._script(name) for name, host in self.hosts.items()})
         for name, host in self.hosts.items():
-            self.facts = check(name, outputs[host], self._ports_of(name), self._congestion_control)
+            self.facts = {**wires.facts, **check(name, outputs[host], self._ports_of(name), self._congestion_control)}
         wires.check()
 
     def _ports_of(self, name: str) -> list[Port]:
@@ -98,17 +106,17 @@ class Star:
 
     def popen(
         self,
-        host: str,
+        host: str | None,
         argv: Sequence[str],
         *,
         user: tuple[int, int] | None = None,
         env: Mapping[str, str] | None = None,
         **popen: Any,
     ) -> subprocess.Popen[bytes]:
-        """Start a process in `host` as `user` (uid, gid), else as root; it dies with the testbed. From any thread."""
+        """Start a process in `host` (None: outside) as `user` (uid, gid), else as root; it dies with the testbed. From any thread."""
         if not self._spawner:
             raise TestbedError(f"the network is down, wanted it up to start {argv[0]}")
-        return self._spawner.spawn(argv, namespace_pid=self.hosts[host].pid, user=user, env=env, **popen)
+        return self._spawner.spawn(argv, namespace_pid=self.hosts[host].pid if host else None, user=user, env=env, **popen)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._undo()

@@ -7,8 +7,8 @@ import msgspec
 from controllers.api import CjsObservation, CjsPolicy, CjsSession
 from controllers.loader import PolicyFactory
 from testbed.clock import now_s
-from testbed.cluster.account import job_row
 from testbed.cluster.observe import active_stages
+from testbed.execution.account import job_row
 from testbed.records import Row, ScheduleDecisionRow, ScheduleEndRow, TaskRow
 from testbed.sim.cjs import CjsSimulator
 from traces.workload import Workload

@@ -4,7 +4,7 @@
 | --- | --- | --- | --- |
 | `WireSpec()` | a veth pair, offloads on | unbounded | none |
 | `by="kernel"` | a veth pair | TBF at each end, for what leaves there | none: Linux would delay before it paces |
-| `by="relay"` | two TAP devices and the relay in C | its bottleneck in each direction, at one rate or under a trace; a report, a verdict | yes |
+| `by="relay"` | two TAP devices and the relay in C | its bottleneck in each direction, one rate or a trace; report and verdict | yes |
 
 **TBF rather than HTB.** At one rate both pace alike, within 0.5 % of 10 to 1000 Mbit/s beside busy processes. But TCP hands a device
 packets of up to 64 kB, which HTB's queue takes or drops whole: a short one loses 40 packets at a time, and TCP has been seen to collapse on
@@ -55,6 +55,8 @@ MAX_OFFLOADED_BYTES = 65536
 RELAY_MAX_BYTES = 2**24
 """The relay keeps no more than that in queue and delay of a direction."""
 TRACE_S = 3600.0
+NOBODY = "02:00:00:00:00:00"
+"""A hardware address that no interface has."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,22 @@ class Wire:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
             one.sendto(b"start", str(link.start_path))
 
+    def cut(self) -> None:
+        """Lose all packets in both directions from now on, as a cable that is pulled behind a switch: both ends stay up."""
+        self._address([NOBODY, NOBODY])
+
+    def mend(self) -> None:
+        """Undo `cut`."""
+        self._address([port.neighbour_mac for port in self.ports])
+
+    def _address(self, macs: list[str]) -> None:
+        """Where each end sends its packets to."""
+        scripts = {
+            host: f"ip neighbour replace {port.neighbour_ip} lladdr {mac} dev {port.interface} nud permanent"
+            for host, port, mac in zip(self.hosts, self.ports, macs, strict=True)
+        }
+        run_scripts(self._spawner, scripts)
+
     def check(self) -> None:
         """Read back what rules both ends: TestbedError at the first thing that is not as asked for."""
         outputs = self._run("ip -details -json link show dev {0}\ntc -raw -json qdisc show dev {0}")
@@ -254,6 +272,11 @@ class Wires:
         """Read all of them back: `Wire.check`."""
         for wire in self.wires:
             wire.check()
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Of the relay; none without one."""
+        return self._relay.facts if self._relay else {}
 
     def close(self) -> None:
         """End the relay, if there is one; callable twice."""

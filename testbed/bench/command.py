@@ -9,6 +9,7 @@ from testbed.errors import TestbedError, UserError, suggestion
 def command(arguments: Sequence[str]) -> int:
     """Run a benchmark."""
     known: dict[str, Callable[[list[str]], object]] = {
+        "cjs-faults": _cjs_faults,
         "cjs-sim": _cjs_sim,
         "links": _links,
         "live": _live,
@@ -28,6 +29,14 @@ def command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; what was made is undone", 130)
     return 0
+
+
+def _cjs_faults(arguments: list[str]) -> None:
+    import tyro
+
+    from testbed.bench.cjs_faults import CjsFaultsSettings, cjs_faults
+
+    sys.stdout.write(cjs_faults(tyro.cli(CjsFaultsSettings, prog="scripts/bench cjs-faults", args=arguments)))
 
 
 def _cjs_sim(arguments: list[str]) -> None:

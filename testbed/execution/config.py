@@ -19,7 +19,7 @@ class ExecutorPlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`python -m testbed.execution.driver`: one trial."""
+    """`python -m testbed.execution.process`: one trial."""
 
     trial_id: str
     scheduler: str

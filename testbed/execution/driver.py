@@ -1,7 +1,5 @@
 """The driver: carries the engine's instructions out on a Dask cluster, and tells it what happens there.
 
-`python -m testbed.execution.driver` reads a `DriverConfig` on stdin and writes rows as JSON lines; `ScheduleEndRow` is the last.
-
 **Clock.** The engine's time is the workload's, `time_scale` times faster than the wall's. An event's time is when it happened on the
 executor, not when its message came; a decision's is that of its question plus what the controller took, by the wall. So a policy pays
 for its time, and the emulation's own messages cost none as long as they are within the slack of `executor.SLACK_S`.
@@ -12,21 +10,15 @@ failed runs again. An executor that doesn't answer long after its tasks should h
 
 import asyncio
 import contextlib
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
-
-import msgspec
+from typing import Any
 
 from controllers.api import CjsAction, CjsObservation
 from controllers.client import DecisionFailed
 from controllers.client_cjs import SchedulingClient
-from controllers.config import read_config
-from controllers.loader import claim_stdout
 from controllers.shares import serve_in_order
 from testbed.clock import now_s
-from testbed.cluster.account import job_row
 from testbed.cluster.engine import CONSERVING, Engine
 from testbed.cluster.events import (
     DECLINE,
@@ -47,24 +39,24 @@ from testbed.cluster.events import (
     TaskFinished,
 )
 from testbed.cluster.observe import active_stages, observe
-from testbed.errors import TestbedError, UserError
+from testbed.errors import TestbedError
+from testbed.execution.account import job_row
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
-from testbed.execution.executor import Bundle, Read, Report
+from testbed.execution.executor import SLACK_S, Bundle, Read, Report
 from testbed.execution.outputs import Outputs, Part, Vanished
 from testbed.metrics import summarise_schedule
 from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
 from testbed.sim.cjs import COMPLETE, STARVED
 from testbed.units import s_from_ms
-from traces.durations import Durations, FrozenDurations
-from traces.tpch import REST, load_profiles
+from traces.durations import Durations
+from traces.tpch import REST
 
 NO_EXECUTORS = "no executor is left"
 PATIENCE_S = 5.0
 """A bundle that is over its time by this makes the driver ask whether its executor still answers; so long it waits for the answer."""
 LOOK_EVERY_S = 0.2
-WRITE_EVERY_S = 0.5
 SETTLE_S = 0.5
 """Before a task whose reading failed is started again: whoever was lost is known to be by then."""
 
@@ -388,7 +380,7 @@ class Driver:
     def _ended(self, sent: Sent, report: Report) -> None:
         """A bundle is done: what the engine doesn't know of it yet, then its last end."""
         ends_s = list(report.ends_s)
-        self._late += report.lag_s > 0
+        self._late += report.lag_s > SLACK_S
         while sent.begun < len(sent.tasks) and not sent.halted:
             self._advance(sent, ends_s[sent.begun - 1])
         self._outputs.add(sent.place, sent.executor, sent.tasks)
@@ -494,58 +486,3 @@ class Driver:
 def own_rule(seen: CjsObservation) -> CjsAction:
     """What the driver does without an answer: jobs in order of arrival, all executors to the first that can use them."""
     return serve_in_order(seen, [seen.session.executors] * seen.jobs)
-
-
-class _Writer:
-    """Rows as lines, some at a time."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out, self._rows = out, list[Row]()
-
-    def emit(self, row: Row) -> None:
-        """Write it soon."""
-        self._rows.append(row)
-
-    def flush(self) -> None:
-        """Write what there is."""
-        rows, self._rows = self._rows, []
-        self._out.write(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        self._out.flush()
-
-    async def keep_writing(self) -> None:
-        """Until cancelled. An empty line is a sign of life."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            self._out.write(b"\n")
-            self.flush()
-
-
-async def drive(config: DriverConfig, out: BinaryIO) -> None:
-    """Play one trial."""
-    writer = _Writer(out)
-    durations = FrozenDurations(config.workload, load_profiles())
-    controller = SchedulingClient(config.controller_url, config.session, config.policy, config.seed)
-    writing = asyncio.create_task(writer.keep_writing())
-    try:
-        async with DaskCluster(config.scheduler, config.executors, config.session.executors, config.trial_id) as cluster:
-            await Driver(config, cluster, controller, durations, writer.emit, writer.flush).run()
-            writer.flush()
-    finally:
-        writing.cancel()
-        writer.flush()
-        await controller.close(1.0)
-
-
-def main() -> int:
-    """Read the config, drive; what can't be used is one sentence and exit code 2, what failed one and exit code 1."""
-    out = claim_stdout()
-    try:
-        asyncio.run(drive(read_config(DriverConfig, sys.argv[1:]), out))
-    except (UserError, TestbedError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2 if isinstance(error, UserError) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ own connections.
 | `cjs_end` | end a stint |
 | `cjs_fetch` | a block that a stage's tasks left here; another executor asks |
 | `cjs_ping` | answered at once, unless the worker hangs |
-| `cjs_stay` | never answered: its connection breaks when the worker dies |
+| `cjs_stay` | not answered as long as the driver is there: its connection breaks when the worker dies |
 
 A *stint* is the Dask task (`work`) during which an executor is at one stage: it holds the worker's thread, and bundles come to it one after
 another. A *bundle* is some tasks of that stage, mostly one, several where they are short. They end when their time has passed, counted from
@@ -75,7 +75,7 @@ class Report:
     ends_s: tuple[float, ...] = ()
     """When its tasks ended, on the worker's clock; fewer than were sent where some were dropped."""
     lag_s: float = 0.0
-    """By how much the worker was late at the last one's end, the reading apart."""
+    """By how much the worker was late at the end of a task, at most, the reading apart."""
     read_s: float = 0.0
     """From the bundle's coming to the arrival of all it reads."""
     failed: str = ""
@@ -110,6 +110,7 @@ class ExecutorPlugin(WorkerPlugin):
         self._blocks: Counter[tuple[int, int]] = Counter()
         """How many tasks of (job, stage) ended here."""
         self._dropped: Counter[int] = Counter()
+        self._relieved = asyncio.Event()
         for handler in (self.cjs_hello, self.cjs_run, self.cjs_drop, self.cjs_end, self.cjs_fetch, self.cjs_ping, self.cjs_stay):
             worker.handlers[handler.__name__] = handler
 
@@ -118,6 +119,8 @@ class ExecutorPlugin(WorkerPlugin):
         for stint in self._stints.values():
             stint.put(None)
         self._stints, self._blocks, self._dropped = {}, Counter(), Counter()
+        self._relieved.set()
+        self._relieved = asyncio.Event()
         return self._incarnation, now_s()
 
     async def cjs_run(self, stint: int, bundle: bytes) -> bytes:
@@ -144,8 +147,8 @@ class ExecutorPlugin(WorkerPlugin):
         """Show that somebody is here."""
 
     async def cjs_stay(self) -> None:
-        """Hold the line."""
-        await asyncio.Event().wait()
+        """Hold the line until another driver says hello."""
+        await self._relieved.wait()
 
     def _inbox(self, stint: int) -> "queue.SimpleQueue[_Asked | None]":
         return self._stints.setdefault(stint, queue.SimpleQueue())
@@ -164,15 +167,15 @@ class ExecutorPlugin(WorkerPlugin):
         came_s, blocks = now_s(), self._blocks
         reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._worker.loop.asyncio_loop) if bundle.reads else None
         ends_s: list[float] = []
-        end_s = bundle.due_s
+        end_s, lag_s = bundle.due_s, 0.0
         for place, duration_s in enumerate(bundle.durations_s):
             if place and place >= len(bundle.durations_s) - self._dropped[bundle.number]:
                 break
             end_s += duration_s
             time.sleep(max(end_s - now_s(), 0.0))
+            lag_s = max(lag_s, now_s() - end_s)
             end_s = max(end_s, now_s() - SLACK_S)
             ends_s.append(end_s)
-        lag_s = max(now_s() - end_s, 0.0)
         read_s = 0.0
         if reading:
             try:

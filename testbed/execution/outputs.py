@@ -2,7 +2,8 @@
 
 A task of a stage reads an equal part of what each parent wrote for that stage. Real shuffles read a slice of every map output; here a
 bundle reads from few executors, drawn evenly along their shares, at least `LEAST_BYTES` from each: over a stage that is the same traffic
-from executor to executor, with a fraction of the requests.
+from executor to executor, with a fraction of the requests. What is less than `WORTH_BYTES` is owed, and read along with what comes later:
+time compression shrinks blocks but no packet's headers.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from traces.workload import Job
 
 LEAST_BYTES = 1 << 16
+WORTH_BYTES = 1 << 11
 STRIDE = 0.6180339887498949
 """The golden ratio's: successive draws spread evenly over 0 to 1."""
 
@@ -43,6 +45,8 @@ class Outputs:
 
     def __init__(self, bytes_scale: float) -> None:
         self._bytes_scale, self._point = bytes_scale, 0.0
+        self._owed: dict[tuple[Place, int, int], float] = defaultdict(float)
+        """Bytes of a stage that a receiver has yet to read from a holder."""
         self._held: dict[Place, dict[int, list[int]]] = defaultdict(dict)
         self._gone: dict[Place, set[int]] = {}
         """Tasks whose outputs went with an executor, until they have run again."""
@@ -79,6 +83,8 @@ class Outputs:
         for table in (self._held, self._gone, self._claimed):
             for place in [place for place in table if place[0] == job]:
                 table.pop(place)
+        for key in [key for key in self._owed if key[0][0] == job]:
+            del self._owed[key]
 
     def parts(self, job: Job, stage: int, tasks: int, executor: int) -> list[Part]:
         """What `tasks` tasks of a stage read on `executor` from others; what lies there already travels nowhere. Raises `Vanished`."""
@@ -93,8 +99,11 @@ class Outputs:
         size_bytes = share * job.stages[parent].output_bytes * self._bytes_scale
         count = int(min(max(size_bytes // LEAST_BYTES, 1), len(holders)))
         for holder, points in self._drawn(holders, count).items():
-            part_bytes = round(size_bytes * points / count)
-            if holder != executor and part_bytes:
+            if holder == executor:
+                continue
+            self._owed[place, holder, executor] += size_bytes * points / count
+            if self._owed[place, holder, executor] >= WORTH_BYTES:
+                part_bytes = round(self._owed.pop((place, holder, executor)))
                 yield Part(holder, job.number, parent, len(holders[holder]), part_bytes)
 
     def _drawn(self, holders: dict[int, list[int]], count: int) -> dict[int, int]:

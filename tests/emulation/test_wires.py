@@ -26,6 +26,7 @@ from testbed.owned import clean, run_lock
 from testbed.shapers.userspace import NO_OFFLOAD
 from testbed.star import Star
 from testbed.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
+from traces.trace import RateTrace
 
 pytestmark = pytest.mark.emulation
 
@@ -255,6 +256,36 @@ def test_a_networks_control_link_is_what_is_asked_for(tmp_path: Path, spec: Wire
         assert ping.returncode == 0
         assert float(output.rpartition("= ")[2].split("/")[0]) >= 2e3 * spec.delay_s
         assert ("control" in net.facts) == (spec != UNSHAPED)
+
+
+@needs_c
+def test_a_wire_follows_a_trace_both_ways_and_tells_what_it_did(tmp_path: Path) -> None:
+    spec = WireSpec(40e6, by="relay")
+    with star(tmp_path, {"data": {"e0": spec, "e1": spec}}) as one:
+        wires = one.wires["data"]
+        wires["e0"].load(RateTrace("steps", (0.0, 1.0, 2.0), (2e6, 20e6)), "t0 e0")
+        wires["e1"].load(RateTrace("flat", (0.0, 10.0), (30e6,)), "t0 e1")
+        for wire in wires.values():
+            wire.start()
+        tcp(one, "e0", "e1", 5001)
+        time.sleep(2.1)
+        sent = wires["e0"].report()
+        by_second = [sum(row.delivered_bytes for row in sent.windows if row.direction == "down" and int(row.start_s) == s) for s in (0, 1)]
+        assert sent.windows[0].trial_id == "t0 e0" and sent.trace_wraps >= 1
+        assert by_second[0] <= 1.05 * 2e6 / 8 and by_second[1] > 3 * by_second[0]
+    with pytest.raises(UserError, match="neither trace nor report"), star(tmp_path, {"data": {"e0": UNSHAPED, "e1": UNSHAPED}}) as one:
+        one.wires["data"]["e0"].start()
+
+
+def test_a_wire_that_is_cut_loses_all_until_it_is_mended(tmp_path: Path) -> None:
+    with star(tmp_path, {"data": {"e0": WireSpec(20e6), "e1": WireSpec(20e6)}}) as one:
+        ping = ["ping", "-c", "1", "-W", "1", one.ip("data", "e1")]
+        wire = one.wires["data"]["e0"]
+        assert one.popen("e0", ping, stdout=subprocess.DEVNULL).wait() == 0
+        wire.cut()
+        assert one.popen("e0", ping, stdout=subprocess.DEVNULL).wait() == 1
+        wire.mend()
+        assert one.popen("e0", ping, stdout=subprocess.DEVNULL).wait() == 0
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""`scripts/bench cjs-faults`: one workload again and again on an emulated cluster, each time with another fault in it.
+
+A fault strikes `STRIKE_S` after the trial's begin. Whatever it is, every job must be done at the end, every task have ended, and the next
+trial be as if nothing had been. A driver that is killed ends its trial; the cluster serves the next.
+"""
+
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.abr import PathFacts
+from testbed.bench.page import table
+from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, schedule_row
+from testbed.cjs_cluster import DATA, ClusterRun, EmulatedExecutors, emulated
+from testbed.clock import utc_now
+from testbed.commit import checkout_commit
+from testbed.errors import TestbedError, UserError, suggestion
+from testbed.pressure import NO_STRAIN
+from testbed.records import JobRow, Row, ScheduleBeginRow, ScheduleRow, TaskRow
+from testbed.spec import Experiment
+
+STRIKE_S = 3.0
+STRUCK = 1
+"""The executor that a fault befalls."""
+LONG_CUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class CjsFaultsSettings:
+    """Inject faults into an emulated cluster. Needs root."""
+
+    trace: str = "fcc"
+    """Traces of the links."""
+    jobs: int = 4
+    executors: int = 6
+    time_scale: float = 16.0
+    seed: int = 1
+    faults: str = ""
+    """Comma-separated, of those that the page names. Default: all."""
+    write: Path | None = None
+    """Also write the page (Markdown) to this file."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial."""
+
+    fault: str
+    row: ScheduleRow
+    jobs_done: int
+    tasks_done: int
+    """Different tasks that ended."""
+
+
+class _Witness:
+    """Takes the place of a recorder: keeps the rows, and lets the fault strike."""
+
+    def __init__(self, strike: Callable[[], None]) -> None:
+        self.rows: list[Row] = []
+        self.facts = PathFacts()
+        self.said = ""
+        self._timer = threading.Timer(STRIKE_S, strike)
+
+    def started(self, trial: ScheduleTrial, lane: int) -> None:
+        """Nothing to show."""
+
+    def row(self, row: Row) -> None:
+        """Keep it."""
+        if isinstance(row, ScheduleBeginRow):
+            self._timer.start()
+        self.rows.append(row)
+
+    def close(self, trial_id: str, path: PathFacts) -> None:
+        """The trial is over."""
+        self._timer.cancel()
+        self.facts = path
+
+    def extend(self, rows: Any) -> None:
+        """Link counters are not looked at."""
+
+    def host(self, row: Any) -> None:
+        """Nor is the host."""
+
+    def note(self, text: str) -> None:
+        """What the run tells the user."""
+        self.said += text + "\n"
+
+    def log(self, text: str) -> None:
+        """What a process said."""
+        self.said += text
+
+
+def faults(run: ClusterRun) -> dict[str, Callable[[], None]]:
+    """What can befall a cluster, by name."""
+    executors = run.executors
+    assert isinstance(executors, EmulatedExecutors)
+    name = f"e{STRUCK}"
+
+    def cut(seconds: float) -> None:
+        wire = executors.star.wires[DATA][name]
+        wire.cut()
+        mending = threading.Timer(seconds, wire.mend)
+        mending.daemon = True
+        mending.start()
+
+    found = {
+        "none": lambda: None,
+        "executor killed": lambda: executors.kill(name),
+        "two executors killed": lambda: [executors.kill(each) for each in (name, "e0")] and None,
+        "executor hangs": lambda: executors.hang(name),
+        "link cut for 5 s": lambda: cut(5.0),
+        "controller killed": run.controller.kill,
+        "driver killed": run.kill_driver,
+        "none again": lambda: None,
+        "link cut for 60 s": lambda: cut(LONG_CUT_S),
+    }
+    if executors.contained:
+        found["container out of memory"] = lambda: executors.exhaust(name)
+    return found
+
+
+def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
+    """The outcomes, one after another."""
+    experiment = Experiment(
+        task="cjs",
+        trace=(settings.trace,),
+        policies="fair",
+        jobs=settings.jobs,
+        executors=settings.executors,
+        time_scale=settings.time_scale,
+        seeds=(settings.seed,),
+    )
+    prepared = prepare_schedules(experiment)
+    with emulated(prepared) as run:
+        known = faults(run)
+        for fault in _chosen(settings.faults, known):
+            strike = known[fault]
+            witness = _Witness(strike)
+            run.run(witness)  # type: ignore[arg-type]
+            outcome = _outcome(fault, prepared, witness)
+            sys.stderr.write(f"{fault}: {outcome.jobs_done} jobs done, {outcome.row.end_reason}, {outcome.row.wall_s or 0:.0f} s\n")
+            yield outcome
+
+
+def _chosen(text: str, known: Iterable[str]) -> list[str]:
+    chosen = [part.strip() for part in text.split(",") if part.strip()] or list(known)
+    for fault in chosen:
+        if fault not in known:
+            raise UserError(f"--faults names {fault!r}, {suggestion(fault, known)}")
+    return chosen
+
+
+def _outcome(fault: str, prepared: PreparedSchedules, witness: _Witness) -> Outcome:
+    trial = prepared.trials[0]
+    row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN)
+    jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
+    tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
+    return Outcome(fault, row, jobs, len(tasks))
+
+
+def cjs_faults(settings: CjsFaultsSettings) -> str:
+    """The page as text; `TestbedError` when a job was lost."""
+    outcomes = list(injected(settings))
+    lost = [outcome.fault for outcome in outcomes if outcome.row.unfinished and outcome.fault != "driver killed"]
+    rows = [
+        [
+            one.fault,
+            f"{one.jobs_done} of {one.row.jobs}",
+            str(one.tasks_done),
+            "-" if one.row.avg_jct_s is None else f"{one.row.avg_jct_s:.1f}",
+            str(one.row.executors_lost),
+            str(one.row.tasks_run_again),
+            f"{one.row.fallbacks} of {one.row.decisions}",
+            str(one.row.controller_restarts),
+            "valid" if one.row.valid else one.row.invalid_reason,
+        ]
+        for one in outcomes
+    ]
+    names = [
+        "fault",
+        "jobs done",
+        "tasks ended",
+        "mean JCT s",
+        "lost",
+        "run again",
+        "fallbacks",
+        "restarts",
+        "trial",
+    ]
+    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    setting = f"{settings.executors} executors, {settings.jobs} jobs, time scale {settings.time_scale:g}"
+    lines = [
+        "# Faults on the cluster",
+        f"`{command}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`. {setting}; a fault strikes {STRIKE_S:g} s after the "
+        f"beginning, executor {STRUCK} where it is one's.",
+        "",
+        table(names, rows),
+        "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller.",
+    ]
+    text = "\n".join([*lines, ""])
+    if settings.write:
+        settings.write.write_text(text, encoding="utf-8")
+    if lost:
+        raise TestbedError(f"jobs were lost with {', '.join(lost)}:\n{text}")
+    return text
