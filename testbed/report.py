@@ -409,7 +409,7 @@ class Page:
 
     def latency(self) -> Markup:
         """How long decisions took."""
-        asking = "player" if self.run.header.task == "abr" else "cluster"
+        asking = "cluster" if self.run.header.task == "cjs" else "player"
         label = f"the {asking} waited, ms" if self.run.header.mode != "simulation" else "the policy computed, ms"
         return Markup(figures.latency(self.waits_ms(), self.deadline_ms, "Decision latency", label))
 

@@ -110,8 +110,8 @@ def picture(heads: pl.DataFrame, segments: pl.DataFrame, look: Look) -> str:
         parts += [text(_LEFT - 8, scale(tick) + 4, f"{tick:g}".replace("-", "\N{MINUS SIGN}"), anchor="end") for tick in ticks]
     for column, scale in (("longitude_deg", across), ("latitude_deg", up)):
         frame = Frame(x, scale)
-        parts += [frame.line(piece, "ln throughput") for piece in _pieces(heads, column)]
         parts.append(look.group("".join(frame.line(piece) for piece in _pieces(heads, f"expected_{column}"))))
+        parts += [frame.line(piece, "measured") for piece in _pieces(heads, column)]
     return figure(
         WIDTH, _QUALITY[1] + 26, f"{look.label}: predicted and actual viewport", [*parts, *_quality(segments, x, look)], "timeline"
     )
@@ -136,7 +136,7 @@ def _tiles(segments: pl.DataFrame, x: Scale, across: Scale, up: Scale) -> list[s
 
 
 def _tile(left: float, top: float, width: float, height: float, share: float) -> str:
-    return rect(left, top, width, height, "capacity", f'fill-opacity="{0.25 + 0.75 * share:.2f}"') if share else ""
+    return rect(left, top, width, height, "tile", f'fill-opacity="{0.08 + 0.24 * share:.2f}"') if share else ""
 
 
 def _pieces(heads: pl.DataFrame, column: str) -> list[list[tuple[float, float]]]:

@@ -40,6 +40,8 @@ from traces.windows import cut, find_rule
 DEFAULT_POLICIES = ("netllm", "track", "mlp", "linear_l1", "static")
 """Those of them that are there."""
 NEEDS = {"netllm": "adapters/vp/netllm.json", "track": "weights/track.safetensors"}
+STRIDE = 47
+"""From one trial's viewing to the next one's: two videos and five viewers on, and through all 126 before one comes again."""
 RULE = "figures"
 """Windows that are predicted in simulation (`traces/windows.py`)."""
 
@@ -240,11 +242,11 @@ def default_policies() -> list[str]:
 def _grid(
     experiment: Experiment, names: Sequence[str], traces: Sequence[Trace], uplinks: Sequence[Trace], viewings: Sequence[HeadMovement]
 ) -> tuple[ViewingTrial, ...]:
-    """The paired grid: each trace and seed with a viewing of its own, spread over the split."""
+    """The paired grid: each trace and seed with a viewing of its own."""
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[ViewingTrial] = []
     for group, (trace, seed) in enumerate(cells):
-        viewing = viewings[group * len(viewings) // max(len(cells), 1) % len(viewings)]
+        viewing = viewings[group * STRIDE % len(viewings)]
         offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
         for name in names:
             trials.append(ViewingTrial(f"t{len(trials):04d}", group, name, trace, offset_s, seed, uplink, viewing))
