@@ -150,14 +150,18 @@ def program() -> str:
     raise UserError(f"no browser is installed, wanted one of {', '.join(PROGRAMS)}: scripts/setup browser")
 
 
-def _prepare_child(reading: int, writing: int, nice: int) -> None:
-    """In the child: put the pipe's ends where chromium looks for them, and take the priority (of the session, too, where the kernel
-    shares the processor among sessions first: sched(7), autogroups)."""
+def take_priority(nice: int) -> None:
+    """Give this process a nice value, and its session too: the kernel shares processors among sessions first (sched(7), autogroups)."""
     if nice:
         with contextlib.suppress(OSError):  # only root may ask for more than its share
-            os.nice(nice)
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
             with open("/proc/self/autogroup", "w") as group:
                 group.write(str(nice))
+
+
+def _prepare_child(reading: int, writing: int, nice: int) -> None:
+    """In the child: put the pipe's ends where chromium looks for them."""
+    take_priority(nice)
     reading, writing = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (reading, writing))
     os.dup2(reading, 3)
     os.dup2(writing, 4)

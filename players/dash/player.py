@@ -30,7 +30,7 @@ from controllers.api import AbrSession
 from controllers.client import DecisionClient, DecisionFailed
 from controllers.config import read_config
 from players.config import PlayerConfig
-from players.dash.devtools import FULL_PACE, Browser, BrowserCrashed, BrowserStuck, chromium
+from players.dash.devtools import FULL_PACE, Browser, BrowserCrashed, BrowserStuck, chromium, take_priority
 from players.dash.ledger import Ledger
 from players.dash.messages import Ask, DashConfig, Facts, Failed, Level, PageConfig, PageState, Tell
 from players.fetch import OriginClient, PlaybackEnded
@@ -46,7 +46,7 @@ PICTURE_EVERY_S = 0.25
 MAX_MESSAGE_BYTES = 4 << 20
 WINDOW = (640, 360)
 NICE = -10
-"""A client has a machine of its own: its browser must not wait for the processor behind a controller that computes."""
+"""A client has a machine of its own: its browser and this driver must not wait for a processor behind a controller that computes."""
 
 T = TypeVar("T")
 
@@ -304,6 +304,7 @@ async def _watched(config: DashConfig, playback: Playback, url: str) -> tuple[st
 
 def main() -> int:
     """Read the config, play. Exit code 0 however the playback ended; a config that can't be used is one sentence and exit code 2."""
+    take_priority(NICE)
     try:
         asyncio.run(until_told(play(read_config(DashConfig, sys.argv[1:]), write_row)))
     except UserError as error:
