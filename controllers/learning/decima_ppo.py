@@ -70,7 +70,7 @@ class DecimaSettings:
     decisions: int = 192
     """Decisions of each in an iteration."""
     epochs: int = 2
-    minibatch: int = 1024
+    minibatch: int = 512
     """Decisions a gradient step."""
     lr: float = 1e-3
     """Peak learning rate of Adam; falls linearly to a tenth."""
@@ -103,7 +103,7 @@ class Record:
     """Executors given, less one."""
     log_chance: float
     taught: tuple[int, int]
-    """The rule's: place among the stages that may be chosen, and executors less one."""
+    """The rule's: place among the stages that may be chosen, and executors less one; (-1, -1) where it was not asked."""
     reward: float = 0.0
     discount: float = 1.0
     """Of what comes after; 0 at a session's end."""
@@ -127,17 +127,12 @@ class Lane:
             self.simulator.step(CjsAction(*self._rule.rule(self.simulator)))
             if self.simulator.ended:
                 self.simulator = self.job.simulator()
-        self._spent_s, self._at_s = self.in_system_s(), self.simulator.now_s
-
-    def in_system_s(self) -> float:
-        """Time that all jobs spent here so far."""
-        summary = self.simulator.summary
-        return summary.avg_jct_s * summary.jobs
+        self._spent_s, self._at_s = self.simulator.in_system_s, self.simulator.now_s
 
     def step(self, record: Record, action: CjsAction) -> None:
         """Take a decision and note what came of it."""
         self.simulator.step(action)
-        spent_s, at_s = self.in_system_s(), self.simulator.now_s
+        spent_s, at_s = self.simulator.in_system_s, self.simulator.now_s
         record.reward = -(spent_s - self._spent_s) / REWARD_UNIT_S
         record.discount = 0.0 if self.simulator.ended else float(np.exp(-self._settings.discount * (at_s - self._at_s)))
         self._spent_s, self._at_s = spent_s, at_s
@@ -214,7 +209,7 @@ class DecimaRun:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * (1 - 0.9 * done)
         imitates = done < self.settings.imitate
-        records = self._collect(rng)
+        records = self._collect(rng, imitates)
         watched = self._imitate(records, rng) if imitates else self._optimise(records, rng, done)
         with torch.no_grad():
             for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
@@ -225,8 +220,8 @@ class DecimaRun:
             self._save()
 
     @torch.no_grad()
-    def _collect(self, rng: np.random.Generator) -> list[list[Record]]:
-        """The next decisions of each lane, sampled."""
+    def _collect(self, rng: np.random.Generator, taught: bool = True) -> list[list[Record]]:
+        """The next decisions of each lane, sampled; with what the rule would do if `taught`."""
         records: list[list[Record]] = [[] for _ in self.lanes]
         for _ in range(self.settings.decisions):
             observed = [lane.simulator.observation for lane in self.lanes]
@@ -243,8 +238,8 @@ class DecimaRun:
             counts = np.argmax(of_count + rng.gumbel(size=of_count.shape), axis=1)
             for i, (lane, part) in enumerate(zip(self.lanes, parts, strict=True)):
                 log_chance = float(of_stage[ends[i] - len(part.rows) + chosen[i]] + of_count[i, counts[i]])
-                taught = self._taught(lane, part)
-                record = Record(part, int(chosen[i]), int(jobs[i]), int(counts[i]), log_chance, taught)
+                rules = self._taught(lane, part) if taught else (-1, -1)
+                record = Record(part, int(chosen[i]), int(jobs[i]), int(counts[i]), log_chance, rules)
                 lane.step(record, CjsAction(int(part.rows[chosen[i]]), int(counts[i]) + 1))
                 records[i].append(record)
         return records

@@ -10,7 +10,7 @@ import torch
 from controllers.api import CjsAction, CjsObservation
 from netllm.cjs.experience import CjsEpisode, replay
 from netllm.cjs.graph import CjsModel, Decisions, to_tensors
-from netllm.tasks.cjs import Array, Graph, action_features, graph_of
+from netllm.tasks.cjs import Array, Graph, action_features, graph_of, joined
 from testbed.sim.cjs_ahead import Candidates
 
 GRAPHS = ("stages", "jobs", "cluster", "action", "stage_job", "job_decision", "edges", "shortest", "can_take")
@@ -34,27 +34,6 @@ def chances_of(found: Candidates, settings: LabelSettings) -> Array:
     chances = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_s)
     chances[0] *= settings.prior
     return chances / chances.sum()
-
-
-def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Any]:
-    """Decisions end to end, as `Decisions` has them."""
-    jobs = np.array([len(graph.jobs) for graph in graphs])
-    stages = np.array([len(graph.stages) for graph in graphs])
-    first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages
-    total = int(jobs.sum())
-    return {
-        "stages": np.concatenate([graph.stages for graph in graphs]),
-        "jobs": np.concatenate([graph.jobs for graph in graphs]),
-        "cluster": np.stack([graph.cluster for graph in graphs]),
-        "action": np.stack(actions),
-        "stage_job": np.concatenate([graph.stage_job + first for graph, first in zip(graphs, first_job, strict=True)]),
-        "job_decision": np.repeat(np.arange(len(graphs)), jobs),
-        "edges": np.concatenate([graph.edges.reshape(-1, 2) + first for graph, first in zip(graphs, first_stage, strict=True)]),
-        "shortest": np.stack(
-            [np.where(graph.shortest < 0, total, graph.shortest + first) for graph, first in zip(graphs, first_job, strict=True)]
-        ),
-        "can_take": np.concatenate([graph.can_take for graph in graphs]),
-    }
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from controllers.api import CjsAction, CjsObservation
-from netllm.cjs.batches import joined
 from netllm.cjs.graph import CjsModel, Decisions, to_tensors
-from netllm.tasks.cjs import action_features, graph_of
+from netllm.tasks.cjs import action_features, graph_of, joined
 
 
 class CjsReader:

@@ -12,6 +12,7 @@ shares of the cluster, so that other clusters work too. Stages and jobs are of a
 (`netllm.cjs.graph`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -167,3 +168,24 @@ def action_features(before: CjsObservation | None, action: CjsAction | None, now
         now_s == before.now_s,
     ]
     return np.array(told, np.float32)
+
+
+def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Any]:
+    """Decisions end to end, as `netllm.cjs.graph.Decisions` has them."""
+    jobs = np.array([len(graph.jobs) for graph in graphs])
+    stages = np.array([len(graph.stages) for graph in graphs])
+    first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages
+    total = int(jobs.sum())
+    return {
+        "stages": np.concatenate([graph.stages for graph in graphs]),
+        "jobs": np.concatenate([graph.jobs for graph in graphs]),
+        "cluster": np.stack([graph.cluster for graph in graphs]),
+        "action": np.stack(actions),
+        "stage_job": np.concatenate([graph.stage_job + first for graph, first in zip(graphs, first_job, strict=True)]),
+        "job_decision": np.repeat(np.arange(len(graphs)), jobs),
+        "edges": np.concatenate([graph.edges.reshape(-1, 2) + first for graph, first in zip(graphs, first_stage, strict=True)]),
+        "shortest": np.stack(
+            [np.where(graph.shortest < 0, total, graph.shortest + first) for graph, first in zip(graphs, first_job, strict=True)]
+        ),
+        "can_take": np.concatenate([graph.can_take for graph in graphs]),
+    }

@@ -117,6 +117,14 @@ class CompiledCjs:
         return [TaskStart(s_from_ms(at), int(e), int(j), int(s), int(t), s_from_ms(d)) for at, e, j, s, t, d in lines]
 
     @property
+    def in_system_s(self) -> float:
+        """Time that all jobs together have spent in the system so far: less work than `summary`, for who asks at every decision."""
+        arrived = int(self._board.numbers[NEXT_JOB])
+        times_ms = self._board.job_reals[:arrived]
+        spent_ms = np.minimum(times_ms[:, DONE_MS], self._board.clock[NOW]) - times_ms[:, ARRIVAL_MS]
+        return float(s_from_ms(spent_ms.sum()))
+
+    @property
     def summary(self) -> ScheduleSummary:
         """How it went so far."""
         arrived = int(self._board.numbers[NEXT_JOB])

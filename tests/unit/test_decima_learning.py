@@ -93,7 +93,7 @@ def test_equal_settings_give_equal_weights(settings, tmp_path):
 def test_imitation_comes_nearer_to_the_rule(tmp_path):
     learner = run(DecimaSettings(iterations=100, out=tmp_path / "out", sessions=4, decisions=32, minibatch=64, imitate=1.0, lr=3e-3))
     losses = [learner._imitate(learner._collect(np.random.default_rng(i)), np.random.default_rng(i))["loss"] for i in range(12)]
-    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
 
 
 def test_policy_optimisation_makes_what_paid_likelier(settings):

@@ -14,12 +14,12 @@ from controllers.learning.cjs_sessions import CjsJob
 from netllm.adapter import load_adapter, new_model, read_settings
 from netllm.cjs import experience
 from netllm.cjs.adapt import CjsAdaptSettings, CjsRun, adapt
-from netllm.cjs.batches import LabelSettings, chances_of, joined, loss_of, stack, windows_of
+from netllm.cjs.batches import LabelSettings, chances_of, loss_of, stack, windows_of
 from netllm.cjs.experience import CjsCollectSettings
 from netllm.cjs.graph import to_tensors
 from netllm.cjs.reader import CjsReader
 from netllm.lora import LoraSettings
-from netllm.tasks.cjs import CjsTask, Graph, action_features, graph_of
+from netllm.tasks.cjs import CjsTask, Graph, action_features, graph_of, joined
 from netllm.training import OptimiserSettings
 from testbed.errors import UserError
 from testbed.sim.cjs_ahead import Candidates

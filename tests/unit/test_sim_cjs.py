@@ -289,3 +289,14 @@ def test_what_is_compiled_is_forgotten_when_a_file_of_the_folder_changes(tmp_pat
     anew = compiled(module.twice)
     anew(2)
     assert not anew.stats.cache_hits
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_time_in_the_system_is_that_of_the_summary(semantics):
+    made, profiles = random_workload(4)
+    simulator, policy = CompiledCjs(made, session(3), semantics, profiles), FifoFull()
+    policy.reset(session(3), 1)
+    while not simulator.ended:
+        simulator.step(policy.decide(simulator.observation))
+        summary = simulator.summary
+        assert simulator.in_system_s == pytest.approx(summary.avg_jct_s * summary.jobs)

@@ -1,0 +1,125 @@
+"""An evaluation of schedulers: paired on workloads, taken up again, shown as it is."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from controllers.loader import load
+from netllm.adapter import new_model, save_adapter
+from netllm.cjs_suite import page, run
+from netllm.cjs_suite.analysis import analyse
+from netllm.cjs_suite.header import cjs_header
+from netllm.cjs_suite.play import Played
+from netllm.cjs_suite.run import CjsEvaluateSettings, test
+from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
+from netllm.command import evaluate_command
+from netllm.lora import LoraSettings
+from netllm.tasks.cjs import CjsTask
+from testbed.errors import UserError
+from testbed.sim.cjs import COMPLETE, STARVED
+from tests.unit.tiny_models import save_tiny
+from traces.tpch import load_profiles
+
+pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def profiles():
+    try:
+        load_profiles()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def played(policy: str, seed: int, jct_s: float, ended: str = COMPLETE) -> Played:
+    return Played("toy", seed, policy, ended, jct_s, jct_s, jct_s, 100.0, 0.5, 10, None, None)
+
+
+def test_policies_are_compared_on_the_same_workloads():
+    """By hand: always 10 s better than the other, on workloads that differ by far more."""
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3, 4), (100.0, 200.0, 300.0, 400.0))
+    jct_s = {"a": [90.1, 190.2, 289.9, 389.8], "b": [100.0, 200.0, 300.0, 400.0]}
+    sessions = [played(name, seed, value) for name, values in jct_s.items() for seed, value in zip(toy.seeds, values, strict=True)]
+    (result,) = analyse([toy], sessions, ["a", "b"], ["b"])
+    (found,) = result.differences
+    assert found.difference_s.mean == pytest.approx(-10.0)
+    assert (found.wins, found.losses, found.verdict) == (4, 0, "better")
+    assert result.outcomes["a"].over_decima.mean == pytest.approx(0.96)
+    assert result.outcomes["b"].over_decima.mean == pytest.approx(1.0)
+    assert [each.policy for each in result.ranked()] == ["a", "b"]
+
+
+def test_who_starved_jobs_comes_last_and_is_shown_so():
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
+    sessions = [played("quick", seed, 1.0, STARVED if seed == 2 else COMPLETE) for seed in toy.seeds]
+    sessions += [played("slow", seed, 50.0 + seed) for seed in toy.seeds]
+    (result,) = analyse([toy], sessions, ["quick", "slow"], ["slow"])
+    assert [each.policy for each in result.ranked()] == ["slow", "quick"]
+    assert "1.0 (1 starved)" in page.section([result], cjs_header([], "published"))
+
+
+def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypatch):
+    settings = CjsEvaluateSettings(("5:4:1-3",), ("fair", "srpt_cap"), ("srpt_cap",), out=tmp_path / "out")
+    results = test(settings, QUIET)
+    lines = (settings.out / "sessions.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    (settings.out / "sessions.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    asked = []
+    original = run.play
+    monkeypatch.setattr(run, "play", lambda setting, seeds, *rest: asked.append(seeds) or original(setting, seeds, *rest))
+    again = test(settings, QUIET)
+    assert asked == [[3]]
+    for one, other in zip(results[0].outcomes.values(), again[0].outcomes.values(), strict=True):
+        assert np.array_equal(one.jct_s, other.jct_s)
+    summary = json.loads((settings.out / "summary.json").read_text())
+    assert summary["metric"] == "avg_jct_s"
+    assert summary["settings"][0]["comparisons"][0]["a"] == "fair"
+    (settings.out / "sessions.jsonl").write_text("nothing\n")
+    with pytest.raises(UserError, match="sessions.jsonl:1: is no session"):
+        test(settings, QUIET)
+
+
+def test_a_language_model_plays_all_its_sessions_together_and_is_timed(profiles, tmp_path):
+    llm = str(save_tiny(tmp_path / "llm"))
+    save_adapter(new_model(llm, "float32", CjsTask(hidden=16, context=8), LoraSettings(rank=2), "evaluated"), tmp_path / "adapter", {})
+    name = f"netllm+adapter={tmp_path / 'adapter'}+llm={llm}+dtype=float32"
+    (result,) = test(CjsEvaluateSettings(("4:3:1-3",), (name, "fair"), out=tmp_path / "out"), QUIET)
+    sessions = next(each.sessions for key, each in result.outcomes.items() if key.startswith("netllm"))
+    assert [each.seed for each in sessions] == [1, 2, 3]
+    assert all(each.ended == COMPLETE for each in sessions)
+    assert sessions[0].decision_ms_p50 is not None
+    assert sessions[1].decision_ms_p50 is None
+    assert load("fair", "cjs").name in result.outcomes
+
+
+def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
+    path = tmp_path / "cjs.md"
+    path.write_text(f"before\n{page.START}\nold\n{page.END}\nafter\n")
+    monkeypatch.setattr(run, "PAGE", path)
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
+    results = analyse([toy], [played("fair", seed, 5.0 + seed) for seed in toy.seeds], ["fair"], [])
+    settings = CjsEvaluateSettings(out=tmp_path, write=True)
+    run._write(settings, results, cjs_header([], "published"), ["fair"])
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text and "`fair`" in text
+    path.write_text("nothing")
+    with pytest.raises(UserError, match="wanted both"):
+        run._write(settings, results, cjs_header([], "published"), ["fair"])
+
+
+def test_settings_of_ones_own_and_unknown_ones(capsys):
+    assert chosen(["20:50:3-5", "small"]) == [CjsSetting("20:50:3-5", 20, 50, (3, 4, 5)), NAMED["small"]]
+    for bad in ("smal", "0:5:1", "5:5:3-1", "5:x:1"):
+        with pytest.raises(UserError, match=r"is (unknown|empty)"):
+            chosen([bad])
+    assert evaluate_command(["cjs", "--settings", "smal"]) == 2
+    assert "small" in capsys.readouterr().err
+
+
+def test_settings_with_published_numbers_have_one_for_each_seed():
+    for setting in NAMED.values():
+        assert len(setting.decima_s) in (0, len(setting.seeds))
