@@ -235,13 +235,14 @@ class Engine:
         if not job.active:
             self._job_done(job)
         promised = bool(stage.pool.commitments)
+        leaves = unlocked or (stage.open_parents > 0 and not promised)  # of a stage opened again its pool may hold some that wait
         if promised:
             self._keep_promise(executor, next(iter(stage.pool.commitments)))
         else:
             executor.warm_stage = NOWHERE
-            if unlocked:
+            if leaves:
                 self._retire(stage.pool, [executor])
-        if unlocked:
+        if leaves:
             self.source = job.pool
         elif not promised:
             self.source = stage.pool
@@ -304,9 +305,9 @@ class Engine:
         """Executors that wait for later stages may be needed for those that lost one."""
         for job in self.active:
             for stage in job.active:
-                for number in sorted(stage.pool.members) if stage.waiting else ():
+                for executor in self.idle_members(stage.pool) if stage.waiting else ():
                     stage.waiting -= 1
-                    self._place(self.executors[number], job.pool)
+                    self._place(executor, job.pool)
 
     def _executor_joined(self, executor: ExecutorState) -> None:
         if not executor.lost:
