@@ -94,8 +94,12 @@ def test_at_the_front_roll_lifts_the_gaze_and_pitch_tilts_the_head():
 
 def test_the_splits_are_the_published_sizes_and_share_nothing():
     sizes = {name: (len(split.videos), len(split.users)) for name, split in SPLITS.items()}
-    assert sizes == {"train": (15, 42), "valid": (6, 21), "test": (6, 21)}
-    videos, users = ([number for split in SPLITS.values() for number in getattr(split, kind)] for kind in ("videos", "users"))
+    others = {"wu2017-valid": (2, 9), "wu2017-test": (2, 9)}
+    assert sizes == {"train": (15, 42), "valid": (6, 21), "test": (6, 21)} | others
+    own, other = ([split for split in SPLITS.values() if (split.dataset == "viewports") is mine] for mine in (True, False))
+    assert not set(other[0].videos) & set(other[1].videos) and not set(other[0].users) & set(other[1].users)
+    assert {split.front_deg for split in own} == {90.0} and {split.front_deg for split in other} == {None}
+    videos, users = ([number for split in own for number in getattr(split, kind)] for kind in ("videos", "users"))
     assert sorted(videos) == list(range(1, 28))
     assert sorted(users) == list(range(1, 85))
 

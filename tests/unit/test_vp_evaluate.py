@@ -249,7 +249,7 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
     llm = str(save_tiny(tmp_path / "llm"))
     folders = {}
     for name in ("still-1", "still-2", "lively-1", "lively-2"):
-        model = new_model(llm, "float32", VpTask(hidden=8), LoraSettings(rank=0), name)
+        model = new_model(llm, "float32", VpTask(hidden=8, base="last"), LoraSettings(rank=0), name)
         if name.startswith("lively"):
             torch.nn.init.normal_(model.head.linear.weight, std=0.2)
         folders[name] = tmp_path / name
