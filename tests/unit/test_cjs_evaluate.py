@@ -12,7 +12,7 @@ from netllm.cjs_suite import page, run
 from netllm.cjs_suite.analysis import analyse
 from netllm.cjs_suite.header import cjs_header
 from netllm.cjs_suite.play import Played
-from netllm.cjs_suite.run import CjsEvaluateSettings, test
+from netllm.cjs_suite.run import CjsEvaluateSettings
 from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
 from netllm.command import evaluate_command
 from netllm.lora import LoraSettings
@@ -63,14 +63,14 @@ def test_who_starved_jobs_comes_last_and_is_shown_so():
 
 def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypatch):
     settings = CjsEvaluateSettings(("5:4:1-3",), ("fair", "srpt_cap"), ("srpt_cap",), out=tmp_path / "out")
-    results = test(settings, QUIET)
+    results = run.test(settings, QUIET)
     lines = (settings.out / "sessions.jsonl").read_text().splitlines()
     assert len(lines) == 6
     (settings.out / "sessions.jsonl").write_text("\n".join(lines[:5]) + "\n")
     asked = []
     original = run.play
     monkeypatch.setattr(run, "play", lambda setting, seeds, *rest: asked.append(seeds) or original(setting, seeds, *rest))
-    again = test(settings, QUIET)
+    again = run.test(settings, QUIET)
     assert asked == [[3]]
     for one, other in zip(results[0].outcomes.values(), again[0].outcomes.values(), strict=True):
         assert np.array_equal(one.jct_s, other.jct_s)
@@ -79,14 +79,14 @@ def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypa
     assert summary["settings"][0]["comparisons"][0]["a"] == "fair"
     (settings.out / "sessions.jsonl").write_text("nothing\n")
     with pytest.raises(UserError, match="sessions.jsonl:1: is no session"):
-        test(settings, QUIET)
+        run.test(settings, QUIET)
 
 
 def test_a_language_model_plays_all_its_sessions_together_and_is_timed(profiles, tmp_path):
     llm = str(save_tiny(tmp_path / "llm"))
     save_adapter(new_model(llm, "float32", CjsTask(hidden=16, context=8), LoraSettings(rank=2), "evaluated"), tmp_path / "adapter", {})
     name = f"netllm+adapter={tmp_path / 'adapter'}+llm={llm}+dtype=float32"
-    (result,) = test(CjsEvaluateSettings(("4:3:1-3",), (name, "fair"), out=tmp_path / "out"), QUIET)
+    (result,) = run.test(CjsEvaluateSettings(("4:3:1-3",), (name, "fair"), out=tmp_path / "out"), QUIET)
     sessions = next(each.sessions for key, each in result.outcomes.items() if key.startswith("netllm"))
     assert [each.seed for each in sessions] == [1, 2, 3]
     assert all(each.ended == COMPLETE for each in sessions)
