@@ -48,7 +48,7 @@ class VpTask:
     """Samples that a token tells, its newest included: 2 s, the usual history."""
     stride: int = 5
     """Samples from one token's newest to the next one's."""
-    tokens: int = 4
+    tokens: int = 2
     """Tokens at most: what lies further back is not told."""
     hidden: int = 256
     """Width inside the encoders."""

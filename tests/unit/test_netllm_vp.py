@@ -38,7 +38,7 @@ from traces.windows import RULES, cut
 
 torch.set_num_threads(1)
 QUIET = Console(quiet=True)
-TASK = VpTask(hidden=16, base="last")
+TASK = VpTask(hidden=16, tokens=4, base="last")
 
 
 @pytest.fixture(scope="module")
