@@ -212,10 +212,9 @@ def _language_model(recipe: install.Recipe) -> Iterator[Finding]:
 
 
 def _programs() -> Iterator[Finding]:
-    browser = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), "chromium")
     yield _version("git", ["git", "--version"])
     yield _version("Docker engine", ["docker", "version", "--format", "{{.Server.Version}}"])
-    yield _version("Chromium", [browser, "--version"])
+    yield _version("Chromium", [host.browser() or host.BROWSERS[0], "--version"])
     yield _judge("dash.js", dashjs.fetched(), dashjs.VERSION if dashjs.fetched() else "not fetched yet")
     yield _judge("film", encode.made(), str(encode.film_folder()) if encode.made() else "not encoded yet")
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from players.dash.stock import STOCK
-from testbed import owned
+from testbed import dashjs, owned
 from testbed.controller import Controller
 from testbed.errors import TestbedError
+from testbed.host import browser_version
 from testbed.lane import LanePlayer
 from testbed.link import PathSpec
 from testbed.network import Network
 from testbed.prepared import PreparedInLanes
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
+from testbed.spec import Experiment
 from testbed.trial import Trial, lanes
 from testbed.units import s_from_ms
 from testbed.user import invoking_user
@@ -52,7 +54,12 @@ def emulated(prepared: PreparedInLanes) -> Iterator["Emulation"]:
         for player in players:
             player.wait_ready()
         controller.wait_ready()
-        yield Emulation(trials, players, controller, dict(network.facts), run.folder)
+        yield Emulation(trials, players, controller, {**network.facts, **_browser_facts(experiment)}, run.folder)
+
+
+def _browser_facts(experiment: Experiment) -> dict[str, str]:
+    """Which browser and which dash.js play; nothing where none does."""
+    return {} if experiment.player == "headless" else {"browser": browser_version(), "dashjs": dashjs.VERSION}
 
 
 def shared_folder(run: owned.Run) -> Path:

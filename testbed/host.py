@@ -22,6 +22,8 @@ from testbed.clock import now_ns
 from testbed.units import s_from_ns
 from testbed.user import User, popen_as
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""Programs that can play and show pages. The first is Debian's."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROBE_TIMEOUT_S = 60.0
 PACKAGES = (
@@ -88,6 +90,17 @@ def cpu_field(name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return ""
+
+
+def browser() -> str | None:
+    """The program of the browser that is installed, the first of `BROWSERS`; None without one."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def browser_version() -> str:
+    """As the browser says it; empty without one."""
+    found = browser()
+    return run([found, "--version"])[1] if found else ""
 
 
 def bf16_units() -> str:

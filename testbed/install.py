@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from testbed import dashjs, debian, encode, native
+from testbed import dashjs, debian, encode, host, native
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.progress import CommandFailed, Progress, termination_interrupts
 from testbed.user import User, invoking_user
@@ -43,10 +43,10 @@ class Asset:
 
 @dataclass(frozen=True)
 class Group:
-    """What belongs to one use. `programs` are named like their Debian packages; a host may have them from elsewhere."""
+    """What belongs to one use: Debian packages, a browser (which a host may have from elsewhere), extras of pyproject.toml, assets."""
 
     apt: tuple[str, ...] = ()
-    programs: tuple[str, ...] = ()
+    browser: bool = False
     extras: tuple[str, ...] = ()
     assets: tuple[Asset, ...] = ()
 
@@ -56,14 +56,14 @@ GROUPS = {
         apt=("ca-certificates", "ethtool", "gcc", "git", "iproute2", "kmod", "libc6-dev", "mininet", "procps", "python3-venv", "tcpdump"),
     ),
     "browser": Group(
-        programs=("chromium",),
+        browser=True,
         assets=(
             Asset(f"dash.js {dashjs.VERSION} from npm", dashjs.fetched, "testbed.dashjs", "npm"),
             Asset("the film that browsers play", encode.made, "testbed.encode", "ffmpeg"),
         ),
     ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
-    "ci": Group(apt=("chromium", "cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
+    "ci": Group(apt=("cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
 """`run` is what an experiment needs, `browser` what `--player dashjs` adds, `test` what `scripts/test` adds, `ci` what tests need that are
 skipped without it."""
@@ -145,11 +145,11 @@ def lacks(recipe: Recipe, groups: Iterable[str]) -> tuple[str, ...]:
 def _lacking_packages(recipe: Recipe, chosen: Sequence[Group]) -> list[str]:
     if not recipe.root:
         return []
-    programs = {name for group in chosen for name in group.programs} | {asset.program for asset in _lacking_assets(chosen)}
-    return [
-        *debian.missing(sorted({package for group in chosen for package in group.apt})),
-        *sorted(name for name in programs if not shutil.which(name)),
-    ]
+    programs = {asset.program for asset in _lacking_assets(chosen)}
+    lacking = {name for name in programs if not shutil.which(name)}
+    if not host.browser():
+        lacking |= {host.BROWSERS[0] for group in chosen if group.browser}
+    return [*debian.missing(sorted({package for group in chosen for package in group.apt})), *sorted(lacking)]
 
 
 def _lacking_assets(chosen: Iterable[Group]) -> list[Asset]:

@@ -5,16 +5,15 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from testbed import host
 from testbed.errors import TestbedError, UserError
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -145,9 +144,9 @@ class Browser:
 
 def program() -> str:
     """The browser's program; `UserError` when none is installed."""
-    if found := next((path for name in PROGRAMS if (path := shutil.which(name))), None):
+    if found := host.browser():
         return found
-    raise UserError(f"no browser is installed, wanted one of {', '.join(PROGRAMS)}: scripts/setup browser")
+    raise UserError(f"no browser is installed, wanted one of {', '.join(host.BROWSERS)}: scripts/setup browser")
 
 
 def take_priority(nice: int) -> None:

@@ -55,32 +55,34 @@
   }
 
   function draw(card, lane, state) {
-    const svg = card.svg, end = Math.max(60, (lane.chunks.at(-1)?.end_s ?? 0) + 4), top = mbps(state.bitrates_bps.at(-1)) * 1.25;
+    const svg = card.svg, end = Math.max(60, (lane.chunks.at(-1)?.end_s ?? 0) + 4);
+    const trace = traceOf(lane.trial_id), steps = trace ? capacity(trace, state.offset_s, end) : [];
+    const rates = [...steps.map((step) => step[2]), ...lane.chunks.map((chunk) => chunk.bitrate_bps)];
+    const top = Math.min(1.1 * mbps(Math.max(state.bitrates_bps[1], ...rates)), 1.25 * mbps(state.bitrates_bps.at(-1)));
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${W} ${TOP + GAP + LOW + 14}`);
     svg.setAttribute("aria-label", `${lane.label}: ${lane.chunks.length} of ${state.chunks} chunks`);
     const x = (s) => LEFT + (W - LEFT) * s / end, y = (rate) => TOP * (1 - Math.min(rate / top, 1));
     const most = Math.max(20, ...lane.chunks.map((chunk) => chunk.buffer_s)), z = (s) => TOP + GAP + LOW * (1 - s / most);
-    const trace = traceOf(lane.trial_id);
-    for (const [a, b, rate] of trace ? capacity(trace, state.offset_s, end) : []) {
+    for (const [a, b, rate] of steps) {
       svgNode("rect", { x: x(a), width: Math.max(x(b) - x(a), 0.2), y: y(mbps(rate)), height: TOP - y(mbps(rate)), fill: "var(--capacity)" }, svg);
     }
     for (const stall of lane.stalls) {
-      svgNode("rect", { class: "stall", x: x(stall.start_s), width: Math.max(x(stall.end_s) - x(stall.start_s), 1), y: 0,
+      svgNode("rect", { class: "l-stall", x: x(stall.start_s), width: Math.max(x(stall.end_s) - x(stall.start_s), 1), y: 0,
         height: TOP + GAP + LOW, fill: "var(--stall)" }, svg);
     }
     for (const chunk of lane.chunks) {
-      svgNode("line", { class: "chunk", x1: x(chunk.request_s), x2: Math.max(x(chunk.end_s), x(chunk.request_s) + 2), y1: y(mbps(chunk.bitrate_bps)),
+      svgNode("line", { class: "l-chunk", x1: x(chunk.request_s), x2: Math.max(x(chunk.end_s), x(chunk.request_s) + 2), y1: y(mbps(chunk.bitrate_bps)),
         y2: y(mbps(chunk.bitrate_bps)), stroke: lane.colour, "stroke-width": 3, "stroke-linecap": "round" }, svg);
     }
     for (const decision of lane.decisions) {
-      svgNode("circle", { class: "decision", cx: x(decision.at_s), cy: TOP + 7, r: 2.2,
+      svgNode("circle", { class: "l-decision", cx: x(decision.at_s), cy: TOP + 7, r: 2.2,
         fill: decision.source === "policy" ? lane.colour : "var(--bad)" }, svg);
     }
     const points = lane.chunks.map((chunk) => `${x(chunk.end_s)},${z(chunk.buffer_s)}`).join(" ");
-    svgNode("polyline", { class: "buffer", points, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }, svg);
+    svgNode("polyline", { class: "l-buffer", points, fill: "none", stroke: "var(--ink)", "stroke-width": 1.6 }, svg);
     const label = (text, at, anchor, place) => { svgNode("text", { x: place, y: at, "text-anchor": anchor }, svg).textContent = text; };
-    label(top.toFixed(0), 9, "end", LEFT - 5);
+    label(top.toFixed(1), 9, "end", LEFT - 5);
     label("Mb/s", 21, "end", LEFT - 5);
     label("buffer", z(most) + 9, "end", LEFT - 5);
     label(`${most.toFixed(0)} s`, z(most) + 21, "end", LEFT - 5);

@@ -94,14 +94,14 @@ def test_lanes_are_drawn_and_move_on_and_a_click_opens_one(browser: Browser, sho
         assert all(asked.startswith((url, "data:")) for asked in browser.requested())
         assert count(browser, "section.lane") == 2 and count(browser, "section.lane img") == 1
         lane = "section[data-lane='0'] "
-        assert [count(browser, lane + kind) for kind in ("line.chunk", "circle.decision", "rect.stall")] == [4, 3, 1]
+        assert [count(browser, lane + kind) for kind in ("line.l-chunk", "circle.l-decision", "rect.l-stall")] == [4, 3, 1]
         assert browser.evaluate("document.querySelector('#notes').textContent") == "a <b>note</b>"
         assert browser.evaluate("document.querySelector('#progress').textContent") == "playing: 0 of 2 trials done"
         click(browser, "section[data-lane='1'] h2")
         wait_until(browser, "document.querySelectorAll('section[data-lane=\"1\"].open .detail td').length > 0")
         assert "fallback: late" in browser.evaluate("document.querySelector('section.open .detail').textContent")
         show.row(chunk("t0000", 4))
-        wait_until(browser, "document.querySelectorAll('section[data-lane=\"0\"] line.chunk').length === 5")
+        wait_until(browser, "document.querySelectorAll('section[data-lane=\"0\"] line.l-chunk').length === 5")
         assert browser.evaluate(CONTRAST)["ratio"] >= 4.5
         shot = browser.call("Page.captureScreenshot", format="png")["data"]
         assert len(shot) > 20_000
@@ -116,7 +116,7 @@ def test_it_fits_its_window(browser: Browser, show: Show, width: int) -> None:
     with served(show) as url:
         browser.open(url)
         browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        wait_until(browser, "document.querySelectorAll('line.chunk').length === 1")
+        wait_until(browser, "document.querySelectorAll('line.l-chunk').length === 1")
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 

@@ -81,8 +81,8 @@ def test_what_is_missing_of_the_browser_is_named_with_what_makes_it(monkeypatch)
     monkeypatch.setattr(install.debian, "missing", lambda wanted: [])
     monkeypatch.setattr(install.shutil, "which", lambda name: None)
     asset = install.Asset("the film", lambda: False, "testbed.encode", "ffmpeg")
-    group = install.Group(programs=("chromium",), assets=(asset,))
+    group = install.Group(browser=True, assets=(asset,))
     recipe = install.Recipe(root=True)
     assert install._lacking_packages(recipe, [group]) == ["chromium", "ffmpeg"]
-    there = install.Group(programs=("chromium",), assets=(install.Asset("the film", lambda: True, "testbed.encode", "ffmpeg"),))
+    there = install.Group(browser=True, assets=(install.Asset("the film", lambda: True, "testbed.encode", "ffmpeg"),))
     assert install._lacking_packages(recipe, [there]) == ["chromium"]
