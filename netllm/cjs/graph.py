@@ -176,7 +176,6 @@ class CjsModel(TaskModel):
 
     def __init__(self, backbone: Backbone, task: CjsTask, lora: LoraSettings, adapter_name: str | None = None) -> None:
         super().__init__(backbone, task, lora, adapter_name)
-        self.head = PointerHead(backbone.width, task.hidden)
         self.bare = False
         """Let the heads see the tokens themselves: encoder and heads learn so first, many times as quickly."""
 

@@ -40,8 +40,6 @@ class CjsTask:
     context: int = 64
     """Decisions in the context at most; when it is full, the newer half is read anew. Training reads windows of this length."""
     name: ClassVar[str] = "cjs"
-    choices: ClassVar[int] = 1
-    """Not used: the heads point."""
     max_steps: ClassVar[int] = 1
     """Decisions have no number: a session has thousands."""
     context_steps: ClassVar[int] = 0
@@ -55,6 +53,12 @@ class CjsTask:
         from netllm.encoders import ScalarEncoder
 
         return {"state": GraphEncoder(width, self.hidden), "action": ScalarEncoder(ACTION_FEATURES, width, self.hidden)}
+
+    def head(self, width: int) -> nn.Module:
+        """Points at a stage, and at a number of executors."""
+        from netllm.cjs.graph import PointerHead
+
+        return PointerHead(width, self.hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -389,7 +389,7 @@ def test_whatever_happens_the_engine_holds_and_no_task_is_lost_or_run_twice(rule
     complete = walk.ended == walk.all_tasks and sorted(walk.done) == list(range(len(walk.engine.jobs)))
     if walk.refusals and rules is PUBLISHED:
         assert set(walk.ended) <= set(walk.all_tasks), "refused executors may never be offered again"
-        assert max(walk.ended.values(), default=1) == 1
+        assert max(walk.ended.values(), default=0) <= 1, "0: its output was lost, and nobody was let make it again"
     elif not complete:
         assert walk.refusals, "nothing was refused, yet jobs are left"
         idle = [executor for executor in walk.engine.executors if not executor.lost]
