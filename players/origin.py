@@ -60,8 +60,9 @@ class Origin:
         self._videos = {_checked(video).name: video for video in config.videos}
         self._tiled = {video.name: video for video in config.tiled}
         self._film = load_film(Path(config.film)) if config.film else None
-        for video in config.videos if self._film else ():
-            self._film.check(video)
+        if self._film:
+            for video in config.videos:
+                self._film.check(video)
         self._start_socket = config.start_socket
         self._started: OrderedDict[str, None] = OrderedDict()  # sessions whose trace runs, oldest first
         self._datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

@@ -19,8 +19,7 @@ from rich.console import Console
 
 from testbed.bench import jumps
 from testbed.bench.page import table
-from testbed.clock import utc_now
-from testbed.commit import checkout_commit, command_line
+from testbed.commit import command_line
 from testbed.errors import TestbedError, UserError
 from testbed.events import Run, read_run
 from testbed.host import host_facts
@@ -196,15 +195,14 @@ def _broken(ours: Medians, browser: Medians) -> list[str]:
 
 
 def _page(run: Run, rows: list[list[str]], estimates: Mapping[str, tuple[int, int]], faults: Sequence[str]) -> str:
-    facts, command = host_facts(), command_line("sudo scripts/bench dashjs", sys.argv[2:])
+    facts, command = host_facts(), command_line("scripts/bench", [word for word in sys.argv[1:] if word != "--played"])
     heads = ["trace, Mbit/s", "player", "start-up s", "stalls", "stalled s", "end s", "sessions", "verdict"]
     exact = "; ".join(f"{player}: {same} of {seen} decisions" for player, (seen, same) in estimates.items())
     return "\n".join(
         [
-            f"{utc_now():%Y-%m-%d}, commit `{checkout_commit()}`, {facts['cpu_model']}, {facts['os']}: `{command}`. Medians.",
+            f"{run.header.started_utc[:10]}, commit `{run.header.commit}`, {facts['cpu_model']}, {facts['os']}: `{command}`. Medians.",
             "",
             table(heads, rows),
-            "",
             f"Throughput estimate equal to dash.js's own, to the kbit/s: {exact}.",
             f"Verdict: {'the players agree' if not faults else '; '.join(faults)}.",
             "",
