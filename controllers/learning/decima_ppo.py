@@ -63,16 +63,16 @@ class DecimaSettings:
     """Go on from the checkpoint in OUT."""
     threads: int = 1
     """CPU threads."""
-    imitate: float = 0.25
+    imitate: float = 0.5
     """Share of the budget in which the network learns to do as the rule does; 0: policy optimisation from nothing."""
     sessions: int = 24
     """Sessions side by side."""
-    decisions: int = 192
+    decisions: int = 96
     """Decisions of each in an iteration."""
-    epochs: int = 2
-    minibatch: int = 512
+    epochs: int = 3
+    minibatch: int = 256
     """Decisions a gradient step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Peak learning rate of Adam; falls linearly to a tenth."""
     clip: float = 0.2
     gae: float = 0.95
