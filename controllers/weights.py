@@ -20,7 +20,7 @@ Weights = dict[str, np.ndarray]
 def find_weights(text: str, default: str, folder: Path = SHIPPED) -> Path:
     """The file that a policy's option `weights` means: a path, the name of a shipped file (`pensieve-2`), or nothing for `default`."""
     shipped = folder / f"{text or default}.safetensors"
-    return shipped if shipped.is_file() else Path(text).expanduser()
+    return shipped if shipped.is_file() or not text else Path(text).expanduser()
 
 
 def read_weights(path: Path) -> Weights:

@@ -81,7 +81,7 @@ class VpAdaptSettings:
     optimiser: OptimiserSettings = field(
         default_factory=lambda: OptimiserSettings(lr_lora=4e-4, lr_modules=2e-4, batch=128, warmup_steps=60)
     )
-    """How to train it; `batch` counts stretches. What is to be learnt is small beside the base: higher rates drown it in noise."""
+    """How to train it; `batch` counts stretches. What is to be learnt is small beside the base: higher rates drown it."""
 
 
 def adapt(settings: VpAdaptSettings | None = None, console: Console | None = None, data: VpData | None = None) -> Path:

@@ -23,7 +23,7 @@ def saliency(frame: np.ndarray | None) -> np.ndarray:
     residual = log - _smoothed(log)
     energy = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
     pooled = _pooled(energy, GRID)
-    return (pooled / pooled.mean()).astype(np.float32)
+    return np.asarray(pooled / pooled.mean(), dtype=np.float32)
 
 
 def _pooled(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -44,19 +44,19 @@ class TrackSettings:
     """Go on from the checkpoint in OUT."""
     threads: int = 1
     """CPU threads."""
-    steps: int = 1500
+    steps: int = 6000
     """Steps of the optimiser."""
     batch: int = 256
     """Windows a step."""
     hidden: int = 128
     """Width of the memories (256 in the paper)."""
-    rate: float = 2e-3
-    """Learning rate of AdamW; it falls along a cosine."""
+    rate: float = 5e-4
+    """Learning rate of AdamW (the paper's); it falls along a cosine."""
     decay: float = 1e-2
     """Weight decay."""
-    averaged: float = 0.99
+    averaged: float = 0.999
     """What validates and ships is an exponential mean of the weights with this factor a step."""
-    validations: int = 10
+    validations: int = 16
     """Times that the mean weights are validated, at equal distances; each leaves a checkpoint."""
     frames: Path | None = None
     """Folder of video frames (`traces/frames.py`): trains the saliency branch, too."""
