@@ -67,7 +67,8 @@ def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_pat
     assert carried["delivered_bytes"].min() > 0.9 * shuffled.min(), "what executors exchange goes over the emulated links"
     assert set(tables["links"]["link"]) == {"e0", "e1", "e2", "e3"}
     report = (latest / "report.html").read_text()
-    assert "Jobs in the system" in report and "executors over time" in report and "Decision latency" in report
+    assert "Jobs in the system" in report and "executors over time" in report
+    assert ("Decision latency" in report) == trials["valid"].any(), "latencies are those of valid trials"
     assert summary["policies"]["fair"]["simulation"]["mean"] > 0
     assert interfaces() == before and not ours()
 
