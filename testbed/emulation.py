@@ -76,12 +76,17 @@ class Emulation:
     """A network that is up, with the trials to run on it."""
 
     def __init__(
-        self, trials: Sequence[Trial], players: Sequence[LanePlayer], controller: Controller, facts: dict[str, Any], pictures: Path
+        self,
+        trials: Sequence[Trial],
+        players: Sequence[LanePlayer],
+        controller: Controller,
+        facts: dict[str, Any],
+        pictures: Path | None = None,
     ) -> None:
         self._trials, self._players, self._controller = trials, players, controller
         self.facts = facts
         self.pictures = pictures
-        """Folder in which the lanes' pictures lie."""
+        """Folder in which the lanes' pictures lie; None: nobody looks."""
 
     def run(self, recorder: Recorder) -> None:
         """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play."""
