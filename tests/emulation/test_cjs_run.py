@@ -37,9 +37,9 @@ def start(tmp_path: Path, trace: Path, *arguments: str) -> "subprocess.Popen[str
 
 
 def begun(tmp_path: Path, process: "subprocess.Popen[str]") -> None:
-    """Wait until a trial has begun."""
+    """Wait until a trial is on its way: it has left rows."""
     file = tmp_path / "results" / "latest" / "events.jsonl"
-    while not (file.exists() and '"schedule_begin"' in file.read_text()):
+    while not (file.exists() and '"schedule_decision"' in file.read_text()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
@@ -73,9 +73,10 @@ def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_pat
     assert interfaces() == before and not ours()
 
 
+@pytest.mark.timeout(600)
 def test_faults_lose_no_job_and_leave_the_next_trial_alone() -> None:
     struck = "none,executor killed,executor hangs,link cut for 5 s,controller killed,driver killed,none again"
-    outcomes = {one.fault: one for one in injected(CjsFaultsSettings(jobs=1, executors=4, time_scale=20.0, faults=struck))}
+    outcomes = {one.fault: one for one in injected(CjsFaultsSettings(jobs=1, executors=4, time_scale=40.0, faults=struck))}
     tasks = outcomes["none"].tasks_done
     for fault, outcome in outcomes.items():
         if fault != "driver killed":
