@@ -29,7 +29,7 @@ from players.viewport import SAFETY, Plan, plan, shares_in_view, sphere
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
-from testbed.records import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
+from testbed.records_vp import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
 from testbed.units import bytes_per_s_from_bps
 from testbed.vp_metrics import mae_deg
 from traces.viewports import gaze

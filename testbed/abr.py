@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from controllers.api import AbrSession, Manifest
 from testbed.pressure import NO_STRAIN, Strain
-from testbed.records import ChunkRow, DecisionRow, Drops, PlaybackEndRow, Row, TrialRow
+from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
+from testbed.records_trial import Drops
 from testbed.spec import Experiment
 from testbed.trial import Trial
 from testbed.units import mbps_from_bps, s_from_ms

@@ -36,7 +36,8 @@ from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.link import LinkReport
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
-from testbed.records import Drops, ExecutorRow, LinkRow, Row, ScheduleBeginRow
+from testbed.records import ExecutorRow, LinkRow, Row, ScheduleBeginRow
+from testbed.records_trial import Drops
 from testbed.star import Star
 from testbed.units import ms_from_s, s_from_ms
 from testbed.user import User, home, invoking_user, popen_tied

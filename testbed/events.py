@@ -16,29 +16,25 @@ from testbed.records import (
     EndRow,
     Event,
     ExecutorRow,
-    HeadRow,
     HostRow,
     JobRow,
     LatenessRow,
     LinkRow,
     OptimumRow,
     PlaybackEndRow,
-    PredictionRow,
     RunHeader,
     ScheduleBeginRow,
     ScheduleDecisionRow,
     ScheduleEndRow,
     ScheduleRow,
-    SegmentRow,
     SimulatedRow,
     StallRow,
     TaskRow,
     TraceRow,
     TransferRow,
     TrialRow,
-    ViewingEndRow,
-    ViewingRow,
 )
+from testbed.records_vp import HeadRow, PredictionRow, SegmentRow, ViewingEndRow, ViewingRow
 
 EVENTS_FILE = "events.jsonl"
 TABLES: dict[str, type[msgspec.Struct]] = {

@@ -17,7 +17,8 @@ from testbed.link import NEVER_STARTED, LinkReport
 from testbed.network import Lane
 from testbed.prepared import PreparedInLanes
 from testbed.recorder import Recorder
-from testbed.records import Drops, Row
+from testbed.records import Row
+from testbed.records_trial import Drops
 from testbed.trial import Trial
 from testbed.units import bytes_per_s_from_bps, ms_from_s
 

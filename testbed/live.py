@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.clock import now_s
-from testbed.records import ChunkRow, DecisionRow, JobRow, PredictionRow, Row, ScheduleDecisionRow, SegmentRow
+from testbed.records import ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
+from testbed.records_vp import PredictionRow, SegmentRow
 from testbed.stats import AnyTrialRow
 from testbed.terminal import print_summary
 from testbed.units import ms_from_s

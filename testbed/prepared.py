@@ -22,7 +22,8 @@ from testbed.dashjs import library
 from testbed.encode import film_folder
 from testbed.errors import TestbedError, UserError
 from testbed.pressure import Strain
-from testbed.records import ChunkRow, PlaybackEndRow, Row, TrialBase, TrialRow
+from testbed.records import ChunkRow, PlaybackEndRow, Row, TrialRow
+from testbed.records_trial import TrialBase
 from testbed.spec import Experiment
 from testbed.trial import Trial, plan
 from testbed.twin import SimulationJob

@@ -4,6 +4,9 @@ from typing import Any
 
 import msgspec
 
+from testbed.records_trial import TrialBase
+from testbed.records_vp import ViewingTrialRow
+
 
 class ChunkRow(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="event"):
     """One chunk. Times count from the trial's first media request, seconds."""
@@ -81,75 +84,6 @@ class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="
     """Whose, where a trial has several."""
     lost_bytes: float = 0.0
     """Of the delivered ones, lost at random after the bottleneck, as the trace says."""
-
-
-class Drops(msgspec.Struct, frozen=True, kw_only=True):
-    """Packets that a link dropped, by cause, both directions together."""
-
-    queue: int = 0
-    """The bottleneck's queue was full."""
-    codel: int = 0
-    """CoDel dropped them for having waited too long."""
-    loss: int = 0
-    """Lost at random, as the trace says."""
-    malformed: int = 0
-    """Empty or too long."""
-    transmit: int = 0
-    """The receiving interface refused them."""
-
-
-class TrialBase(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rows of trials have in common whatever the task. An invalid trial is shown and not averaged in."""
-
-    trial_id: str
-    policy: str
-    trace: str
-    """The unit of sampling, over which means are taken: the link's trace, or the workload."""
-    trace_sha256: str
-    offset_s: float
-    seed: int
-    mode: str
-    lane: int
-    end_reason: str
-    """`complete`, or what ended it early."""
-    valid: bool
-    invalid_reason: str
-    decisions: int
-    fallbacks: int
-    controller_restarts: int
-    wall_s: float | None
-    congestion_control: str
-    trace_wraps: int
-    lateness_ms_p99: float | None
-    rate_error_pct_100ms: float | None
-    uncounted_losses: int | None
-    fidelity: str | None = None
-    """The links' verdict, `pass` or `fail`; None when no link was emulated."""
-    attempt: int = 1
-    """2 and more: the trial was played again because its link had failed. Of a trial's attempts the last one counts."""
-    began_at_s: float | None = None
-    ended_at_s: float | None = None
-    """When the link was loaded and stopped, seconds on CLOCK_MONOTONIC as in `HostRow`; from here on all is None in simulation."""
-    lateness_ms_p50: float | None = None
-    lateness_ms_max: float | None = None
-    late_packets: int | None = None
-    """Packets later than `testbed.link.LATE_S`, both directions together."""
-    stalled_ms: float | None = None
-    """So long the emulator stood still, in all."""
-    packets_in: int | None = None
-    packets_out: int | None = None
-    drops: Drops | None = None
-    steal_share: float | None = None
-    """Of all cores' time during the trial: what the hypervisor kept from this machine."""
-    worst_steal_share: float | None = None
-    """The same in the trial's worst `HostRow`."""
-    cpu_pressure_share: float | None = None
-    """Share of the trial in which some task waited for a core."""
-    worst_cpu_pressure_share: float | None = None
-    relay_wait_share: float | None = None
-    """Share of the trial in which the relay process could have run and did not get a core."""
-    link_notes: str = ""
-    """What the link's verdict does not judge and a reader should know."""
 
 
 class TrialRow(TrialBase, frozen=True, kw_only=True, tag="trial", tag_field="event"):
@@ -323,109 +257,6 @@ class ScheduleEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_en
     late_task_share: float | None = None
 
 
-class SegmentRow(msgspec.Struct, frozen=True, kw_only=True, tag="segment", tag_field="event"):
-    """One segment of a viewing that has been played. Times count from the trial's first media request, seconds."""
-
-    trial_id: str
-    index: int
-    levels: str
-    """Of each tile, one hexadecimal digit, by number of the tile."""
-    size_bytes: int
-    wasted_bytes: int
-    """Of tiles that were never in view."""
-    request_s: float
-    end_s: float
-    """When the last byte came."""
-    start_s: float
-    """When it began to play."""
-    rebuffer_s: float
-    """Stall before it; of segment 0 the start-up delay."""
-    quality_bps: float
-    """Mean bitrate of what was in view, of the whole picture in that quality; blank counts as 0."""
-    blank_share: float
-    """Of the viewport, over the segment."""
-    qoe: float
-
-
-class HeadRow(msgspec.Struct, frozen=True, kw_only=True, tag="head", tag_field="event"):
-    """One sample of a viewer's head, as it was and as it was expected when its segment was asked for."""
-
-    trial_id: str
-    media_s: float
-    latitude_deg: float
-    longitude_deg: float
-    expected_latitude_deg: float
-    expected_longitude_deg: float
-    quality_bps: float
-    blank_share: float
-
-
-class PredictionRow(msgspec.Struct, frozen=True, kw_only=True, tag="prediction", tag_field="event"):
-    """One prediction. `latency_s` and `policy_s` as in `DecisionRow`."""
-
-    trial_id: str
-    segment: int
-    """The segment it was asked for; in simulation the window's number."""
-    at_s: float
-    media_s: float
-    """Of the newest sample that was told."""
-    mae_deg: float | None
-    """Mean absolute error over the horizon, as far as the recording goes."""
-    latency_s: float
-    policy_s: float | None
-    source: str
-    """`policy`, or `fallback` when the head was thought to stay where it was."""
-    reason: str
-    """Empty, or why it fell back: `late`, `invalid`, `error`, `unreachable`."""
-
-
-class ViewingEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="viewing_end", tag_field="event"):
-    """How a viewing ended: the player's last line. `startup_s + played_s + rebuffer_s` is `wall_s`."""
-
-    trial_id: str
-    end_reason: str
-    """`complete`, or what ended it early."""
-    startup_s: float
-    played_s: float
-    rebuffer_s: float
-    wall_s: float
-    detail: str = ""
-    began_at_s: float | None = None
-    throughput_bps: float | None = None
-
-
-class ViewingRow(TrialBase, frozen=True, kw_only=True, tag="viewing", tag_field="event"):
-    """One viewing: one policy, one recorded head; live over one trace. In simulation there is no video, only the predictions' error: then
-    a trial is one viewer on all test videos."""
-
-    viewer: int
-    video: int | None
-    qoe: float | None
-    """Per second; None in simulation, as all up to `startup_s`."""
-    quality_mbps: float | None
-    rebuffer_s: float | None
-    """Stall per second of video."""
-    switch_mbps: float | None
-    blank_share: float | None
-    wasted_share: float | None
-    """Of the bytes: tiles that were never in view."""
-    startup_s: float | None
-    mae_deg: float | None
-    """Mean over the predictions."""
-    segments: int
-
-    @property
-    def value(self) -> float | None:
-        """The metric."""
-        return self.mae_deg if self.mode == "simulation" else self.qoe
-
-    @property
-    def simulated(self) -> float | None:
-        """No twin knows the tiles."""
-        return None
-
-
-ViewingTrialRow = SegmentRow | HeadRow | PredictionRow | ViewingEndRow | ViewingRow
 ScheduleTrialRow = JobRow | TaskRow | ExecutorRow | TransferRow | ScheduleDecisionRow | ScheduleBeginRow | ScheduleEndRow | ScheduleRow
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow | ScheduleTrialRow | ViewingTrialRow
 

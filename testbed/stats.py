@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from testbed.records import ScheduleRow, TrialRow, ViewingRow
+from testbed.records import ScheduleRow, TrialRow
+from testbed.records_vp import ViewingRow
 
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 3

@@ -18,7 +18,7 @@
 | fidelity.verdict | `fail` if one trial's link failed |
 | fidelity.lateness_ms_p99, rate_error_pct_100ms | of the worst trial |
 | fidelity.late_packets, uncounted_losses | sums: packets later than 5 ms, packets lost behind the model's back |
-| fidelity.drops | packets dropped by cause (`records.Drops`), sums |
+| fidelity.drops | packets dropped by cause (`records_trial.Drops`), sums |
 | fidelity.steal_pct, cpu_pressure_pct | the host over the whole run: cores' time that was stolen, time in which a task waited for a core |
 | fidelity.repeated | attempts that were played again because their link failed; they are in no number but this |
 | unfinished | trials that began but did not end (the run was cut short) |

@@ -6,7 +6,8 @@ import msgspec
 
 from controllers.loader import PolicyFactory
 from testbed.clock import now_s
-from testbed.records import PredictionRow, Row, ViewingEndRow
+from testbed.records import Row
+from testbed.records_vp import PredictionRow, ViewingEndRow
 from testbed.sim.vp import checked, observations, sessions
 from testbed.vp_metrics import mae_deg
 from traces.viewport_splits import find_split, load_split

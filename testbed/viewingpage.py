@@ -11,7 +11,7 @@ from players.tiles import BITRATES_BPS, COLUMNS, ROWS, SEGMENT_S
 from testbed import figures
 from testbed.events import Run
 from testbed.figures import Look
-from testbed.records import ViewingRow
+from testbed.records_vp import ViewingRow
 from testbed.svg import Frame, Scale, figure, line, padded, rect, text
 from testbed.units import mbps_from_bps
 

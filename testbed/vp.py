@@ -26,7 +26,8 @@ from players.tiles import TiledVideo, synthetic_tiles
 from testbed.abr import WALL_TOLERANCE_S, PathFacts, most_bytes
 from testbed.prepared import Prepared, PreparedInLanes, describe_policies, from_anywhere
 from testbed.pressure import Strain
-from testbed.records import PredictionRow, Row, SegmentRow, ViewingEndRow, ViewingRow
+from testbed.records import Row
+from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow, ViewingRow
 from testbed.spec import Experiment
 from testbed.trial import Trial, partner, spread
 from testbed.twin_vp import ViewerJob

@@ -49,7 +49,7 @@ SIMULATION = (
 """Sources that decide what any playback gives."""
 MODEL = tuple(
     f"netllm/{name}.py"
-    for name in ("adapter", "attention", "backbone", "context", "encoders", "heads", "kernels", "lora", "model", "tasks/*")
+    for name in ("adapter", "attention", "backbone", "context", "encoders", "heads", "kernels", "lora", "model", "cjs/graph", "tasks/*")
 )
 """Sources that decide what a language model answers."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")

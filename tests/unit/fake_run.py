@@ -9,7 +9,6 @@ import numpy as np
 from testbed.records import (
     ChunkRow,
     DecisionRow,
-    Drops,
     EndRow,
     Event,
     HostRow,
@@ -21,6 +20,7 @@ from testbed.records import (
     TraceRow,
     TrialRow,
 )
+from testbed.records_trial import Drops
 
 LADDER_BPS = (300_000, 750_000, 1_200_000, 1_850_000, 2_850_000, 4_300_000)
 CHUNK_S = 4.0

@@ -250,7 +250,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(settings, mine, capsys, more,
 
 def test_an_unknown_task_is_exit_code_2(capsys):
     assert evaluate_command(["chess"]) == 2
-    assert capsys.readouterr().err == "scripts/evaluate: task 'chess' is unknown, wanted one of abr, vp\n"
+    assert capsys.readouterr().err == "scripts/evaluate: task 'chess' is unknown, wanted one of abr, cjs, vp\n"
 
 
 def test_the_report_fetches_nothing_and_the_documents_say_what_was_done(settings):

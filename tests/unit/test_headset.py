@@ -26,7 +26,7 @@ from players.viewing import Viewing
 from players.viewport import plan, shares_in_view
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
-from testbed.records import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
+from testbed.records_vp import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
 from tests.unit.loopback import listening
 
 VIDEO = synthetic_tiles(12)

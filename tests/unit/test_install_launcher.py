@@ -13,7 +13,24 @@ import pytest
 from testbed import install
 
 CHECKOUT = Path(__file__).parents[2]
-NEEDED = ("__init__", "run", "install", "native", "debian", "progress", "errors", "clock", "user", "units", "host", "doctor")
+NEEDED = (
+    "__init__",
+    "run",
+    "install",
+    "native",
+    "debian",
+    "progress",
+    "errors",
+    "clock",
+    "user",
+    "units",
+    "host",
+    "doctor",
+    "cache",
+    "dashjs",
+    "encode",
+    "docker",
+)
 
 
 @pytest.fixture

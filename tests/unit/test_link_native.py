@@ -393,7 +393,7 @@ def test_a_testbed_that_listens_to_no_answer_does_not_stop_it(process):
 @pytest.mark.parametrize("arguments", [[], ["1"], ["1", "2", "3"], ["x", "0"], ["1", "2x"], ["--modle"]])
 def test_it_says_how_it_is_used(relay, arguments):
     done = subprocess.run([relay, *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "usage: relay PARENT_PID FD | relay --model\n")
+    assert (done.returncode, done.stderr) == (2, "usage: relay PARENT_PID FD | relay --model | relay --awake\n")
 
 
 # What keeps the cores awake

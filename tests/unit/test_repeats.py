@@ -102,7 +102,7 @@ def played(folder: Path, faults: dict[str, dict], repeats: int = 1, dying: tuple
     with LiveView(len(trials), experiment.chunks, said) as view:
         recorder = Recorder(prepared, results, view)
         controller = SimpleNamespace(watch=lambda: "")
-        Emulation(trials, [FakeLane(link, prepared, dying)], controller, {}).run(recorder)
+        Emulation(trials, [FakeLane(link, prepared, dying)], controller, {}, folder).run(recorder)
         results.extend(twins(prepared, recorder.played))
     results.finish()
     return read_run(results.path), recorder, link, said.file.getvalue()

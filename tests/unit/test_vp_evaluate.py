@@ -150,7 +150,7 @@ def test_mistakes_are_told_in_one_sentence(recorded, capsys, tmp_path, monkeypat
 
 def test_an_unknown_task_is_told(capsys):
     assert evaluate_command(["vpp"]) == 2
-    assert "task 'vpp' is unknown, wanted one of abr, vp" in capsys.readouterr().err
+    assert "task 'vpp' is unknown, wanted one of abr, cjs, vp" in capsys.readouterr().err
 
 
 def test_an_evaluation_writes_every_window_and_every_number(recorded, tmp_path, monkeypatch):
