@@ -17,7 +17,7 @@ from aiohttp import web
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError
-from testbed.lane import picture
+from testbed.lane import picture_of
 from testbed.live import LiveView
 from testbed.prepared import Prepared
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow, TrialRow
@@ -83,7 +83,7 @@ class Show:
             if before := self._lanes.get(lane):
                 self._by_trial.pop(before.trial_id, None)
             self._lanes[lane] = self._by_trial[trial_id] = shown
-            picture(self._pictures, lane).unlink(missing_ok=True)
+            picture_of(self._pictures, lane).unlink(missing_ok=True)
         self._view.trial_started(trial_id, policy, trace, lane)
 
     def row(self, row: Row) -> None:
@@ -143,7 +143,7 @@ class Show:
             **self._cards[shown.policy],
             "trace": shown.trace,
             "playing_s": now_s() - shown.began_s,
-            "picture": picture(self._pictures, shown.lane).is_file(),
+            "picture": picture_of(self._pictures, shown.lane).is_file(),
             "chunks": shown.chunks,
             "decisions": shown.decisions,
             "stalls": shown.stalls,
@@ -169,7 +169,7 @@ class Show:
 
         async def lane_picture(request: web.Request) -> web.Response:
             try:
-                body = picture(self._pictures, int(request.match_info["lane"])).read_bytes()
+                body = picture_of(self._pictures, int(request.match_info["lane"])).read_bytes()
             except FileNotFoundError:
                 raise web.HTTPNotFound(text="no picture yet") from None
             return web.Response(body=body, content_type="image/jpeg", headers=HEADERS)

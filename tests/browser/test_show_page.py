@@ -10,7 +10,7 @@ from rich.console import Console
 from test_report_page import CONTRAST, count
 
 from players.dash.devtools import Browser, chromium
-from testbed.lane import picture
+from testbed.lane import picture_of
 from testbed.live import LiveView
 from testbed.prepared import prepare
 from testbed.records import ChunkRow, DecisionRow, StallRow
@@ -79,7 +79,7 @@ def wait_until(page: Browser, expression: str) -> None:
 
 def test_lanes_are_drawn_and_move_on_and_a_click_opens_one(browser: Browser, show: Show, tmp_path: Path) -> None:
     browser.open("about:blank")
-    picture(tmp_path, 0).write_bytes(base64.b64decode(browser.call("Page.captureScreenshot", format="jpeg")["data"]))
+    picture_of(tmp_path, 0).write_bytes(base64.b64decode(browser.call("Page.captureScreenshot", format="jpeg")["data"]))
     for index in range(4):
         for trial_id in ("t0000", "t0001"):
             show.row(chunk(trial_id, index))

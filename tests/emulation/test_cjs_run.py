@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(not native.built(), reason="the relay in C is not built here: scripts/setup does it where there is a C compiler"),
 ]
-SMALL = ["--task", "cjs", "--jobs", "3", "--executors", "4", "--time-scale", "40", "--policies", "fair,fifo_half"]
+SMALL = ["--task", "cjs", "--jobs", "3", "--executors", "4", "--time-scale", "40", "--repeats", "0", "--policies", "fair,fifo_half"]
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_pat
     report = (latest / "report.html").read_text()
     assert "Jobs in the system" in report and "executors over time" in report
     assert ("Decision latency" in report) == trials["valid"].any(), "latencies are those of valid trials"
-    assert summary["policies"]["fair"]["simulation"]["mean"] > 0
+    assert (trials["simulated_jct_s"] > 0).all()
     assert interfaces() == before and not ours()
 
 
 @pytest.mark.timeout(600)
 def test_faults_lose_no_job_and_leave_the_next_trial_alone() -> None:
     struck = "none,executor killed,executor hangs,link cut for 5 s,controller killed,driver killed,none again"
-    outcomes = {one.fault: one for one in injected(CjsFaultsSettings(jobs=1, executors=4, time_scale=40.0, faults=struck))}
+    outcomes = {one.fault: one for one in injected(CjsFaultsSettings(jobs=1, executors=4, time_scale=6.0, faults=struck))}
     tasks = outcomes["none"].tasks_done
     for fault, outcome in outcomes.items():
         if fault != "driver killed":
