@@ -15,30 +15,23 @@ they are made; a chunk's row when the pause after it is over. Times count from t
 """
 
 import asyncio
-import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from controllers.api import AbrSession, Chunk, Manifest
 from controllers.client import DecisionClient, DecisionFailed
-from controllers.config import read_config
 from controllers.protocol import Refusal, check_session
 from players.config import PlayerConfig
 from players.fetch import Download, OriginClient, PlaybackEnded
 from players.playback import Playback, Timing
+from players.process import CLOSE_DEADLINE_S, open_early, run
 from players.throughput import ThroughputEstimate, local_level
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, StallRow
-
-CLOSE_DEADLINE_S = 0.5
-"""Longest wait for the controller to forget the session."""
 
 PlayerRow = ChunkRow | DecisionRow | StallRow | PlaybackEndRow
 Emit = Callable[[PlayerRow], None]
@@ -178,7 +171,7 @@ async def play(config: PlayerConfig, emit: Emit) -> None:
             session = session_of(config, await origin.manifest())
             controller = DecisionClient(config.controller_url, session, config.policy, config.seed)
             closing.push_async_callback(controller.close, CLOSE_DEADLINE_S)
-            await _open(controller, config)
+            await open_early(controller, config)
             player = Player(config, session, origin, controller, emit)
             await player.run()
         except PlaybackEnded as ended:
@@ -189,14 +182,6 @@ async def play(config: PlayerConfig, emit: Emit) -> None:
             player.finish(reason, detail)
         else:
             emit(no_playback(config.trial_id, reason, detail))
-
-
-async def _open(controller: DecisionClient, config: PlayerConfig) -> None:
-    """Open the session before the clock runs. If that fails, each decision tries again."""
-    try:
-        await controller.open(config.open_deadline_s)
-    except DecisionFailed as failed:
-        sys.stderr.write(f"{config.trial_id}: no session yet: {failed.reason}: {failed.message}\n")
 
 
 def session_of(config: PlayerConfig, video: Manifest) -> AbrSession:
@@ -218,36 +203,5 @@ def no_playback(trial_id: str, reason: str, detail: str) -> PlaybackEndRow:
     return PlaybackEndRow(trial_id=trial_id, end_reason=reason, startup_s=0.0, played_s=0.0, rebuffer_s=0.0, wall_s=0.0, detail=detail)
 
 
-def write_row(row: PlayerRow) -> None:
-    """One JSON line on stdout."""
-    sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-async def until_told(playback: Coroutine[Any, Any, None]) -> None:
-    """Play; the first SIGTERM or SIGINT interrupts."""
-    playing = asyncio.create_task(playback)
-    told = asyncio.Event()
-
-    def stop() -> None:
-        if not told.is_set():
-            told.set()
-            playing.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    await playing
-
-
-def main() -> int:
-    """Read the config, play. Exit code 0 however the playback ended; a config that can't be used is one sentence and exit code 2."""
-    try:
-        asyncio.run(until_told(play(read_config(PlayerConfig, sys.argv[1:]), write_row)))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(PlayerConfig, play))

@@ -8,20 +8,18 @@ stdout as they are made, a segment's when it has been played. Ends are those of 
 """
 
 import asyncio
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-import msgspec
 import numpy as np
 
 from controllers.api import VpSession
 from controllers.client import DecisionFailed
 from controllers.client_vp import ViewportClient
-from controllers.config import read_config
 from players.config import HeadsetConfig
 from players.fetch import OriginClient, PlaybackEnded
+from players.process import CLOSE_DEADLINE_S, open_early, run
 from players.throughput import ThroughputEstimate
 from players.tiles import TiledVideo
 from players.viewing import Seen, Viewing
@@ -34,8 +32,6 @@ from testbed.units import bytes_per_s_from_bps
 from testbed.vp_metrics import mae_deg
 from traces.viewports import gaze
 
-CLOSE_DEADLINE_S = 0.5
-"""Longest wait for the controller to forget the session."""
 LOOK_S = 0.02
 """Longest nap while a segment has to be waited for."""
 
@@ -234,10 +230,7 @@ async def view(config: HeadsetConfig, emit: Emit) -> None:
             session = VpSession(config.trial_id, config.horizon, config.rate_hz, config.front_deg)
             controller = ViewportClient(config.controller_url, session, config.policy, config.seed)
             closing.push_async_callback(controller.close, CLOSE_DEADLINE_S)
-            try:
-                await controller.open(config.open_deadline_s)
-            except DecisionFailed as failed:
-                sys.stderr.write(f"{config.trial_id}: no session yet: {failed.reason}: {failed.message}\n")
+            await open_early(controller, config)
             headset = Headset(config, video, origin, controller, emit)
             await headset.run()
         except PlaybackEnded as ended:
@@ -263,35 +256,5 @@ def check_fits(config: HeadsetConfig, video: TiledVideo) -> None:
         raise UserError(f"HeadsetConfig: there are {len(config.angles_deg)} samples of head movement, wanted at least {wanted}")
 
 
-def _write(row: HeadsetRow) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-async def _until_told(config: HeadsetConfig) -> None:
-    """View; the first SIGTERM or SIGINT interrupts."""
-    viewing = asyncio.create_task(view(config, _write))
-    told = asyncio.Event()
-
-    def stop() -> None:
-        if not told.is_set():
-            told.set()
-            viewing.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    await viewing
-
-
-def main() -> int:
-    """Read the config, view. Exit code 0 however the viewing ended; a config that can't be used is one sentence and exit code 2."""
-    try:
-        asyncio.run(_until_told(read_config(HeadsetConfig, sys.argv[1:])))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(HeadsetConfig, view))

@@ -28,16 +28,16 @@ from aiohttp import web
 
 from controllers.api import AbrSession
 from controllers.client import DecisionClient, DecisionFailed
-from controllers.config import read_config
 from players.config import PlayerConfig
 from players.dash.devtools import FULL_PACE, Browser, BrowserCrashed, BrowserStuck, chromium, take_priority
 from players.dash.ledger import Ledger
 from players.dash.messages import Ask, DashConfig, Facts, Failed, Level, PageConfig, PageState, Tell
 from players.fetch import OriginClient, PlaybackEnded
-from players.headless import CLOSE_DEADLINE_S, Emit, no_playback, session_of, until_told, write_row
+from players.headless import Emit, no_playback, session_of
+from players.process import CLOSE_DEADLINE_S, open_early, run
 from players.throughput import local_level
 from testbed.clock import now_s
-from testbed.errors import TestbedError, UserError
+from testbed.errors import TestbedError
 from testbed.units import kbps_from_bps
 
 PAGE = Path(__file__).with_name("page")
@@ -253,7 +253,7 @@ async def play(config: DashConfig, emit: Emit) -> None:
             if config.decides == "controller":
                 controller = DecisionClient(config.player.controller_url, session, config.player.policy, config.player.seed)
                 closing.push_async_callback(controller.close, CLOSE_DEADLINE_S)
-                await _open(controller, config.player)
+                await open_early(controller, config.player)
             playback = Playback(config, session, controller, emit, log)
             url = await closing.enter_async_context(_served(playback.application()))
             reason, detail = await _watched(config, playback, url)
@@ -276,13 +276,6 @@ async def _session(config: PlayerConfig) -> AbrSession:
         await origin.close()
 
 
-async def _open(controller: DecisionClient, config: PlayerConfig) -> None:
-    try:
-        await controller.open(config.open_deadline_s)
-    except DecisionFailed as failed:
-        sys.stderr.write(f"{config.trial_id}: no session yet: {failed.reason}: {failed.message}\n")
-
-
 async def _watched(config: DashConfig, playback: Playback, url: str) -> tuple[str, str]:
     """Play in a browser that is watched; returns how it ended, the browser gone with all its processes."""
     watch = Watch(config)
@@ -302,16 +295,6 @@ async def _watched(config: DashConfig, playback: Playback, url: str) -> tuple[st
     return playback.ended.result()
 
 
-def main() -> int:
-    """Read the config, play. Exit code 0 however the playback ended; a config that can't be used is one sentence and exit code 2."""
-    take_priority(NICE)
-    try:
-        asyncio.run(until_told(play(read_config(DashConfig, sys.argv[1:]), write_row)))
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    take_priority(NICE)
+    sys.exit(run(DashConfig, play))
