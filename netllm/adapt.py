@@ -9,27 +9,21 @@ Equal seeds, versions and thread counts give equal data, order and initial weigh
 machine; with `--minutes` the number of steps, and so the weights, depend on its speed.
 """
 
-import csv
 import json
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
 
 from controllers.api import AbrObservation, Chunk
-from controllers.learning.start import check_least, open_folder
+from controllers.learning.start import check_least
 from netllm import experience
-from netllm.adapter import new_model, save_adapter
-from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.adaptation import Adaptation
+from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
 from netllm.card import write_card
 from netllm.experience import CollectSettings, Episode, Job
 from netllm.lora import LoraSettings
@@ -37,43 +31,19 @@ from netllm.model import TaskModel
 from netllm.tasks.abr import AbrReader, AbrTask, choose
 from netllm.training import (
     OptimiserSettings,
-    Progress,
-    RunningMean,
-    load_checkpoint,
     loss_of,
-    make_optimiser,
     pick,
     prepare,
-    save_checkpoint,
-    set_rate,
     stack,
     train_step,
 )
-from testbed.clock import now_s, utc_now
-from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.stats import estimate
 from traces.training import Sources
 
-CURVE = "curve.csv"
 FAMILIES = ("held_out", "valid", "synthetic")
 """Of validation sessions (`traces/training.py`)."""
-DAGGER_FROM, DAGGER_TO = 0.6, 0.95
-"""Share of the budget at which DAgger begins, and at which a round after the last would be due."""
-COLUMNS = (
-    "step",
-    "elapsed_s",
-    "sessions",
-    "train_loss",
-    "valid_loss",
-    "valid_qoe",
-    "valid_qoe_ci95",
-    *(f"valid_qoe_{family}" for family in FAMILIES),
-    "teacher_qoe",
-    "tokens_per_s",
-    "dagger_rounds",
-)
 
 
 @dataclass(frozen=True)
@@ -151,13 +121,7 @@ def adapt(settings: AdaptSettings | None = None, console: Console | None = None)
     settings = settings or AdaptSettings()
     _check(settings)
     torch.set_num_threads(settings.threads)
-    run = Run(settings, console or Console(stderr=True))
-    try:
-        run.start()
-        run.train()
-        return run.finish()
-    finally:
-        run.model.switch.remove()  # after Ctrl-C in a notebook, too: the backbone lives on
+    return Run(settings, console or Console(stderr=True)).run()
 
 
 def _check(settings: AdaptSettings) -> None:
@@ -172,37 +136,23 @@ def _check(settings: AdaptSettings) -> None:
         raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --steps)")
 
 
-class Run:
-    """One training run: the model, the pools of experience, and how far it is."""
+class Run(Adaptation):
+    """One training run for ABR."""
+
+    dagger_from, dagger_to = 0.6, 0.95
 
     def __init__(self, settings: AdaptSettings, console: Console) -> None:
-        self.settings, self.console, self.commit = settings, console, checkout_commit() or "unknown"
-        open_folder(settings.out, settings.resume)
         self.sources: Sources = experience.sources_of(settings.collect)
         self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
-        load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
-        torch.manual_seed(settings.collect.seed)
-        self.task, self.asked = settings.task, {"collect": asdict(settings.collect)}
-        self.model = new_model(settings.llm, settings.dtype, self.task, settings.lora)
-        self.optimiser = make_optimiser(self.model, settings.optimiser)
-        self.mean = RunningMean(self.model.adapt_parameters(), settings.optimiser.keep)
-        self.progress = Progress()
-        self.pools: list[list[dict[str, np.ndarray]]] = []
-        self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
-        self.last_checkpoint_s = 0.0
+        self.task = settings.task
+        super().__init__(settings, console, {"collect": asdict(settings.collect)})
 
     def start(self) -> None:
-        """Collect or read experience, and take up the last checkpoint."""
+        """See `Adaptation`."""
         first = self.settings.experience or self._first_pool()
         self.header = self._checked(first)
         self.pools.append(prepare(self.task, experience.read(first)))
-        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.asked)):
-            self.progress = found
-            self.last_checkpoint_s = found.elapsed_s
-            self._cut_curve()
-            self.console.print(f"resumed at step {found.step}, {found.elapsed_s / 60:.1f} min of training done")
-        for number in range(self.progress.rounds):
-            self._add_round(experience.read(self._round_file(number)))
+        self._take_up()
         taught = experience.play(experience.as_teacher(self.validation), self.settings.collect.teachers)
         self.held_out = stack(prepare(self.task, taught))
         self.teacher_score = score_of(self.validation, [each.chunks for each in taught])
@@ -227,57 +177,11 @@ class Run:
             raise UserError(f"{path}: was collected with another {', '.join(other)}, wanted the settings the run was begun with")
         return header
 
-    def train(self) -> None:
-        """Until the budget is spent; Ctrl-C leaves a checkpoint."""
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[eta]}")
-        with ProgressBar(*columns, console=self.console) as bar:
-            row = bar.add_task("adapt", total=1.0, eta="")
-            try:
-                while self.done < 1:
-                    self._advance()
-                    bar.update(row, completed=self.done, description=self._state(), eta=f"{self._left_s() / 60:.0f} min left")
-                if self.progress.validated < self.progress.step:  # the run that did the last step was cut in its validation
-                    self._timed(self._validate)
-            except KeyboardInterrupt:
-                self._checkpoint()
-                raise
-
-    @property
-    def done(self) -> float:
-        """Share of the budget spent."""
-        settings = self.settings
-        return self.progress.step / settings.steps if settings.steps else self.progress.elapsed_s / 60 / settings.minutes
-
-    def _left_s(self) -> float:
-        return self.progress.elapsed_s * (1 / self.done - 1) if self.done else 0.0
-
-    def _state(self) -> str:
-        loss = float(np.mean(self.losses[-50:])) if self.losses else float("nan")
-        speed = self.seen_tokens / self.seen_s if self.seen_s else 0.0
-        return f"step {self.progress.step}  loss {loss:.3f}  best QoE {max(self.progress.best_qoe, -9):.3f}  {speed:.0f} tokens/s"
-
-    def _advance(self) -> None:
-        """One optimiser step and whatever is due after it."""
-        started_s = now_s()
-        step = self.progress.step
-        set_rate(self.optimiser, self.settings.optimiser, step, self.done)
+    def _learn(self, step: int) -> tuple[float, int]:
+        """See `Adaptation`."""
         batches = self._batches(step)
-        self.model.train()
-        self.losses.append(train_step(self.model, self.optimiser, self.settings.optimiser, batches))
-        self.mean.update(step + 1)
-        took_s = now_s() - started_s
-        self.seen_tokens += sum(batch["weight"].size * self.model.step_tokens for batch in batches)
-        self.seen_s += took_s
-        self.progress = replace(self.progress, step=step + 1, elapsed_s=self.progress.elapsed_s + took_s)
-        self._timed(self._dagger_if_due)
-        self._timed(self._validate_if_due)
-        if self.progress.elapsed_s - self.last_checkpoint_s >= self.settings.checkpoint_minutes * 60:
-            self._checkpoint()
-
-    def _timed(self, work: Callable[[], None]) -> None:
-        started_s = now_s()
-        work()
-        self.progress = replace(self.progress, elapsed_s=self.progress.elapsed_s + now_s() - started_s)
+        tokens = sum(batch["weight"].size for batch in batches) * self.model.step_tokens
+        return train_step(self.model, self.optimiser, self.settings.optimiser, batches), tokens
 
     def _batches(self, step: int) -> list[dict[str, np.ndarray]]:
         """Half of each batch from the first pool, half from the DAgger rounds once there are any."""
@@ -286,24 +190,18 @@ class Run:
         chosen = [self.pools[pool][session] for pool, session in places]
         return [stack(chosen[i : i + optimiser.batch]) for i in range(0, len(chosen), optimiser.batch)]
 
-    def _dagger_if_due(self) -> None:
-        """The rounds begin at equal distances from `DAGGER_FROM` on."""
-        number = self.progress.rounds
-        if number >= self.settings.rounds or self.done < DAGGER_FROM + (DAGGER_TO - DAGGER_FROM) * number / self.settings.rounds:
-            return
+    def _read_round(self, path: Path) -> list[Episode]:
+        """See `Adaptation`."""
+        return experience.read(path)
+
+    def _play_round(self, number: int, path: Path) -> list[Episode]:
+        """See `Adaptation`."""
         seed = self.settings.collect.seed + 1000 * (number + 1)
         collect = replace(self.settings.collect, seed=seed, sessions=self.settings.round_sessions)
-        self.model.eval()
         batch = experience.jobs(collect, self.sources, behaviours=("student",))
-        with self.mean.in_place():
-            found = experience.play(batch, collect.teachers, student_of(self.model, self.task))
-        experience.write(self._round_file(number), found, experience.header(collect, self.sources, dagger_round=number + 1))
-        self._add_round(found)
-        self.progress = replace(self.progress, rounds=number + 1)
-        self._checkpoint()
-
-    def _round_file(self, number: int) -> Path:
-        return self.settings.out / f"experience-round-{number + 1}.parquet"
+        found = experience.play(batch, collect.teachers, student_of(self.model, self.task))
+        experience.write(path, found, experience.header(collect, self.sources, dagger_round=number + 1))
+        return found
 
     def _add_round(self, episodes: Sequence[Episode]) -> None:
         prepared = prepare(self.task, episodes)
@@ -311,90 +209,44 @@ class Run:
             self.pools.append([])
         self.pools[1].extend(prepared)
 
-    def _validate_if_due(self) -> None:
-        if self.done >= 1 or self.progress.elapsed_s - self.progress.last_validation_s >= self.settings.validate_minutes * 60:
-            self._validate()
-
-    def _validate(self) -> None:
-        """QoE of the student in the validation sessions and its loss on the teacher's; keeps the best model. All of the mean of weights."""
-        self.model.eval()
-        with self.mean.in_place():
-            sims = experience.play_together(self.validation, student_of(self.model, self.task))
-            score = score_of(self.validation, [sim.history for sim in sims])
-            with torch.inference_mode():
-                valid_loss = loss_of(self.model, self.held_out).item()
-            self._record(score, valid_loss)
-            if score.qoe > self.progress.best_qoe:
-                save_adapter(self.model, self.settings.out / "adapter", self._facts(score))
-        best = max(score.qoe, self.progress.best_qoe)
-        self.progress = replace(self.progress, best_qoe=best, last_validation_s=self.progress.elapsed_s, validated=self.progress.step)
-
-    def _record(self, score: Score, valid_loss: float) -> None:
-        path = self.settings.out / CURVE
-        new = not path.exists()
-        sessions = self.progress.step * self.settings.optimiser.batch * self.settings.optimiser.accumulation
-        speed = self.seen_tokens / max(self.seen_s, 1e-9)
-        loss = float(np.mean(self.losses[-50:])) if self.losses else float("nan")
-        families = [score.families.get(family, "") for family in FAMILIES]
-        row = (self.progress.step, round(self.progress.elapsed_s), sessions, loss, valid_loss, score.qoe, score.ci95, *families)
-        row = (*row, self.teacher_score.qoe, speed, self.progress.rounds)
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            writer.writerow([f"{value:.5g}" if isinstance(value, float) else value for value in row])
+    def _judge(self) -> tuple[float, dict[str, Any], dict[str, Any]]:
+        """QoE of the student in the validation sessions, and its loss on the teacher's."""
+        sims = experience.play_together(self.validation, student_of(self.model, self.task))
+        score = score_of(self.validation, [sim.history for sim in sims])
+        with torch.inference_mode():
+            valid_loss = loss_of(self.model, self.held_out).item()
         self.console.print(
             f"step {self.progress.step}: validation QoE {score} (teacher {self.teacher_score.qoe:.3f}), loss {valid_loss:.3f}"
         )
-
-    def _cut_curve(self) -> None:
-        """Forget validations that the checkpoint knows nothing of: they will come again."""
-        path = self.settings.out / CURVE
-        if path.is_file():
-            head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text(
-                "".join([head, *(row for row in rows if int(row.partition(",")[0]) <= self.progress.validated)]), encoding="utf-8"
-            )
-
-    def _checkpoint(self) -> None:
-        save_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.progress, self.asked)
-        self.last_checkpoint_s = self.progress.elapsed_s
-        if not self.console.is_terminal:  # where the bar can't be seen
-            self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")
-
-    def _facts(self, score: Score) -> dict[str, Any]:
-        """What the adapter's settings file tells of its making."""
-        settings = self.settings
-        return {
-            "trained": {
-                "utc": utc_now().isoformat(timespec="seconds"),
-                "commit": self.commit,
-                "command": _command(),
-                "seed": settings.collect.seed,
-                "steps": self.progress.step,
-                "minutes": round(self.progress.elapsed_s / 60, 1),
-                "dagger_rounds": self.progress.rounds,
-                "dtype": settings.dtype,
-                "optimiser": asdict(settings.optimiser),
-                "experience": self.header,
-                "collect": self.asked["collect"],
-                "sessions": [len(pool) for pool in self.pools],
-                "hardware": f"{_processor()}, {settings.threads} threads",
-                "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-            },
-            "validation": score.as_facts()
-            | {
-                "sessions": len(self.validation),
-                "teacher_qoe": round(self.teacher_score.qoe, 4),
-                "teacher_families": self.teacher_score.as_facts()["families"],
-            },
+        told = score.as_facts() | {
+            "sessions": len(self.validation),
+            "teacher_qoe": round(self.teacher_score.qoe, 4),
+            "teacher_families": self.teacher_score.as_facts()["families"],
         }
+        return score.qoe, self._row(score, valid_loss), told
 
-    def finish(self) -> Path:
-        """Write the model card of the best adapter."""
-        folder = self.settings.out / "adapter"
-        write_card(folder, self.settings.out / CURVE)
-        return folder
+    def _row(self, score: Score, valid_loss: float) -> dict[str, Any]:
+        optimiser = self.settings.optimiser
+        row = {
+            "sessions": self.progress.step * optimiser.batch * optimiser.accumulation,
+            "train_loss": self.recent_loss,
+            "valid_loss": valid_loss,
+            "valid_qoe": score.qoe,
+            "valid_qoe_ci95": score.ci95,
+            **{f"valid_qoe_{family}": score.families.get(family, "") for family in FAMILIES},
+            "teacher_qoe": self.teacher_score.qoe,
+            "tokens_per_s": self.tokens_per_s,
+            "dagger_rounds": self.progress.rounds,
+        }
+        return {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
+
+    def _own_story(self) -> dict[str, Any]:
+        """See `Adaptation`."""
+        return {"experience": self.header, "sessions": [len(pool) for pool in self.pools]}
+
+    def _write_card(self, folder: Path) -> None:
+        """See `Adaptation`."""
+        write_card(folder, self.curve)
 
 
 def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObservation]], list[int]]:
@@ -405,17 +257,3 @@ def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObserva
         return [choose(row, each, task) for row, each in zip(reader.decide(observations), observations, strict=True)]
 
     return decide
-
-
-def _command() -> str:
-    """How to do it again, but for the folders."""
-    program = Path(sys.argv[0])
-    return command_line(f"scripts/{program.name}", sys.argv[1:]) if program.name in ("adapt", "ablate") else "netllm.adapt(...)"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -61,8 +61,8 @@ class Progress:
     """Time spent, over all runs."""
     rounds: int = 0
     """DAgger rounds done."""
-    best_qoe: float = -1e9
-    """Best validation QoE so far."""
+    best_score: float = -1e9
+    """Best in validation so far; more is better."""
     last_validation_s: float = 0.0
     """`elapsed_s` at the last validation."""
     validated: int = 0

@@ -167,11 +167,11 @@ def test_a_kill_while_an_adapter_is_written_leaves_the_one_before(settings, monk
     before = weights(settings.out / "adapter")
     run._advance()
     monkeypatch.setattr("netllm.adapter._write_lora", lambda *_: interrupt(run))
-    run.progress = replace(run.progress, best_qoe=-1e9)
+    run.progress = replace(run.progress, best_score=-1e9)
     with pytest.raises(KeyboardInterrupt):
         run._validate()
     assert_equal(before, weights(settings.out / "adapter"))
-    assert run.progress.best_qoe == -1e9, "a model that was not kept is not the best"
+    assert run.progress.best_score == -1e9, "a model that was not kept is not the best"
     run.model.switch.remove()
 
 

@@ -85,18 +85,8 @@ def settings(llm, tmp_path, monkeypatch):
     )
 
 
-def run(settings):
+def begun(settings):
     return CjsRun(settings, QUIET, validation=[CjsJob(2_000_000 + i, 4, 25.0, 5) for i in range(3)])
-
-
-def trained(settings):
-    made = run(settings)
-    try:
-        made.start()
-        made.train()
-        return made.finish()
-    finally:
-        made.model.switch.remove()
 
 
 def test_a_cheaper_candidate_is_likelier_and_ties_go_to_the_rule():
@@ -198,7 +188,7 @@ def test_answers_can_be_meant(model):
 
 
 def test_a_run_leaves_a_loadable_adapter_with_a_card_and_a_curve(settings):
-    folder = trained(settings)
+    folder = begun(settings).run()
     made = load_adapter(folder, settings.llm, "float32")
     assert made.task == settings.task
     facts = read_settings(folder)
@@ -211,9 +201,9 @@ def test_a_run_leaves_a_loadable_adapter_with_a_card_and_a_curve(settings):
 
 
 def test_equal_settings_give_equal_weights_also_when_cut(settings, tmp_path, monkeypatch):
-    whole = weights(trained(settings))
+    whole = weights(begun(settings).run())
     cut = replace(settings, out=tmp_path / "cut")
-    made, steps = run(cut), []
+    made, steps = begun(cut), []
     made.start()
     advance = CjsRun._advance
 
@@ -230,7 +220,7 @@ def test_equal_settings_give_equal_weights_also_when_cut(settings, tmp_path, mon
     monkeypatch.undo()
     settings_again = replace(cut, resume=True)
     monkeypatch.setattr(experience, "draw_session", None)  # nothing is drawn any more: the round was played before the cut
-    found = weights(trained(settings_again))
+    found = weights(begun(settings_again).run())
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
@@ -240,7 +230,7 @@ def weights(folder):
 
 
 def test_it_learns_what_the_labels_say(settings):
-    made = run(replace(settings, steps=60, rounds=0, optimiser=OptimiserSettings(batch=8, warmup_steps=5, lr_modules=5e-3)))
+    made = begun(replace(settings, steps=60, rounds=0, optimiser=OptimiserSettings(batch=8, warmup_steps=5, lr_modules=5e-3)))
     made.start()
     try:
         before = np.mean([loss_of(made.model, batch).item() for batch in made.held_out])
