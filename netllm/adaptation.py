@@ -22,7 +22,7 @@ from controllers.learning.saved import add_row, cut_curve
 from controllers.learning.start import open_folder
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import load_backbone
-from netllm.training import Progress, RunningMean, load_checkpoint, make_optimiser, save_checkpoint, set_rate
+from netllm.training import Progress, kept_share, load_checkpoint, make_optimiser, mean_of, save_checkpoint, set_rate
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field
@@ -46,7 +46,7 @@ class Adaptation(ABC):
         torch.manual_seed(settings.collect.seed)
         self.model = new_model(settings.llm, settings.dtype, settings.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
-        self.mean = RunningMean(self.model.adapt_parameters(), settings.optimiser.keep)
+        self.mean = mean_of(self.model)
         self.progress = Progress()
         self.pools: list[list[Any]] = []
         self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
@@ -159,7 +159,7 @@ class Adaptation(ABC):
         self.model.train()
         loss, tokens = self._learn(step)
         self.losses.append(loss)
-        self.mean.update(step + 1)
+        self.mean.update(kept_share(self.settings.optimiser, step + 1))
         took_s = now_s() - started_s
         self.seen_tokens += tokens
         self.seen_s += took_s

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from controllers.ladder import places
+from controllers.learning.averaging import RunningMean
 from netllm.experience import Episode
 from netllm.heads import ALLOWED
 from netllm.model import TaskModel, as_tensors
@@ -112,39 +111,6 @@ def make_optimiser(model: TaskModel, settings: OptimiserSettings) -> torch.optim
     return torch.optim.AdamW(groups, lr=settings.lr_lora, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
 
 
-class RunningMean:
-    """The exponential mean of weights over optimiser steps: what is validated, kept and sent to play in DAgger rounds.
-
-    The last steps' weights alone are as good as the last batches: at the peak rate, validation picks lucky ones.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], keep: float) -> None:
-        self._parameters, self._keep = list(parameters), keep
-        self.weights = [parameter.detach().clone() for parameter in self._parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights as they are after `step` steps, 1 or more; the memory is short at first."""
-        share = 1 - min(self._keep, step / (step + 10))
-        for mean, now in zip(self.weights, self._parameters, strict=True):
-            mean.lerp_(now, share)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let the model compute with the mean; its own weights come back afterwards."""
-        own = [parameter.detach().clone() for parameter in self._parameters]
-        self._put(self.weights)
-        try:
-            yield
-        finally:
-            self._put(own)
-
-    @torch.no_grad()
-    def _put(self, weights: Sequence[torch.Tensor]) -> None:
-        for parameter, weight in zip(self._parameters, weights, strict=True):
-            parameter.copy_(weight)
-
-
 def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step: int, done: float) -> float:
     """Warm up over the first steps, then follow a cosine of the share `done` of the budget; returns the factor."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
@@ -152,6 +118,16 @@ def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * warm * decay
     return warm * decay
+
+
+def mean_of(model: TaskModel) -> RunningMean:
+    """A running mean of all that training changes."""
+    return RunningMean({str(i): parameter for i, parameter in enumerate(model.adapt_parameters())})
+
+
+def kept_share(settings: OptimiserSettings, step: int) -> float:
+    """Of the running mean at its update after `step` steps, 1 or more; its memory is short at first."""
+    return min(settings.keep, step / (step + 10))
 
 
 def train_step(
@@ -192,7 +168,7 @@ def save_checkpoint(
     scratch.mkdir(parents=True)
     save_file(_weights(model), scratch / "weights.safetensors")
     save_file(_moments(optimiser), scratch / "moments.safetensors")
-    save_file({str(i): weight for i, weight in enumerate(mean.weights)}, scratch / "mean.safetensors")
+    save_file(mean.weights, scratch / "mean.safetensors")
     os.replace(scratch, target)
     pointer = folder / f".{POINTER}"
     pointer.write_text(json.dumps({"folder": target.name, "model": _what(model, asked), **asdict(progress)}), encoding="utf-8")
@@ -232,8 +208,7 @@ def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimize
     model.load_state_dict({name.removeprefix("modules."): tensor for name, tensor in weights.items() if name.startswith("modules.")})
     model.switch.load({name.removeprefix("lora."): tensor for name, tensor in weights.items() if name.startswith("lora.")})
     _set_moments(optimiser, load_file(newest / "moments.safetensors"))
-    for number, weight in load_file(newest / "mean.safetensors").items():
-        mean.weights[int(number)].copy_(weight)
+    mean.fill(load_file(newest / "mean.safetensors"))
     return Progress(**facts)
 
 

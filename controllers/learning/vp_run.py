@@ -7,8 +7,7 @@ a budget in minutes, as many steps as that machine does in them).
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from controllers.learning.averaging import RunningMean
 from controllers.learning.saved import add_row, cut_curve, write_tensors
 from testbed.clock import now_s
 from testbed.errors import UserError
@@ -67,7 +67,7 @@ class VpRun(ABC):
     ) -> None:
         self.name, self.out, self.budget, self.console = name, out, budget, console or Console(stderr=True)
         self.parameters, self.optimiser = dict(parameters), optimiser
-        self.mean = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
+        self.mean = RunningMean(self.parameters)
         self.standing = Standing()
         self._asked = json.loads(json.dumps(dict(asked)))
         self._errors: list[float] = []
@@ -113,9 +113,7 @@ class VpRun(ABC):
         """One step, and the validation after it if one is due."""
         began_s, before = now_s(), self._parts
         self._errors.append(self.step(self.standing.step))
-        with torch.no_grad():
-            for key, parameter in self.parameters.items():
-                self.mean[key].lerp_(parameter, 1 - self.budget.averaged)
+        self.mean.update(self.budget.averaged)
         elapsed_s = self.standing.elapsed_s + now_s() - began_s
         self.standing = replace(self.standing, step=self.standing.step + 1, elapsed_s=elapsed_s)
         if self._parts > before:
@@ -131,7 +129,7 @@ class VpRun(ABC):
         """Validation, curve and checkpoint."""
         step, error = self.standing.step, float(np.mean(self._errors))
         self._errors = []
-        with self.averaged():
+        with self.mean.in_place():
             valid = self.validate()
             add_row(self.out / CURVE, {"step": step, "training_mae_deg": round(error, 4), "valid_mae_deg": round(valid, 4)})
             if valid < self.standing.best_mae_deg:
@@ -140,25 +138,9 @@ class VpRun(ABC):
         self.console.print(f"{self.name} step {step}: training {error:.3f}, validation {valid:.3f} degrees, {self._left()}")
         self._save()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the mean weights are in the place of the newest."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for key, parameter in self.parameters.items():
-            newest = parameter.detach().clone()
-            parameter.copy_(self.mean[key])
-            self.mean[key] = newest
-
     def _save(self) -> None:
         tensors = {f"newest/{key}": parameter.detach() for key, parameter in self.parameters.items()}
-        tensors |= {f"mean/{key}": tensor for key, tensor in self.mean.items()}
+        tensors |= {f"mean/{key}": tensor for key, tensor in self.mean.weights.items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{key}": tensor for key, tensor in state.items()}
         write_tensors(self.out / CHECKPOINT, tensors, STATE, {"standing": asdict(self.standing), "asked": self._asked})
@@ -184,7 +166,7 @@ class VpRun(ABC):
     def _fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.parameters.items():
             parameter.copy_(tensors[f"newest/{key}"])
-            self.mean[key] = tensors[f"mean/{key}"].clone()
+        self.mean.fill({key: tensors[f"mean/{key}"] for key in self.parameters})
         whole = self.optimiser.state_dict()
         for place, value in tensors.items():
             if place.startswith("adam/"):

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from controllers.learning.averaging import RunningMean
 from netllm import training
 from netllm.adapt import AdaptSettings, Run, adapt, score_of
 from netllm.adapter import load_adapter, read_settings
@@ -21,7 +22,7 @@ from netllm.command import adapt_command
 from netllm.experience import CollectSettings, Job, collect
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
-from netllm.training import OptimiserSettings, RunningMean, loss_of, make_optimiser, pick, set_rate, stack, train_step
+from netllm.training import OptimiserSettings, kept_share, loss_of, make_optimiser, pick, set_rate, stack, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from tests.unit.test_netllm_experience import write_trace
@@ -347,16 +348,17 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(settings):
 
 def test_the_mean_of_weights_forgets_at_the_pace_it_is_told():
     weight = torch.nn.Parameter(torch.zeros(3))
-    last, mean = RunningMean([weight], 0.0), RunningMean([weight], 0.9)
+    last, mean = RunningMean({"w": weight}), RunningMean({"w": weight})
+    settings = OptimiserSettings(keep=0.9)
     values = np.random.default_rng(1).normal(size=200)
     expected = 0.0
     for step, value in enumerate(values, 1):
         weight.data.fill_(float(value))
-        last.update(step)
-        mean.update(step)
+        last.update(kept_share(OptimiserSettings(keep=0.0), step))
+        mean.update(kept_share(settings, step))
         expected += (1 - min(0.9, step / (step + 10))) * (value - expected)
-    torch.testing.assert_close(last.weights[0], weight.data)
-    torch.testing.assert_close(mean.weights[0], torch.full((3,), expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last.weights["w"], weight.data)
+    torch.testing.assert_close(mean.weights["w"], torch.full((3,), expected), atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_kept_is_the_mean_of_weights_and_training_goes_on_from_its_own(settings):
