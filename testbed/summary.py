@@ -108,7 +108,7 @@ def notes(run: Run) -> list[str]:
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if again := repeated(run):
         found.append(_played_again(again))
-    found += [*_without_optimum(run), *_above_optimum(run)]
+    found += [*_stolen(run), *_without_optimum(run), *_above_optimum(run)]
     ended = len(stats.last_attempts(run.trials))
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
@@ -136,6 +136,18 @@ def _played_again(again: Sequence[AnyTrialRow]) -> str:
     many = "1 trial was" if len(again) == 1 else f"{len(again)} trials were"
     fair = "The verdict looks only at the link, never at the result, so none was chosen; but again means last, beside fewer other trials."
     return f"{many} played again because the link failed ({shown}{more}). {fair}"
+
+
+def _stolen(run: Run) -> list[str]:
+    """What to do where links failed and the hypervisor took CPU time."""
+    stolen_pct = _host_pct(run, "steal_share") if run.header.mode == "emulation" else None
+    failed = any(verdict(trial) == "fail" for trial in run.trials)
+    if not stolen_pct or not failed or run.header.spec.get("awake"):
+        return []
+    return [
+        f"The host of this virtual machine took {stolen_pct:.1f} % of its CPU time while links failed. Where it is slow to run a core "
+        "again that had halted, --awake helps; --repeats 6 plays a failed trial more often than once."
+    ]
 
 
 def fidelity(run: Run) -> dict[str, Any]:

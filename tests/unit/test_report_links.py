@@ -1,5 +1,6 @@
 """What a report says of links and host: figures that add up, and sentences that blame nobody wrongly."""
 
+import dataclasses
 import re
 from itertools import accumulate
 
@@ -50,6 +51,18 @@ def test_a_trial_that_stayed_invalid_is_left_out_and_its_link_blamed(tmp_path):
     text = page_text(run_of(tmp_path, FakeRun(traces=4, invalid_every=7)))
     assert "The links of 2 of 16 trials failed their verdict" in text and "Link fidelity: fail" in text
     assert "left out" in text and "played again:" not in text
+
+
+def test_where_the_host_took_time_and_links_failed_the_way_out_is_told(tmp_path):
+    def told(run):
+        return [note for note in summarise(run)["notes"] if "--awake" in note]
+
+    failed = run_of(tmp_path / "failed", FakeRun(traces=4, invalid_every=7))
+    assert len(told(failed)) == 1 and told(failed)[0].startswith("The host of this virtual machine took ")
+    awake = msgspec.structs.replace(failed.header, spec=failed.header.spec | {"awake": True})
+    simulated = msgspec.structs.replace(failed.header, mode="simulation")
+    assert not told(run_of(tmp_path / "sound", FakeRun(traces=4)))
+    assert not told(dataclasses.replace(failed, header=awake)) and not told(dataclasses.replace(failed, header=simulated))
 
 
 def test_drops_and_notes_are_told(tmp_path):
