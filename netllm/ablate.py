@@ -14,7 +14,7 @@ from rich.console import Console
 from controllers.learning.start import check_least
 from netllm.adapt import AdaptSettings, adapt
 from netllm.backbone import RANDOM
-from netllm.card import CARD
+from netllm.cards import CARD
 from netllm.experience import collect, read_header
 from testbed.errors import UserError, suggestion
 

@@ -24,7 +24,6 @@ from controllers.learning.start import check_least
 from netllm import experience
 from netllm.adaptation import Adaptation
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
-from netllm.card import write_card
 from netllm.experience import CollectSettings, Episode, Job
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
@@ -243,10 +242,6 @@ class Run(Adaptation):
     def _own_story(self) -> dict[str, Any]:
         """See `Adaptation`."""
         return {"experience": self.header, "sessions": [len(pool) for pool in self.pools]}
-
-    def _write_card(self, folder: Path) -> None:
-        """See `Adaptation`."""
-        write_card(folder, self.curve)
 
 
 def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObservation]], list[int]]:

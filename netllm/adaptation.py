@@ -22,6 +22,7 @@ from controllers.learning.saved import add_row, cut_curve
 from controllers.learning.start import open_folder
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import load_backbone
+from netllm.cards import write_card
 from netllm.training import Progress, kept_share, load_checkpoint, make_optimiser, mean_of, save_checkpoint, set_rate
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
@@ -80,16 +81,12 @@ class Adaptation(ABC):
     def _own_story(self) -> dict[str, Any]:
         """What the settings file tells of the training beyond what all tasks have in common."""
 
-    @abstractmethod
-    def _write_card(self, folder: Path) -> None:
-        """The model card of the adapter in `folder`."""
-
     def run(self) -> Path:
         """Train an adapter and return its folder, `settings.out / "adapter"`."""
         try:
             self.start()
             self.train()
-            self._write_card(self.folder)
+            write_card(self.folder, self.curve)
             return self.folder
         finally:
             self.model.switch.remove()  # after Ctrl-C in a notebook, too: the backbone lives on

@@ -24,12 +24,12 @@ from controllers.learning.vp_run import CURVE, Budget, VpRun
 from controllers.weights import VP_SHIPPED, find_weights
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
+from netllm.cards import write_card
 from netllm.images import image_reader
 from netllm.lora import LoraSettings
 from netllm.model import as_tensors
 from netllm.tasks.vp import SCALE_DEG, VpTask, features, predict_turns_deg
 from netllm.training import OptimiserSettings, make_optimiser, set_rate
-from netllm.vp_card import write_card
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError

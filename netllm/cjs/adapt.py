@@ -27,7 +27,6 @@ from netllm.adaptation import Adaptation
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
 from netllm.cjs import experience
 from netllm.cjs.batches import Batch, LabelSettings, Window, loss_of, stack, windows_of
-from netllm.cjs.card import write_card
 from netllm.cjs.experience import CjsCollectSettings, CjsEpisode
 from netllm.cjs.graph import CjsModel
 from netllm.cjs.reader import CjsReader
@@ -232,10 +231,6 @@ class CjsRun(Adaptation):
         """See `Adaptation`."""
         settings, windows = self.settings, [len(pool) for pool in self.pools]
         return {"bare": settings.bare, "labels": asdict(settings.labels), "experience": self.headers, "windows": windows}
-
-    def _write_card(self, folder: Path) -> None:
-        """See `Adaptation`."""
-        write_card(folder, self.curve)
 
 
 def _alike(windows: Sequence[Window], size: int) -> list[list[Window]]:

@@ -7,8 +7,7 @@ import numpy as np
 
 from netllm.cjs_suite.play import Played
 from netllm.cjs_suite.settings import CjsSetting
-from netllm.suite.analysis import SIGNIFICANT, holm, ratio_of_means
-from netllm.vp_suite.analysis import p_value
+from netllm.suite.analysis import SIGNIFICANT, holm, p_value_of, ratio_of_means
 from testbed.sim.cjs import COMPLETE
 from testbed.stats import TIE, Estimate, estimate
 
@@ -97,4 +96,4 @@ def _difference(a: Outcome, b: Outcome) -> Difference:
     values = a.jct_s - b.jct_s
     found = estimate(values)
     wins, losses = int(np.sum(values < -TIE)), int(np.sum(values > TIE))
-    return Difference(a.policy, b.policy, found, ratio_of_means(a.jct_s, b.jct_s), wins, losses, p_value(found))
+    return Difference(a.policy, b.policy, found, ratio_of_means(a.jct_s, b.jct_s), wins, losses, p_value_of(found))

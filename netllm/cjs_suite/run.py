@@ -12,7 +12,7 @@ from rich.console import Console
 from controllers.learning.start import check_least
 from controllers.loader import PolicyFactory, load_all
 from netllm.adapter import SHIPPED
-from netllm.card import set_results
+from netllm.cards import set_results
 from netllm.cjs_suite import page
 from netllm.cjs_suite.analysis import SettingResult, analyse
 from netllm.cjs_suite.header import CjsHeader, cjs_header, weights_sha256

@@ -286,6 +286,16 @@ def t_test(differences: np.ndarray) -> float | None:
     return float(distributions.ttest_1samp(differences, 0.0).pvalue)
 
 
+def p_value_of(found: Estimate) -> float | None:
+    """Two-sided, of a mean of 0; None where there is no interval."""
+    if found.mean is None or found.ci95 is None:
+        return None
+    if found.half_width <= TIE:
+        return 1.0 if abs(found.mean) <= TIE else 0.0
+    critical = float(distributions.t.ppf((1 + CONFIDENCE) / 2, found.n - 1))
+    return float(2 * distributions.t.sf(abs(found.mean) * critical / found.half_width, found.n - 1))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values adjusted for their number by Holm's step-down rule; None stays None and doesn't count."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)

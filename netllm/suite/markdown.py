@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from netllm.card import set_results
+from netllm.cards import set_results
 from netllm.suite import words
 from netllm.suite.analysis import Analysis, Difference, SettingResult
 from netllm.suite.contenders import ABLATION, COMPARED, NETLLM

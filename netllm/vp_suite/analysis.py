@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import stats as distributions
 
 from controllers.loader import PolicyFactory
-from netllm.suite.analysis import SIGNIFICANT, holm, ratio_of_means
+from netllm.suite.analysis import SIGNIFICANT, holm, p_value_of, ratio_of_means
 from netllm.vp_suite.settings import VpSetting
 from testbed.sim.vp import WindowErrors
-from testbed.stats import CONFIDENCE, TIE, Estimate
+from testbed.stats import TIE, Estimate
 from traces.viewports import ANGLES
 
 SPHERE, PUBLISHED, RMSE = "great circle", "published rule", "RMSE"
@@ -127,7 +126,7 @@ def difference(a: Outcome, b: Outcome) -> Difference:
     over_users, over_videos = clustered(values, a.errors.user), clustered(values, a.errors.video)
     per_user, per_video = (_means(values, clusters) for clusters in (a.errors.user, a.errors.video))
     counts = (int(np.sum(per_user < -TIE)), len(per_user), int(np.sum(per_video < -TIE)), len(per_video))
-    return Difference(a.policy.name, b.policy.name, over_users, over_videos, *counts, p_value(over_users))
+    return Difference(a.policy.name, b.policy.name, over_users, over_videos, *counts, p_value_of(over_users))
 
 
 def _adjusted(found: Sequence[Difference]) -> tuple[Difference, ...]:
@@ -143,13 +142,3 @@ def clustered(values: np.ndarray, clusters: np.ndarray) -> Estimate:
 def _means(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     _, unit = np.unique(clusters, return_inverse=True)
     return np.bincount(unit, values) / np.bincount(unit)
-
-
-def p_value(found: Estimate) -> float | None:
-    """Two-sided, of a mean of 0; None where there is no interval."""
-    if found.mean is None or found.ci95 is None:
-        return None
-    if found.half_width <= TIE:
-        return 1.0 if abs(found.mean) <= TIE else 0.0
-    critical = float(distributions.t.ppf((1 + CONFIDENCE) / 2, found.n - 1))
-    return float(2 * distributions.t.sf(abs(found.mean) * critical / found.half_width, found.n - 1))

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from controllers.loader import load
 from netllm.command import evaluate_command
+from netllm.suite.analysis import p_value_of
 from netllm.vp_suite import run
 from netllm.vp_suite.ablations import families
-from netllm.vp_suite.analysis import Difference, Evaluation, Outcome, clustered, difference, p_value, setting_result
+from netllm.vp_suite.analysis import Difference, Evaluation, Outcome, clustered, difference, setting_result
 from netllm.vp_suite.page import document, finding
 from netllm.vp_suite.settings import NAMED, chosen
 from testbed.errors import UserError
@@ -90,13 +91,13 @@ def test_differences_are_paired_and_counted():
 def test_the_interval_leaves_out_zero_just_when_p_is_below_five_percent(values):
     found = estimate(values)
     low, high = found.ci95
-    assert (p_value(found) < 0.05) == (low > 0 or high < 0)
+    assert (p_value_of(found) < 0.05) == (low > 0 or high < 0)
 
 
 def test_p_of_differences_without_spread_or_without_interval():
-    assert p_value(Estimate(2.0, (2.0, 2.0), 5)) == 0.0
-    assert p_value(Estimate(0.0, (0.0, 0.0), 5)) == 1.0
-    assert p_value(Estimate(2.0, None, 2)) is None
+    assert p_value_of(Estimate(2.0, (2.0, 2.0), 5)) == 0.0
+    assert p_value_of(Estimate(0.0, (0.0, 0.0), 5)) == 1.0
+    assert p_value_of(Estimate(2.0, None, 2)) is None
 
 
 @pytest.mark.parametrize(

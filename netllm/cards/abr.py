@@ -1,0 +1,59 @@
+"""What the card of an adapter for ABR says beyond the frame."""
+
+from collections import Counter
+from typing import Any
+
+from netllm.cards.frame import Card
+
+
+def _about(facts: dict[str, Any]) -> str:
+    teachers = " and ".join(f"`{each}`" for each in facts["trained"]["experience"]["teachers"])
+    return (
+        f"It imitates {teachers}. Trained on FCC broadband and Norwegian 3G rates\nand on synthetic traces between 0.4 and 8 Mbit/s; "
+        "other rates are outside that."
+    )
+
+
+def _training(trained: dict[str, Any]) -> dict[str, str]:
+    source = trained["experience"]
+    sets = "; ".join(f"{each['name']}/{each['split']}, {each['traces']} traces, sha256 `{each['sha256'][:16]}`" for each in source["sets"])
+    kinds = Counter(each.partition(":")[0] for each in source["held_out"])
+    held_out = ", ".join(f"{count} {kind}s" for kind, count in sorted(kinds.items()))
+    return {
+        "data": f"{sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%})",
+        "held out for validation": f"{held_out} (named in `netllm.json`); fcc/valid",
+        "sessions": f"{' + '.join(map(str, trained['sessions']))} (collected + DAgger), all states labelled by the teachers",
+        "who decided": f"{_behaviours(source['settings']['behaviours'])}; then the student",
+        "length": f"{trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min",
+    }
+
+
+def _behaviours(turns: list[str]) -> str:
+    return ", ".join(f"{name} {count / len(turns):.0%}" for name, count in Counter(turns).items())
+
+
+def _validation(validation: dict[str, Any]) -> list[str]:
+    return [
+        f"QoE per chunk in {validation['sessions']} sessions, mean over families (± 95 %): "
+        f"{validation['qoe']:.3f} ± {validation['ci95']:.3f}; the teacher in the same sessions: {validation['teacher_qoe']:.3f}.",
+        "",
+        "| family | this adapter | teacher |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {qoe:.3f} | {validation['teacher_families'][name]:.3f} |" for name, qoe in validation["families"].items()),
+    ]
+
+
+CARD = Card(
+    about=_about,
+    training=_training,
+    validation=_validation,
+    curve={
+        "step": "step",
+        "elapsed_s": "seconds",
+        "train_loss": "training loss",
+        "valid_loss": "validation loss",
+        "valid_qoe": "validation QoE",
+    },
+    hidden=("ladder_bps",),
+    unmeasured="Not measured on test traces yet.",
+)

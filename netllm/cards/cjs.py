@@ -1,0 +1,48 @@
+"""What the card of an adapter for scheduling says beyond the frame."""
+
+from typing import Any
+
+from netllm.cards.frame import Card
+
+
+def _about(facts: dict[str, Any]) -> str:
+    return (
+        "It learnt what a look-ahead in the simulator, which\ngoes on by the rule `srpt_cap`, says of candidate decisions. Trained on "
+        "TPC-H jobs, 8 to 60 executors (none of 25 to 35), at\nmost 200 jobs; other clusters and jobs are outside that."
+    )
+
+
+def _training(trained: dict[str, Any]) -> dict[str, str]:
+    sources = trained["experience"]
+    sessions = " + ".join(str(each["settings"]["sessions"]) for each in sources)
+    seeds = ", ".join(str(each["settings"]["seed"]) for each in sources)
+    return {
+        "sessions": f"{sessions}, drawn from seeds {seeds}; no workload of an evaluation or of the published results",
+        "labelled windows": f"{' + '.join(map(str, trained['windows']))} (and DAgger) of {trained['collect']['window']} decisions",
+        "labels": ", ".join(f"{name} {value}" for name, value in trained["labels"].items()),
+        "length": f"{trained['steps']} steps of {trained['optimiser']['batch']} windows, {trained['minutes']} min",
+        "without the language model": f"the first {trained['bare']:.0%}: encoder and heads alone",
+    }
+
+
+def _validation(validation: dict[str, Any]) -> list[str]:
+    kinds = "; ".join(f"{count} of {executors} executors and {jobs} jobs" for executors, jobs, count in validation["sessions"])
+    return [
+        f"JCT over that of the rule `srpt_cap` on the same workloads, geometric mean: {validation['jct_over_rule']:.3f} "
+        f"(± {validation['log_ci95']:.3f} in logs, 95 %). Sessions: {kinds}, published rules."
+    ]
+
+
+CARD = Card(
+    about=_about,
+    training=_training,
+    validation=_validation,
+    curve={
+        "step": "step",
+        "elapsed_s": "seconds",
+        "train_loss": "training loss",
+        "valid_loss": "validation loss",
+        "valid_jct_over_rule": "JCT over the rule's",
+    },
+    unmeasured="Not measured on test workloads yet.",
+)
