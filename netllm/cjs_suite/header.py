@@ -1,6 +1,7 @@
 """What a reader needs in order to trust an evaluation of schedulers and to repeat it."""
 
 import hashlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from controllers.loader import PolicyFactory
 from controllers.weights import CJS_SHIPPED, find_weights
 from netllm.adapter import LORA, MODULES, SHIPPED
+from netllm.suite.contenders import MODEL, hash_file, hash_tree
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field
@@ -38,6 +40,28 @@ def cjs_header(policies: Sequence[PolicyFactory], semantics: str) -> CjsHeader:
         hardware=cpu_field("model name") or "unknown processor",
         weights={each.name: sha256 for each in policies if (sha256 := weights_sha256(each))},
     )
+
+
+SIMULATION = (
+    "testbed/sim/cjs*.py",
+    "testbed/sim/compiled.py",
+    "testbed/cluster/*.py",
+    "traces/durations.py",
+    "traces/pickled.py",
+    "traces/tpch.py",
+    "traces/workload.py",
+    "controllers/api.py",
+    "controllers/shares.py",
+    "controllers/weights.py",
+)
+"""Sources that decide what any schedule gives."""
+
+
+def identity(policy: PolicyFactory) -> str:
+    """Hash of the sources and weights that decide what the policy answers, and what comes of it."""
+    sources = (*SIMULATION, *((*MODEL, "netllm/cjs/*.py") if policy.name.partition("+")[0] == "netllm" else ()))
+    parts = [repr(policy.arguments), hash_tree(sources), hash_file(inspect.getfile(policy.policy_class)), weights_sha256(policy)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def weights_sha256(policy: PolicyFactory) -> str:

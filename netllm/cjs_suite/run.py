@@ -15,7 +15,7 @@ from netllm.adapter import SHIPPED
 from netllm.cards import set_results
 from netllm.cjs_suite import page
 from netllm.cjs_suite.analysis import SettingResult, analyse
-from netllm.cjs_suite.header import CjsHeader, cjs_header, weights_sha256
+from netllm.cjs_suite.header import CjsHeader, cjs_header, identity
 from netllm.cjs_suite.play import Played, play
 from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
 from testbed.errors import UserError
@@ -41,7 +41,7 @@ class CjsEvaluateSettings:
     threads: int = 1
     """CPU threads."""
     out: Path = Path("results/evaluate-cjs")
-    """Folder of the results. Sessions that it has already, of the same policy with the same weights, are not played again."""
+    """Folder of the results. Sessions that it has already, of the same sources and weights, are not played again."""
     write: bool = False
     """Also write the tables into docs/cjs.md and into the card of the adapter that ships."""
 
@@ -69,12 +69,12 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
 def _played(
     setting: CjsSetting, policy: PolicyFactory, semantics: Semantics, store: "_Store", console: Console
 ) -> list[Played]:  # fmt: skip
-    weights = weights_sha256(policy)
-    known = {seed: found for seed in setting.seeds if (found := store.find(setting.name, seed, policy.name, weights))}
+    who = identity(policy)
+    known = {seed: found for seed in setting.seeds if (found := store.find(setting.name, seed, policy.name, who))}
     missing = [seed for seed in setting.seeds if seed not in known]
     if missing:
         for each in play(setting, missing, policy, semantics):
-            store.add(each, weights)
+            store.add(each, who)
             known[each.seed] = each
             console.print(f"{setting.name} seed {each.seed} {policy.name}: mean JCT {each.avg_jct_s:.1f} s, {each.ended}", markup=False)
     return [known[seed] for seed in setting.seeds]
@@ -89,19 +89,19 @@ class _Store:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), start=1):
             try:
                 facts = json.loads(line)
-                key = facts.pop("semantics"), facts.pop("weights"), facts["setting"], facts["seed"], facts["policy"]
+                key = facts.pop("semantics"), facts.pop("identity"), facts["setting"], facts["seed"], facts["policy"]
                 self._known[key] = Played(**facts)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}:{number}: is no session ({error!r}), wanted the file of an earlier evaluation") from error
 
-    def find(self, setting: str, seed: int, policy: str, weights: str) -> Played | None:
+    def find(self, setting: str, seed: int, policy: str, who: str) -> Played | None:
         """The session, if it was played."""
-        return self._known.get((self._semantics, weights, setting, seed, policy))
+        return self._known.get((self._semantics, who, setting, seed, policy))
 
-    def add(self, played: Played, weights: str) -> None:
+    def add(self, played: Played, who: str) -> None:
         """Keep a session."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(played) | {"semantics": self._semantics, "weights": weights}) + "\n")
+            file.write(json.dumps(asdict(played) | {"semantics": self._semantics, "identity": who}) + "\n")
 
 
 def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], header: CjsHeader, names: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ def _defaults(factory: PolicyFactory) -> dict[str, object]:
 
 
 def _identity(factory: PolicyFactory) -> str:
-    parts = [repr(factory.arguments), hash_tree(SIMULATION), _hash_file(inspect.getfile(factory.policy_class))]
+    parts = [repr(factory.arguments), hash_tree(SIMULATION), hash_file(inspect.getfile(factory.policy_class))]
     if _kind(factory) == NETLLM:
         parts += [hash_tree(MODEL), *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
     parts += [_hash_path(path) for path in weights_of(factory)]
@@ -229,7 +229,7 @@ def weights_of(factory: PolicyFactory) -> list[Path]:
 def hash_tree(patterns: tuple[str, ...]) -> str:
     """Of the sources that `patterns` find in the checkout."""
     files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern)})
-    return hashlib.sha256("".join(f"{file.name} {_hash_file(str(file))}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.name} {hash_file(str(file))}\n" for file in files).encode()).hexdigest()
 
 
 def _hash_path(path: Path) -> str:
@@ -237,10 +237,11 @@ def _hash_path(path: Path) -> str:
     files = (
         [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".bin", ".gguf"))
     )
-    return "".join(_hash_file(str(file)) for file in files)
+    return "".join(hash_file(str(file)) for file in files)
 
 
-def _hash_file(path: str) -> str:
+def hash_file(path: str) -> str:
+    """Of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

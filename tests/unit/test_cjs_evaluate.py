@@ -1,6 +1,9 @@
 """An evaluation of schedulers: paired on workloads, taken up again, shown as it is."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from controllers.loader import load
 from netllm.adapter import new_model, save_adapter
 from netllm.cjs_suite import page, run
 from netllm.cjs_suite.analysis import analyse
-from netllm.cjs_suite.header import cjs_header
+from netllm.cjs_suite.header import SIMULATION, cjs_header
 from netllm.cjs_suite.play import Played
 from netllm.cjs_suite.run import CjsEvaluateSettings
 from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
@@ -24,6 +27,7 @@ from traces.tpch import load_profiles
 
 pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 QUIET = Console(quiet=True)
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -59,6 +63,30 @@ def test_who_starved_jobs_comes_last_and_is_shown_so():
     (result,) = analyse([toy], sessions, ["quick", "slow"], ["slow"])
     assert [each.policy for each in result.ranked()] == ["slow", "quick"]
     assert "1.0 (1 starved)" in page.section([result], cjs_header([], "published"))
+
+
+def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
+    """Else a changed source would leave yesterday's sessions standing."""
+    mine = tmp_path / "mine.py"
+    source = (CHECKOUT / "controllers" / "cjs" / "fair.py").read_text()
+    settings = CjsEvaluateSettings(("5:4:1-2",), (str(mine),), (), out=tmp_path / "out")
+    asked = []
+    original = run.play
+    monkeypatch.setattr(run, "play", lambda setting, seeds, *rest: asked.append(seeds) or original(setting, seeds, *rest))
+    for text in (source, source, source + "# changed\n"):
+        mine.write_text(text)
+        run.test(settings, QUIET)
+    assert asked == [[1, 2], [1, 2]]
+
+
+def test_every_source_of_a_schedule_is_in_its_key():
+    program = (
+        "import sys, testbed.sim.cjs, testbed.sim.cjs_compiled; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({})))"
+    )
+    code = program.format("('testbed.sim.', 'testbed.cluster.')")
+    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    loaded = {Path(file) for file in told if not file.endswith("__init__.py")}
+    assert loaded and loaded <= {file for pattern in SIMULATION for file in CHECKOUT.glob(pattern)}
 
 
 def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypatch):
