@@ -84,11 +84,14 @@ class Engine:
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """What to do after `event`. While a decision is awaited other events are kept for later, but for tasks whose stage goes on.
 
+        Time never runs backwards: what is kept counts from the decision at the earliest, and a decision from the newest of what is kept.
+        So `self.now_s` may be later than `now_s` afterwards; it is when the instructions are due.
+
         Raises `ValueError` for a decision that wasn't asked for or can't be meant, and for an event about an unknown job or executor.
         """
         self._out = []
         if isinstance(event, DecisionGiven):
-            self.now_s = now_s
+            self.now_s = max(now_s, self.now_s, *(kept_s for _, kept_s in self._waiting))
             self._decide(event)
         elif self.asking and not self._goes_on(event):
             self._waiting.append((event, now_s))
@@ -126,7 +129,7 @@ class Engine:
         return not executor.lost and executor.task != NOWHERE and self.stage_of(executor).startable
 
     def _apply(self, event: Event, now_s: float) -> None:
-        self.now_s = now_s
+        self.now_s = max(now_s, self.now_s)
         if isinstance(event, TaskFinished):
             if self._task_finished(self._executor(event.executor)):
                 return
@@ -414,8 +417,12 @@ class Engine:
             self._start(executor, stage)
         else:
             executor.warm_stage = NOWHERE
-            stage.waiting += self.rules.conserving
-            self._place(executor, stage.pool if self.rules.conserving else self.jobs[stage.job].pool)
+            job = self.jobs[stage.job]
+            waits = self.rules.conserving and all(job.stages[parent].demand <= 0 for parent in stage.spec.parents)
+            stage.waiting += waits
+            self._place(executor, stage.pool if waits else job.pool)
+            if self.rules.conserving and not waits:  # what an earlier stage had left was lost meanwhile
+                self._free_who_waits()
 
     def _fall_back(self, executor: ExecutorState) -> None:
         backup = None if self.rules.conserving else self._backup(executor)

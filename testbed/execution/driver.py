@@ -209,9 +209,10 @@ class Driver:
     # The engine
 
     def _tell(self, event: Event, at_s: float) -> None:
-        """An event, and what follows from it. The engine's time never runs backwards."""
-        at_s = max(at_s, self.engine.now_s)
-        for instruction in self.engine.handle(event, at_s):
+        """An event, and what follows from it."""
+        instructions = self.engine.handle(event, at_s)
+        at_s = self.engine.now_s
+        for instruction in instructions:
             self._obey(instruction, at_s)
 
     def _obey(self, instruction: Instruction, at_s: float) -> None:

@@ -171,6 +171,19 @@ def test_events_wait_while_a_decision_is_awaited_but_stages_go_on():
     assert list(tell.engine.jobs) == [0, 1, 2]
 
 
+def test_a_decision_that_is_dated_before_what_waited_for_it_counts_from_then():
+    tell = Told(2)
+    tell(JobArrived(job(0, (1, 1))))
+    tell(DecisionGiven(0, 0, 1))
+    tell(ExecutorArrived(0))
+    engine = tell.engine
+    assert engine.asking
+    assert engine.handle(TaskFinished(0), 50.0) == [], "its stage has no task left"
+    said = engine.handle(DecisionGiven(0, 1, 1), 40.0)
+    assert said, "executors are to be sent to the second stage"
+    assert engine.now_s == 50.0, "an executor that was busy until 50 can't start anything at 40"
+
+
 def test_a_task_whose_executor_is_lost_runs_again_with_its_number():
     tell = Told(2)
     tell(JobArrived(job(0, (2,))))
@@ -348,7 +361,10 @@ class Walk:
         elif isinstance(event, ExecutorJoined):
             self.lost.remove(event.executor)
             self.noted.remove(event.executor)
-        for instruction in self.engine.handle(event, 0.0):
+        before_s = self.engine.now_s
+        instructions = self.engine.handle(event, float(self.rng.uniform(0, 100)))
+        assert self.engine.now_s >= before_s
+        for instruction in instructions:
             self.obey(instruction)
         validate(self.engine)
         return True
