@@ -11,10 +11,9 @@ A file holds no observation: the simulator repeats a session from its seed and t
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from controllers.api import CjsAction, CjsObservation
 from controllers.cjs.srpt_cap import NUMBERS
 from controllers.learning.cjs_sessions import FIRST_SEED, CjsJob, draw_session
 from testbed.errors import UserError
+from testbed.processes import in_processes
 from testbed.sim.cjs import STARVED
 from testbed.sim.cjs_ahead import Candidates, LookAhead
 from testbed.sim.cjs_compiled import CompiledCjs
@@ -125,8 +125,17 @@ def play(batch: Sequence[CjsJob], settings: CjsCollectSettings, student: Student
         for job in batch:
             yield _play(job, settings, ahead)
     else:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            yield from pool.map(_play, batch, [settings] * len(batch))
+        yield from _in_order(in_processes(partial(_play, settings=settings), dict(enumerate(batch)), processes))
+
+
+def _in_order(numbered: Iterable[tuple[int, CjsEpisode]]) -> Iterator[CjsEpisode]:
+    """As they come, but none before those of lower numbers."""
+    early, due = dict[int, CjsEpisode](), 0
+    for number, episode in numbered:
+        early[number] = episode
+        while due in early:
+            yield early.pop(due)
+            due += 1
 
 
 def _play(job: CjsJob, settings: CjsCollectSettings, ahead: LookAhead | None = None) -> CjsEpisode:

@@ -4,11 +4,7 @@ Whatever is finished is kept at once (`cells`). A deterministic policy is played
 is played again with the other sampling seeds.
 """
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +18,13 @@ from netllm.suite.settings import Setting, prepare
 from testbed.clock import thread_cpu_s
 from testbed.errors import UserError
 from testbed.metrics import SessionSummary, summarise
+from testbed.processes import in_processes
 from testbed.sim.abr import AbrSimulator, run_session
 from testbed.sim.kept import kept_optimum
 from testbed.sim.optimum import GRID_S
 from traces.trace import Trace
 
 OPTIMUM = "optimum"
-CTRL_C_S = 0.5
-"""Ctrl-C is looked for this often while processes play: the kernel may give the signal to a thread of polars, which wakes nobody."""
 EXACT = (*SIMULATION, "testbed/sim/batch.py", "testbed/sim/optimum.py")
 """Sources that decide what the optimum is."""
 BatchDecide = Callable[[Sequence[AbrObservation]], Sequence[int]]
@@ -131,42 +126,13 @@ def _played(store: CellStore, tasks: Sequence[Task], processes: int, batch: int)
 def _missing_played(tasks: Mapping[Path, Task], processes: int, batch: int) -> Iterator[tuple[Path, Cell]]:
     alone = {path: task for path, task in tasks.items() if not task.together}
     if processes > 1:
-        yield from _in_processes(alone, processes)
+        yield from in_processes(play, alone, processes)
     else:
         for path, task in alone.items():
             yield path, play(task)
     for path, task in tasks.items():
         if task.together:
             yield path, _play_together(task, batch)
-
-
-def _in_processes(tasks: Mapping[Path, Task], processes: int) -> Iterator[tuple[Path, Cell]]:
-    """At most `processes` cells at once. Ctrl-C, or a cell that fails, ends the processes; so does losing one."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would share numba's and torch's threads
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_leave_ctrl_c_to_the_parent) as pool:
-        running: dict[Future[Cell], Path] = {}
-        waiting = list(tasks.items())
-        try:
-            while running or waiting:
-                while waiting and len(running) < processes:
-                    path, task = waiting.pop(0)
-                    running[pool.submit(play, task)] = path
-                for future in wait(running, CTRL_C_S, FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        except BaseException as error:
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise UserError(
-                    "a process of the evaluation was killed (out of memory?), wanted it to end: try fewer --processes"
-                ) from error
-            raise
-
-
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def play(task: Task) -> Cell:
