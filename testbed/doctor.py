@@ -56,7 +56,8 @@ LACKS = {
     "bfloat16": Lack("the language model computes more slowly", "--deadline-ms, if decisions come late"),
     "backbone": Lack("the first run converts the language model's weights, which takes some 15 s", "scripts/setup"),
     "git": Lack("data sets can't be fetched, and runs don't record their commit", "apt-get install git"),
-    "Docker engine": Lack("nothing yet: all parts of an experiment run as processes", "start dockerd"),
+    "Dask": Lack("no --task cjs on emulated hosts or with --cluster; --simulate works", "scripts/setup"),
+    "Docker engine": Lack("the executors of --task cjs run as processes; --containers always can't work", "start dockerd"),
     "Chromium": Lack("no --player dashjs and no tests in a real browser", "scripts/setup browser as root"),
     "dash.js": Lack("--player dashjs fetches it first", "scripts/setup browser"),
     "film": Lack("--player dashjs encodes it first, which takes about a minute", "scripts/setup browser"),
@@ -213,6 +214,8 @@ def _language_model(recipe: install.Recipe) -> Iterator[Finding]:
 
 def _programs() -> Iterator[Finding]:
     yield _version("git", ["git", "--version"])
+    dask = importlib.util.find_spec("distributed") is not None
+    yield _judge("Dask", dask, versions().get("distributed", "yes") if dask else "no")
     yield _version("Docker engine", ["docker", "version", "--format", "{{.Server.Version}}"])
     yield _version("Chromium", [host.browser() or host.BROWSERS[0], "--version"])
     yield _judge("dash.js", dashjs.fetched(), dashjs.VERSION if dashjs.fetched() else "not fetched yet")

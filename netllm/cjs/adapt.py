@@ -177,9 +177,11 @@ class CjsRun(Adaptation):
         """See `Adaptation`; the first steps are without the language model."""
         batches = self._batches(step)
         self.model.bare = self.done < self.settings.bare
-        loss = train_step(self.model, self.optimiser, self.settings.optimiser, batches, loss_of)
-        self.model.bare = False
+        loss = train_step(self.model, self.optimiser, self.settings.optimiser, batches, self._loss)
         return loss, sum(len(batch.seen.cluster) for batch in batches)
+
+    def _loss(self, model: CjsModel, batch: Batch) -> torch.Tensor:
+        return loss_of(model, batch, self.settings.labels)
 
     def _batches(self, step: int) -> list[Batch]:
         """Windows from all pools, each as likely as the other: the rounds' are few, so that they don't outweigh the first."""
@@ -207,7 +209,7 @@ class CjsRun(Adaptation):
     def _judge(self) -> tuple[float, dict[str, Any], dict[str, Any]]:
         """Minus the log of the student's JCT over the rule's, and its loss on labels held out."""
         with torch.inference_mode():
-            loss = float(np.mean([loss_of(self.model, batch).item() for batch in self.held_out]))
+            loss = float(np.mean([self._loss(self.model, batch).item() for batch in self.held_out]))
         score = estimate(np.log(student_jct_s(self.model, self.validation) / self.rule_s))
         assert score.mean is not None
         row = {

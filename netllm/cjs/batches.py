@@ -26,12 +26,27 @@ class LabelSettings:
     """Temperature as a share of what the rule's decision costs: costs of a large backlog differ by more, by chance, too."""
     prior: float = 2.0
     """How much likelier the rule's own decision is where nothing costs less."""
+    expected: float = 0.0
+    """Weight of what the student's decision is expected to cost, in temperatures, beside the cross-entropy."""
+
+
+MOST_COST = 20.0
+"""In temperatures; candidates that starve jobs cost this."""
+
+
+def temperature_of(found: Candidates, settings: LabelSettings) -> float:
+    """In seconds."""
+    return max(settings.temperature_s, settings.temperature_share * float(found.cost_s[0]))
+
+
+def costs_of(found: Candidates, settings: LabelSettings) -> Array:
+    """What each candidate costs more than the rule's decision, in temperatures, (C,)."""
+    return np.clip((found.cost_s - found.cost_s[0]) / temperature_of(found, settings), -MOST_COST, MOST_COST)
 
 
 def chances_of(found: Candidates, settings: LabelSettings) -> Array:
     """How likely each candidate should be, (C,)."""
-    temperature_s = max(settings.temperature_s, settings.temperature_share * float(found.cost_s[0]))
-    chances = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_s)
+    chances = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_of(found, settings))
     chances[0] *= settings.prior
     return chances / chances.sum()
 
@@ -45,8 +60,10 @@ class Window:
     """Row among the window's stages, (C,)."""
     tried_executors: Array
     tried_chance: Array
-    tried_cost_s: Array
-    """Less the rule's, (C,)."""
+    tried_cost: Array
+    """See `costs_of`, (C,)."""
+    tried_decision: Array
+    """Of each candidate, (C,)."""
 
     @property
     def decisions(self) -> int:
@@ -83,7 +100,8 @@ def _window(graphs: list[Graph], actions: list[Array], labels: list[Candidates],
         np.concatenate([label.stage + at for label, at in zip(labels, first, strict=True)]),
         np.concatenate(able),
         np.concatenate([chances_of(label, settings) for label in labels]).astype(np.float32),
-        np.concatenate([label.cost_s - label.cost_s[0] for label in labels]),
+        np.concatenate([costs_of(label, settings) for label in labels]).astype(np.float32),
+        np.repeat(np.arange(len(labels)), [len(label.stage) for label in labels]),
     )
 
 
@@ -95,6 +113,8 @@ class Batch:
     tried_row: torch.Tensor
     tried_executors: torch.Tensor
     tried_chance: torch.Tensor
+    tried_cost: torch.Tensor
+    tried_decision: torch.Tensor
 
 
 def stack(windows: Sequence[Window]) -> Batch:
@@ -113,12 +133,15 @@ def stack(windows: Sequence[Window]) -> Batch:
             parts = [part + at for part, at in zip(parts, shift[name], strict=True)]
         arrays[name] = np.concatenate(parts)
     rows = np.concatenate([each.tried_row + at for each, at in zip(windows, first_stage, strict=True)])
-    labels = (rows, *(np.concatenate([getattr(each, name) for each in windows]) for name in ("tried_executors", "tried_chance")))
-    return Batch(to_tensors(arrays, len(windows)), *(torch.from_numpy(each) for each in labels))
+    decision = np.concatenate([each.tried_decision + at for each, at in zip(windows, shift["job_decision"], strict=True)])
+    told = (np.concatenate([getattr(each, name) for each in windows]) for name in ("tried_executors", "tried_chance", "tried_cost"))
+    return Batch(to_tensors(arrays, len(windows)), *(torch.from_numpy(each) for each in (rows, *told, decision)))
 
 
-def loss_of(model: CjsModel, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy against the candidates' chances over all decisions of the batch, in nats."""
+def loss_of(model: CjsModel, batch: Batch, settings: LabelSettings) -> torch.Tensor:
+    """Mean over all decisions of the batch: cross-entropy against the candidates' chances, in nats, and what a choice among the candidates
+    is expected to cost, so many times.
+    """
     seen = batch.seen
     encoded, queries = model(seen)
     chosen, log_chance = model.head.stage_log_chances(seen, encoded, queries)
@@ -126,4 +149,11 @@ def loss_of(model: CjsModel, batch: Batch) -> torch.Tensor:
     rows, pair = torch.unique(batch.tried_row, return_inverse=True)
     executors = model.head.executor_log_chances(seen, encoded, queries, rows)
     found = of_row[batch.tried_row] + executors[pair, batch.tried_executors - 1]
-    return -(batch.tried_chance * found).sum() / len(seen.cluster)
+    decisions = len(seen.cluster)
+    loss = -(batch.tried_chance * found).sum() / decisions
+    if not settings.expected:
+        return loss
+    most = found.detach().new_full((decisions,), -torch.inf).scatter_reduce(0, batch.tried_decision, found.detach(), "amax")
+    weight = torch.exp(found - most[batch.tried_decision])
+    total = weight.new_zeros(decisions).index_add(0, batch.tried_decision, weight)
+    return loss + settings.expected * (weight / total[batch.tried_decision] * batch.tried_cost).sum() / decisions

@@ -5,7 +5,7 @@
 | stages | features of the stage and of its job; twice, messages from children to parents |
 | jobs | features of the job and the sum over its stages |
 | token | cluster, sum over jobs, and the shortest jobs one by one |
-| stage head | scores each stage that may be chosen from its embedding, its job's, and the backbone's output |
+| stage head | scores each stage that may be chosen from its embedding, its job's, and a query: of the token, and of the backbone's output |
 | executor head | scores each number of executors that the stage can take, from the same and the number |
 
 Graphs of all decisions lie end to end in one batch (`Decisions`), so that any number of stages costs just their rows.
@@ -114,18 +114,19 @@ class PointerHead(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, hidden)
+        self.norm, self.token_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.token_query = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden)
         self.stage = layers(3 * hidden + CLUSTER_FEATURES, 2 * hidden, hidden, 1)
         self.place = nn.Linear(3 * hidden + CLUSTER_FEATURES, hidden)
         self.count = nn.Linear(COUNT_FEATURES, hidden)
         self.executors = layers(hidden, hidden, 1)
-        for last in (self.stage[-1], self.executors[-1]):
+        for last in (self.stage[-1], self.executors[-1], self.query):
             nn.init.zeros_(last.weight)
 
-    def queries(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the backbone's output (D, width) asks for, (D, hidden)."""
-        return self.query(self.norm(hidden.float()))
+    def queries(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """What decisions ask for, (D, hidden): the tokens (D, width), and what the backbone made of them, (D, width)."""
+        asked = self.token_query(self.token_norm(tokens.float()))
+        return asked if hidden is None else asked + self.query(self.norm(hidden.float()))
 
     def _told(self, seen: Decisions, encoded: Encoded, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         at = seen.at(rows)
@@ -177,7 +178,7 @@ class CjsModel(TaskModel):
     def __init__(self, backbone: Backbone, task: CjsTask, lora: LoraSettings, adapter_name: str | None = None) -> None:
         super().__init__(backbone, task, lora, adapter_name)
         self.bare = False
-        """Let the heads see the tokens themselves: encoder and heads learn so first, many times as quickly."""
+        """Let the heads see the tokens alone: encoder and heads learn so first, many times as quickly."""
 
     def encode(self, seen: Decisions) -> tuple[Encoded, torch.Tensor]:
         """What the encoder made, and the tokens in the backbone's type, (B, T, width)."""
@@ -193,7 +194,7 @@ class CjsModel(TaskModel):
         with self.backbone.lock:
             self.switch.activate()
             hidden = self.backbone.model(inputs_embeds=tokens, use_cache=False).last_hidden_state
-        return encoded, self.head.queries(hidden.flatten(0, 1))
+        return encoded, self.head.queries(tokens.flatten(0, 1), hidden.flatten(0, 1))
 
 
 def to_tensors(arrays: dict[str, object], batch: int) -> Decisions:

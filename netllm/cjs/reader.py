@@ -31,7 +31,7 @@ class CjsReader:
         graphs = [graph_of(seen) for seen in observations]
         seen = to_tensors(joined(graphs, actions), len(observations))
         encoded, tokens = self._model.encode(seen)
-        queries = self._model.head.queries(self._read(tokens))
+        queries = self._model.head.queries(tokens[:, -1], None if self._model.bare else self._read(tokens))
         rows = self._likeliest(seen, *self._model.head.stage_log_chances(seen, encoded, queries))
         chances = self._model.head.executor_log_chances(seen, encoded, queries, rows)
         counts = (chances.argmax(-1) + 1).tolist()

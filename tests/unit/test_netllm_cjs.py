@@ -29,6 +29,7 @@ from traces.tpch import load_profiles
 pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
 QUIET = Console(quiet=True)
 COLLECT = CjsCollectSettings(sessions=6, windows=2, window=8)
+LABELS = LabelSettings(expected=0.5)
 torch.set_num_threads(1)
 
 
@@ -56,7 +57,7 @@ def episodes():
 def model(llm, request):
     torch.manual_seed(1)
     made = new_model(llm, "float32", CjsTask(hidden=16, context=8), LoraSettings(rank=2), request.node.name)
-    for parameter in [*made.switch.parameters(), made.head.stage[-1].weight, made.head.executors[-1].weight]:
+    for parameter in [*made.switch.parameters(), made.head.query.weight, made.head.stage[-1].weight, made.head.executors[-1].weight]:
         torch.nn.init.normal_(parameter, std=0.3)
     yield made.eval()
     made.switch.remove()
@@ -133,9 +134,28 @@ def test_no_feature_tells_how_long_the_last_task_took(episodes):
 def test_windows_do_not_see_each_other(model, episodes):
     windows = [each for episode in episodes for each in windows_of(episode, LabelSettings())][:3]
     with torch.inference_mode():
-        alone = [loss_of(model, stack([each])).item() for each in windows]
-        together = loss_of(model, stack(windows)).item()
+        alone = [loss_of(model, stack([each]), LABELS).item() for each in windows]
+        together = loss_of(model, stack(windows), LABELS).item()
     assert together == pytest.approx(np.mean(alone), rel=1e-4)
+
+
+def test_the_expected_cost_is_that_of_a_choice_among_the_candidates(model, episodes):
+    window = next(windows_of(episodes[0], LABELS))
+    batch = stack([window])
+    seen = batch.seen
+    encoded, queries = model(seen)
+    rows, log_stage = model.head.stage_log_chances(seen, encoded, queries)
+    total = 0.0
+    for decision in range(window.decisions):
+        mine = np.flatnonzero(window.tried_decision == decision)
+        stages, counts = window.tried_row[mine], window.tried_executors[mine]
+        log_stages = torch.stack([log_stage[rows == int(stage)][0] for stage in stages])
+        log_counts = model.head.executor_log_chances(seen, encoded, queries, torch.from_numpy(stages))
+        chances = torch.softmax(log_stages + log_counts[torch.arange(len(mine)), torch.from_numpy(counts) - 1], 0)
+        total += float(chances.detach() @ torch.from_numpy(window.tried_cost[mine]))
+    both, alone = (loss_of(model, batch, replace(LABELS, expected=weight)).item() for weight in (1.0, 0.0))
+    assert both - alone == pytest.approx(total / window.decisions, abs=1e-4)
+    assert total != pytest.approx(0.0, abs=1e-2)
 
 
 def test_reading_decision_by_decision_gives_what_a_whole_window_gives(model, episodes):
@@ -143,7 +163,7 @@ def test_reading_decision_by_decision_gives_what_a_whole_window_gives(model, epi
     seen = [each for _, each in experience.replay(episodes[2])][:21]
     reader, queries = CjsReader(model), []
     original = model.head.queries
-    model.head.queries = lambda hidden: queries.append(original(hidden)) or queries[-1]
+    model.head.queries = lambda *asked: queries.append(original(*asked)) or queries[-1]
     actions = [reader.decide([each])[0] for each in seen]
     model.head.queries = original
     context, first = model.task.context, 0
@@ -154,7 +174,7 @@ def test_reading_decision_by_decision_gives_what_a_whole_window_gives(model, epi
         with torch.inference_mode():
             model.switch.activate()
             hidden = model.backbone.model(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
-            assert torch.allclose(original(hidden), queries[place], atol=1e-4), place
+            assert torch.allclose(original(tokens[:, -1], hidden), queries[place], atol=1e-4), place
 
 
 def reader_token(model, seen, actions, at):
@@ -233,10 +253,10 @@ def test_it_learns_what_the_labels_say(settings):
     made = begun(replace(settings, steps=60, rounds=0, optimiser=OptimiserSettings(batch=8, warmup_steps=5, lr_modules=5e-3)))
     made.start()
     try:
-        before = np.mean([loss_of(made.model, batch).item() for batch in made.held_out])
+        before = np.mean([made._loss(made.model, batch).item() for batch in made.held_out])
         for _ in range(40):
             made._advance()
-        assert np.mean([loss_of(made.model, batch).item() for batch in made.held_out]) < 0.8 * before
+        assert np.mean([made._loss(made.model, batch).item() for batch in made.held_out]) < 0.8 * before
     finally:
         made.model.switch.remove()
 
