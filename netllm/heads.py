@@ -39,5 +39,9 @@ class PathHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: torch.Tensor, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The path (B, T, samples, axes), in units of the task, from `hidden` (B, T, width) and `base`, of the path's shape."""
-        return features[BASE] + self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))
+        """The path (B, T, H, axes), in units of the task, from `hidden` (B, T, width) and `base`, of the path's shape; H may be any number:
+        what is added to the last of `samples` is added to all later ones.
+        """
+        added = self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))
+        places = torch.arange(features[BASE].shape[-2]).clamp(max=self.samples - 1)
+        return features[BASE] + added[..., places, :]

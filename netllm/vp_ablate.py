@@ -25,6 +25,7 @@ CHANGES: dict[str, Callable[[VpAdaptSettings], VpAdaptSettings]] = {
     "random-no-lora": lambda full: replace(full, llm=full.llm + RANDOM, lora=replace(full.lora, rank=0)),
     "rank-4": lambda full: replace(full, lora=replace(full.lora, rank=4, alpha=8)),
     "no-context": lambda full: replace(full, task=replace(full.task, tokens=1)),
+    "linear-base": lambda full: replace(full, task=replace(full.task, base="linear_l1")),
     "no-base": lambda full: replace(full, task=replace(full.task, base="last")),
     "no-heading": lambda full: replace(full, task=replace(full.task, heading=False)),
 }
@@ -36,7 +37,7 @@ class VpAblateSettings:
     """Which runs, and how each is trained."""
 
     names: tuple[str, ...] = tuple(CHANGES)
-    """Changes to try: reference, random-backbone, no-lora, random-no-lora, rank-4, no-context, no-base, no-heading."""
+    """Changes to try: reference, random-backbone, no-lora, random-no-lora, rank-4, no-context, linear-base, no-base, no-heading."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run of each change per seed."""
     steps: int = 300

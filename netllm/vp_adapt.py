@@ -201,7 +201,7 @@ class VpAdaptRun(VpRun):
                 "no_front": settings.no_front,
                 "optimiser": asdict(settings.optimiser),
                 "data": self.data.facts,
-                "base": find_weights("", "linear_l1", VP_SHIPPED).name if settings.task.base == "linear_l1" else "the newest sample",
+                "base": "the newest sample" if settings.task.base == "last" else find_weights("", settings.task.base, VP_SHIPPED).name,
                 "hardware": f"{cpu_field('model name') or 'unknown processor'}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             },

@@ -10,12 +10,12 @@ from traces.viewports import FRONT_DEG, RATE_HZ
 
 
 class NetLLM(VpPolicy):
-    """NetLLM (Wu et al., SIGCOMM 2024) with a head that answers all future samples at once, as what is to be added to `linear_l1`.
+    """NetLLM (Wu et al., SIGCOMM 2024) with a head that answers all future samples at once, as what is to be added to a small predictor's.
 
     Differs from the paper's code: one pass instead of 20, a token tells 2 s (not one sample), angles are told and answered relative to the
     newest sample, around the circle, and what is learnt is the metric itself, the absolute error (not the squared error of normalised
-    angles that jump at 180 degrees). The yaw is told only where the front is that of Jin2022, whose viewers it learnt from. A horizon
-    longer than the one learnt is filled with its last sample.
+    angles that jump at 180 degrees). The yaw is told only where the front is that of Jin2022, whose viewers it learnt from. Beyond the
+    horizon learnt the small predictor goes on alone, and what was added to its last sample stays.
 
     | option | meaning |
     | --- | --- |
@@ -56,13 +56,13 @@ class NetLLM(VpPolicy):
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""
-        from netllm.tasks.vp import alike, extended, features, predict_turns_deg
+        from netllm.tasks.vp import alike, features, predict_turns_deg
 
         front = self.session.front_deg == FRONT_DEG
         answer_deg = np.empty((len(observations), self.session.horizon, 3))
         for rows in alike([min(len(each.history_deg), self._task.longest) for each in observations]).values():
             history_deg = np.stack([observations[row].history_deg[-self._task.longest :] for row in rows])
             images = self._images([observations[row].frame for row in rows])
-            turns_deg = predict_turns_deg(self._model, features(self._task, history_deg, front, images))
-            answer_deg[rows] = history_deg[:, -1:] + extended(turns_deg, self.session.horizon)
+            told = features(self._task, history_deg, front, images, self.session.horizon)
+            answer_deg[rows] = history_deg[:, -1:] + predict_turns_deg(self._model, told)
         return answer_deg

@@ -6,8 +6,9 @@
 | heading | roll and pitch of the newest; its yaw as sine and cosine from the front, or that no front is known |
 | image | features of the frame on screen, or that there is none; only with `image_features` |
 
-The answer is a turn from the newest sample, in units that bring turns to order 1: what the model adds to the prediction of `linear_l1`, or,
-where no front is known, to a head that stays. One pass gives all future samples (NetLLM's code takes 20 passes, each with a sample more).
+The answer is a turn from the newest sample, in units that bring turns to order 1: what the model adds to a base, the prediction of a small
+predictor that ships, or, where no front is known, to a head that stays. One pass gives all future samples (NetLLM's code takes 20 passes,
+each with a sample more). Beyond the samples learnt the base goes on, and what is added stays.
 A token sees the tokens before it, so that a sequence of T tokens teaches T histories in one pass.
 """
 
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from controllers.vp import linear_l1
-from controllers.weights import VP_SHIPPED, find_weights, read_weights
+from controllers.vp import linear_l1, mlp
+from controllers.weights import VP_SHIPPED, Weights, find_weights, read_weights
 from netllm.encoders import ScalarEncoder, SeriesEncoder
 from netllm.heads import BASE, PathHead
 from netllm.model import STEP, TaskModel, as_tensors
@@ -54,8 +55,8 @@ class VpTask:
     """Width inside the encoders."""
     heading: bool = True
     """Tell the yaw from the front, where the data set has one."""
-    base: Literal["linear_l1", "last"] = "linear_l1"
-    """What the model adds to: the linear predictor that ships, or the newest sample."""
+    base: Literal["mlp", "linear_l1", "last"] = "mlp"
+    """What the model adds to: one of the small predictors that ship, or the newest sample."""
     image_features: int = 0
     """Width of the image features (768 for ViT-B); 0: no image is told."""
     name: ClassVar[str] = "vp"
@@ -90,12 +91,13 @@ class VpTask:
 
 
 def features(
-    task: VpTask, history_deg: np.ndarray, front: np.ndarray | bool = True, images: np.ndarray | None = None
+    task: VpTask, history_deg: np.ndarray, front: np.ndarray | bool = True, images: np.ndarray | None = None, horizon: int = 0
 ) -> dict[str, np.ndarray]:
     """The tokens of N histories of equal length, (N, T, ...), of (N, H, 3) degrees; the newest sample is the last token's.
 
     `front` says where the yaw of the front is known, (N,); `images` are the features of the frames at the newest samples,
-    (N, image_features), told with the last token, NaN where there is no frame.
+    (N, image_features), told with the last token, NaN where there is no frame. `horizon` is the number of future samples wanted; 0: those
+    learnt.
     """
     known_deg = history_deg[:, -task.longest :]
     count, length = known_deg.shape[:2]
@@ -108,7 +110,7 @@ def features(
         MOTION: _motion(seen_deg, rows >= 0),
         HEADING_NAME: _heading(seen_deg[:, :, -1], told),
         STEP: np.broadcast_to(np.arange(steps), (count, steps)).copy(),
-        BASE: _base(task, seen_deg, np.broadcast_to(np.asarray(front), count)),
+        BASE: _base(task, seen_deg, np.broadcast_to(np.asarray(front), count), horizon or task.horizon),
     }
     return made | ({IMAGE: _images(task, images, count, steps)} if task.image_features else {})
 
@@ -129,23 +131,29 @@ def _heading(newest_deg: np.ndarray, told: np.ndarray) -> np.ndarray:
     return np.stack(parts, axis=-1).astype(np.float32)
 
 
-def _base(task: VpTask, seen_deg: np.ndarray, front: np.ndarray) -> np.ndarray:
+def _base(task: VpTask, seen_deg: np.ndarray, front: np.ndarray, horizon: int) -> np.ndarray:
     """(N, T, horizon, 3) of (N, T, samples, 3); `front` (N,)."""
     count, steps, samples, axes = seen_deg.shape
-    base = np.zeros((count, steps, task.horizon, axes), dtype=np.float32)
+    base = np.zeros((count, steps, horizon, axes), dtype=np.float32)
     if task.base == "last" or not front.any():
         return base
-    lacking = max(linear_l1.SAMPLES - samples, 0)
-    told_deg = np.concatenate([np.repeat(seen_deg[:, :, :1], lacking, axis=2), seen_deg[:, :, -linear_l1.SAMPLES :]], axis=2)
-    turns_deg = linear_l1.features(told_deg.reshape(-1, linear_l1.SAMPLES, axes)) @ _coefficients()
-    base[:] = extended(turns_deg.reshape(count * steps, -1, axes), task.horizon).reshape(base.shape) / SCALE_DEG
+    wanted = (mlp if task.base == "mlp" else linear_l1).SAMPLES
+    lacking = max(wanted - samples, 0)
+    told_deg = np.concatenate([np.repeat(seen_deg[:, :, :1], lacking, axis=2), seen_deg[:, :, -wanted:]], axis=2)
+    told_deg = told_deg.reshape(-1, wanted, axes)
+    weights = _weights(task.base)
+    if task.base == "mlp":
+        turns_deg = mlp.turns_deg(weights, mlp.features(told_deg))
+    else:
+        turns_deg = linear_l1.features(told_deg) @ weights["coefficients"]
+    base[:] = extended(turns_deg.reshape(count * steps, -1, axes), horizon).reshape(base.shape) / SCALE_DEG
     base[~front] = 0.0
     return base
 
 
 @cache
-def _coefficients() -> np.ndarray:
-    return read_weights(find_weights("", "linear_l1", VP_SHIPPED))["coefficients"]
+def _weights(base: str) -> Weights:
+    return read_weights(find_weights("", base, VP_SHIPPED))
 
 
 def _images(task: VpTask, images: np.ndarray | None, count: int, steps: int) -> np.ndarray:
@@ -159,7 +167,7 @@ def _images(task: VpTask, images: np.ndarray | None, count: int, steps: int) -> 
 
 @torch.inference_mode()
 def predict_turns_deg(model: TaskModel, told: dict[str, np.ndarray]) -> np.ndarray:
-    """How far each future sample is from the newest one, (N, horizon, 3) degrees, of `features`."""
+    """How far each future sample is from the newest one, (N, horizon, 3) degrees, of `features` with that horizon."""
     return model(as_tensors(told))[:, -1].numpy() * SCALE_DEG
 
 

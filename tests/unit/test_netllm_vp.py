@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTModel
 from controllers.api import VpSession
 from controllers.learning.vp_data import VpData
 from controllers.vp.linear_l1 import LinearL1
+from controllers.vp.mlp import Mlp
 from controllers.vp.netllm import NetLLM
 from netllm.adapter import load_adapter, new_model, read_settings, save_adapter
 from netllm.command import ablate_command, adapt_command
@@ -148,16 +149,17 @@ def test_an_untrained_model_holds_the_last_sample(llm, tmp_path):
     model.switch.remove()
 
 
-def test_an_untrained_model_on_a_base_is_that_base(llm, tmp_path):
-    """The linear predictor as its policy has it; where no front is known, the head stays."""
-    model = new_model(llm, "float32", replace(TASK, base="linear_l1"), LoraSettings(rank=2), "based")
+@pytest.mark.parametrize(("base", "alone", "horizon_s"), [("linear_l1", LinearL1, 4.0), ("mlp", Mlp, 4.0), ("mlp", Mlp, 6.0)])
+def test_an_untrained_model_on_a_base_is_that_base(llm, tmp_path, base, alone, horizon_s):
+    """A small predictor as its policy has it, beyond the horizon learnt, too; where no front is known, the head stays."""
+    model = new_model(llm, "float32", replace(TASK, base=base), LoraSettings(rank=2), "based")
     save_adapter(model, tmp_path, {})
     model.switch.remove()
-    policy, known = NetLLM(str(tmp_path), dtype="float32"), windows()
-    np.testing.assert_allclose(predict(policy, known), predict(LinearL1(), known), atol=1e-3)
+    policy, known = NetLLM(str(tmp_path), dtype="float32"), windows(horizon_s=horizon_s)
+    np.testing.assert_allclose(predict(policy, known), predict(alone(), known), atol=1e-3)
     seen = observation(known.history_deg[0])
     policy.reset(seen.session, 0)
-    np.testing.assert_allclose(policy.decide(seen), np.repeat(known.history_deg[:1, -1], 20, axis=0), atol=1e-4)
+    np.testing.assert_allclose(policy.decide(seen), np.repeat(known.history_deg[:1, -1], policy.session.horizon, axis=0), atol=1e-4)
 
 
 def test_beyond_what_was_learnt_the_head_stays(adapter):
