@@ -425,13 +425,23 @@ def _named(name: str, trial_id: str, report: LinkReport) -> list[LinkRow]:
     return [msgspec.structs.replace(row, trial_id=trial_id, link=name, direction=_WAYS[row.direction]) for row in report.windows]
 
 
+def _reasons(reports: Mapping[str, LinkReport]) -> tuple[str, ...]:
+    """What failed at the link that fared worst, and how many others failed: one process carries them all, so they mostly fail together."""
+    failed = {name: report for name, report in reports.items() if report.reasons}
+    if not failed:
+        return ()
+    worst = max(failed, key=lambda name: (len(failed[name].reasons), failed[name].lateness_p99_s, failed[name].stalled_s))
+    others = (f"other links that failed: {len(failed) - 1}",) if len(failed) > 1 else ()
+    return (*(f"link of {worst}: {reason}" for reason in failed[worst].reasons), *others)
+
+
 def path_facts(reports: Mapping[str, LinkReport], congestion_control: str) -> PathFacts:
     """All links of a trial together: sums, and the worst of each measure; nothing where no link was emulated."""
     if not reports:
         return PathFacts()
     all_of = list(reports.values())
     causes = {cause: sum(report.drops.get(cause, 0) for report in all_of) for cause in all_of[0].drops}
-    reasons = tuple(f"link of {name}: {reason}" for name, report in reports.items() for reason in report.reasons)
+    reasons = _reasons(reports)
     return PathFacts(
         reasons=reasons,
         congestion_control=congestion_control,

@@ -12,6 +12,7 @@ from fake_run import FakeRun
 from rich.console import Console
 
 from controllers.api import Manifest
+from testbed.cjs_cluster import path_facts
 from testbed.emulation import Emulation
 from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
@@ -182,3 +183,15 @@ def test_repeats_join_the_end_of_the_queue() -> None:
     prepared = PreparedPlaybacks(experiment, (), (), trials, (), VIDEO)
     Lane(Link({}), prepared).play_all(collections.deque(trials), SimpleNamespace(started=lambda *_: None))
     assert order == ["t0000", "t0001", "t0002", "t0003", "t0000"]
+
+
+def test_of_links_that_failed_together_the_worst_is_told():
+    good, stood, late = report("t"), report("t", stalled_s=9.0), report("t", stalled_s=9.0, lateness_p99_s=0.5)
+    facts = path_facts({"e0": good, "e1": stood, "e2": late}, "cubic")
+    assert [reason.split(" is ")[0].split(" for ")[0] for reason in facts.reasons] == [
+        "link of e2: lateness p99",
+        "link of e2: the emulator stood still",
+        "other links that failed: 1",
+    ]
+    assert facts.fidelity == "fail"
+    assert path_facts({"e0": good}, "cubic").reasons == ()
