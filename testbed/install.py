@@ -215,7 +215,8 @@ def command(groups: Sequence[str]) -> int:
 def go_on_inside(*groups: str) -> None:
     """For a script: go on in `.venv`, first set up for `groups` (`run` unless others are named) when something is missing.
 
-    Returns at once when the script runs in it already."""
+    Returns at once when the script runs in it already.
+    """
     recipe = Recipe()
     if Path(sys.prefix) == recipe.venv:
         return

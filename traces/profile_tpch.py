@@ -153,24 +153,27 @@ def _stages(runs: Sequence[LoggedQuery], settings: Settings, query: int) -> tupl
     )
 
 
-def facts(settings: Settings, parts: Parts, load_before: float) -> dict[str, object]:
-    """The header."""
-    cpu = {
-        str(count): round(float(np.mean([part.run.cpu_share for key, part in parts.items() if key[2] == count])), 3)
-        for count in settings.executors
-    }
+def facts(settings: Settings) -> dict[str, object]:
+    """Of the header, what is known before the first query."""
     return {
         "utc": utc_now().isoformat(timespec="seconds"),
         "commit": checkout_commit() or "unknown",
         "command": command_line("scripts/profile_tpch", sys.argv[1:]),
         "machine": f"{cpu_field('model name') or 'unknown processor'}, {os.cpu_count()} cores",
-        **next(iter(parts.values())).versions,
         "tpchgen-cli": importlib.metadata.version("tpchgen-cli"),
         "settings": asdict(settings.spark),
-        "load_before": round(load_before, 2),
-        "load_during": round(float(np.mean([part.load for part in parts.values()])), 2),
-        "cpu_share": cpu,
+        "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def strain(settings: Settings, parts: Parts) -> dict[str, object]:
+    """Of the header, what the queries tell: versions, and how busy the machine was."""
+    cpu = {
+        str(count): round(float(np.mean([part.run.cpu_share for key, part in parts.items() if key[2] == count])), 3)
+        for count in settings.executors
+    }
+    load = round(float(np.mean([part.load for part in parts.values()])), 2)
+    return {**next(iter(parts.values())).versions, "load_during": load, "cpu_share": cpu}
 
 
 def table_text(profile: OwnProfile) -> str:
@@ -180,10 +183,11 @@ def table_text(profile: OwnProfile) -> str:
     for size in profile.sizes:
         stages = [template.stages for template in profile.templates if template.size == size]
         count, tasks = len(stages), sum(stage.tasks for each in stages for stage in each)
-        work_s = s_from_ms(sum(stage.work_ms for each in stages for stage in each))
+        work_ms = sum(stage.work_ms for each in stages for stage in each)
+        work_s = s_from_ms(work_ms) / count
         shuffled_mb = sum(stage.bytes for each in stages for stage in each) / 1e6 / count
-        cells = [sum(map(len, stages)) / count, tasks / count, 1000 * work_s / tasks, work_s / count, shuffled_mb]
-        cells += [profile.stretch * work_s / count, profile.stretch * shuffled_mb]
+        cells = [sum(map(len, stages)) / count, tasks / count, work_ms / tasks, work_s, shuffled_mb]
+        cells += [profile.stretch * work_s, profile.stretch * shuffled_mb]
         lines.append(f"| {size} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
     return "\n".join(lines)
 
@@ -211,12 +215,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _profile(settings: Settings, out: Path) -> int:
     check_installed()
-    work, load_before = cache_folder() / "tpch_own", os.getloadavg()[0]
+    work, made = cache_folder() / "tpch_own", facts(settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("data and Spark", total=settings.queries)
         parts = record(settings, work, lambda text, more: progress.update(bar, advance=more, description=text))
-    profile = assemble(settings, parts, facts(settings, parts, load_before))
+    profile = assemble(settings, parts, made | strain(settings, parts))
     out.write_bytes(to_json(profile))
     shutil.rmtree(work, ignore_errors=True)
     sys.stdout.write(f"{table_text(profile)}\n{out}: {out.stat().st_size} bytes, stretch {profile.stretch}\n")

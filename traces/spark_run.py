@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,9 @@ def query_text(query: int, size_gb: float) -> str:
 
 def check_installed() -> None:
     """Raise `UserError` naming what is missing: pyspark, tpchgen-cli or Java."""
-    for name, there in (("pyspark", _pyspark()), ("tpchgen-cli", generator()), ("java", _java())):
+    for name, there in (("pyspark", find_spec("pyspark")), ("tpchgen-cli", generator()), ("java", _java())):
         if not there:
             raise UserError(f"{name} is not installed, wanted it for profiling: {EXTRA}")
-
-
-def _pyspark() -> bool:
-    try:
-        import pyspark  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _java() -> str | None:
@@ -141,7 +134,10 @@ class Runner:
         """One query, its result thrown away."""
         name = str(query)
         self._session.sparkContext.setLocalProperty(QUERY, name)
-        self._session.sql(query_text(query, self._size_gb)).collect()
+        try:
+            self._session.sql(query_text(query, self._size_gb)).collect()
+        except Exception as error:  # whatever Java may say
+            raise TestbedError(f"query {query} failed at {self._size_gb:g} GB: {' '.join(str(error).split())[:300]}") from error
         return read_query(self._events_of(name), name, self._log.cores)
 
     def _events_of(self, name: str) -> list[Event]:
