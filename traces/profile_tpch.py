@@ -30,7 +30,7 @@ from traces.spark_run import Runner, SparkSettings, application, check_installed
 from traces.tpch import QUERIES
 from traces.tpch_own import OWN_FILE, VERSION, WORK_S, OwnProfile, StageProfile, Template, Waves, to_json
 
-SIZES_GB = (0.2, 0.5, 1.0)
+SIZES_GB = (0.1, 0.3, 1.0)
 EXECUTORS = (1, 2)
 
 
@@ -195,9 +195,9 @@ def table_text(profile: OwnProfile) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record and write; exit code 2 for what can't be used, 1 for what failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="profile_tpch", description="Profile TPC-H on Spark, on this machine.")
-    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_GB, metavar="GB", help="scale factors (default: 0.2 0.5 1)")
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_GB, metavar="GB", help="scale factors (default: 0.1 0.3 1)")
     parser.add_argument("--executors", type=int, nargs="+", default=EXECUTORS, metavar="N", help="threads of Spark (default: 1 2)")
-    parser.add_argument("--partitions", type=int, default=32, help="of each shuffle (default: 32)")
+    parser.add_argument("--partitions", type=int, default=16, help="of each shuffle (default: 16)")
     parser.add_argument("--split-mb", type=int, default=4, help="of a table that one task reads (default: 4)")
     parser.add_argument("--memory-gb", type=int, default=3, help="heap of the Java process (default: 3)")
     parser.add_argument("--out", type=Path, default=OWN_FILE, help="where to write (default: traces/tpch_own.json)")

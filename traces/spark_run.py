@@ -35,7 +35,7 @@ LOG_S, LOG_TRIES = 0.05, 600
 class SparkSettings:
     """What decides how a query falls into stages and tasks."""
 
-    partitions: int = 32
+    partitions: int = 16
     """Of each shuffle."""
     split_bytes: int = 4_000_000
     """Of a table's files that one task reads."""
