@@ -179,7 +179,7 @@ def strain(settings: Settings, parts: Parts) -> dict[str, object]:
 def table_text(profile: OwnProfile) -> str:
     """What docs/cjs.md shows: means over the queries of each size."""
     lines = ["| size | stages | tasks | mean task, ms | work, s | shuffled, MB | stretched: work, s | shuffled, MB |"]
-    lines.append("| ---" * 8 + " |")
+    lines.append("| --- " * lines[0].count(" |") + "|")
     for size in profile.sizes:
         stages = [template.stages for template in profile.templates if template.size == size]
         count, tasks = len(stages), sum(stage.tasks for each in stages for stage in each)
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spark = SparkSettings(options.partitions, options.split_mb * 1_000_000, options.memory_gb)
         return _profile(Settings(tuple(options.sizes), tuple(options.executors), spark), options.out)
-    except (UserError, TestbedError) as error:
+    except (UserError, TestbedError, OSError) as error:
         sys.stderr.write(f"profile_tpch: {error}\n")
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
@@ -215,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _profile(settings: Settings, out: Path) -> int:
     check_installed()
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out is {out}, whose folder can't be written, wanted one that can")
     work, made = cache_folder() / "tpch_own", facts(settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -35,7 +35,7 @@ from traces.pickled import read_object
 from traces.store import obtain
 
 NAME = "tpch"
-FORMAT = 1
+FORMAT = 2
 """Of the kept file: a change of the rules above, or of the arrays, counts it up."""
 QUERIES = 22
 SIZES = ("2g", "5g", "10g", "20g", "50g", "80g", "100g")
@@ -45,9 +45,6 @@ KINDS = ("fresh", "rest", "first")
 """What an executor did before the task: nothing in this job, or idle since; a task of the same stage; a task of another stage."""
 FRESH, REST, FIRST = range(3)
 _WAVES = ("fresh_durations", "rest_wave", "first_wave")
-
-
-Milliseconds = NDArray[np.unsignedinteger[Any]]
 
 
 class NotHereError(UserError):
@@ -69,9 +66,9 @@ class Profiles:
     recorded: NDArray[np.int64]
     """(stages, levels, kinds, 3): where in `durations_ms` the recorded durations begin; how many there are, at least one; 1 where the
     simulator's warm-up delay is added, because nothing fresh was recorded."""
-    durations_ms: Milliseconds
+    durations_ms: NDArray[np.uint32]
     """Every list of durations, in the order of the file."""
-    ordered_ms: Milliseconds
+    ordered_ms: NDArray[np.uint32]
     """The same lists, each from the shortest to the longest."""
     name: str = NAME
     sizes: tuple[str, ...] = SIZES
@@ -184,15 +181,14 @@ class Maker:
 
     def profiles(self) -> Profiles:
         """All of it as arrays. Raises `UserError` where a stage has nothing to draw from."""
-        kind = np.uint16 if max(self.durations_ms, default=0) < 2**16 else np.uint32
         made = Profiles(
             first_stage=np.array(self.first_stage, np.int64),
             tasks=np.array(self.tasks, np.int64),
             mean_ms=np.array(self.mean_ms, np.float64),
             edges=np.array(self.edges, np.int64).reshape(-1, 2),
             recorded=np.array(self.recorded, np.int64),
-            durations_ms=np.array(self.durations_ms, kind),
-            ordered_ms=np.array(self.ordered_ms, kind),
+            durations_ms=np.array(self.durations_ms, np.uint32),
+            ordered_ms=np.array(self.ordered_ms, np.uint32),
         )
         count = made.recorded[..., 1]
         if not (count > 0).all():

@@ -15,7 +15,7 @@ from controllers.api import CjsSession
 from testbed.errors import TestbedError
 from testbed.units import ms_from_s
 from traces.durations import WARM_UP_MS, frozen_uniforms, level_span
-from traces.tpch import KINDS, Milliseconds, Profiles
+from traces.tpch import KINDS, Profiles
 from traces.workload import Workload
 
 Integers = NDArray[np.int64]
@@ -88,7 +88,7 @@ class Board(NamedTuple):
     """(executors + 1, 2): recorded levels around a number of executors."""
     recorded: Integers
     """(profile rows, levels, kinds, 3): where durations begin, how many there are, whether a warm-up is added."""
-    durations_ms: Milliseconds
+    durations_ms: NDArray[np.uint32]
     """Of the profiles; the ordered ones when durations are frozen."""
     uniforms: Floats
     """(tasks, kinds, 2) when durations are frozen, (profile rows, levels, kinds) of means in a look-ahead, else empty."""
@@ -105,7 +105,7 @@ class Packed(NamedTuple):
     integers: Integers
     floats: Floats
     recorded: Integers
-    durations_ms: Milliseconds
+    durations_ms: NDArray[np.uint32]
     uniforms: Floats
     words: NDArray[np.uint32]
     log: Floats
