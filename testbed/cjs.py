@@ -23,6 +23,7 @@ from testbed.spec import Experiment
 from testbed.trial import spread
 from testbed.twin_cjs import ScheduleJob
 from traces.store import resolve
+from traces.tpch_own import find_profiles
 from traces.trace import RateTrace, Trace
 from traces.workload import Workload, draw_workload
 
@@ -99,7 +100,9 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
     if not experiment.policy_references:
         experiment = dataclasses.replace(experiment, policies=",".join(default_policies()))
     policies = describe_policies(experiment, scheduling=CjsSession("start", experiment.executors))
-    workloads = [draw_workload(experiment.jobs, experiment.interarrival, seed) for seed in experiment.seeds]
+    profiles, stand_in = find_profiles(experiment.workload)
+    experiment = dataclasses.replace(experiment, workload=profiles.name)
+    workloads = [draw_workload(experiment.jobs, experiment.interarrival, seed, profiles) for seed in experiment.seeds]
     shaped = not (experiment.simulate or experiment.cluster)
     sets = tuple(resolve(reference) for reference in experiment.trace_references) if shaped else ()
     if shaped:
@@ -113,7 +116,7 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
         links = links_of(traces, experiment, group)
         for card in policies:
             trials.append(ScheduleTrial(f"t{len(trials):04d}", group, card.name, workload.seed, workload, links))
-    notes = tuple(dict.fromkeys(each.note for each in sets if each.note))
+    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets)) if note))
     return PreparedSchedules(experiment, policies, sets, tuple(trials), notes)
 
 

@@ -63,10 +63,11 @@ GROUPS = {
         ),
     ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
+    "profile": Group(apt=("default-jre-headless",), extras=("profile",)),
     "ci": Group(apt=("cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
-"""`run` is what an experiment needs, `browser` what `--player dashjs` adds, `test` what `scripts/test` adds, `ci` what tests need that are
-skipped without it."""
+"""`run` is what an experiment needs, `browser` what `--player dashjs` adds, `test` what `scripts/test` adds, `profile` what
+`scripts/profile_tpch` adds (Java and Spark, 500 MB), `ci` what tests need that are skipped without it."""
 
 
 def groups_for(arguments: Sequence[str]) -> list[str]:
@@ -211,15 +212,18 @@ def command(groups: Sequence[str]) -> int:
     return exit_code(go)
 
 
-def go_on_inside() -> None:
-    """For a script: go on in `.venv`, set up first when something is missing. Returns at once when the script runs in it already."""
+def go_on_inside(*groups: str) -> None:
+    """For a script: go on in `.venv`, first set up for `groups` (`run` unless others are named) when something is missing.
+
+    Returns at once when the script runs in it already.
+    """
     recipe = Recipe()
     if Path(sys.prefix) == recipe.venv:
         return
 
     def prepare() -> int:
-        if lacks(recipe, ["run"]):
-            set_up(recipe, ["run"])
+        if lacks(recipe, groups or ("run",)):
+            set_up(recipe, groups or ("run",))
         return 0
 
     if code := exit_code(prepare):

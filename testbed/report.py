@@ -65,6 +65,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("seeds", "Seeds", "{}"),
     ("parallel", "Lanes", "{}"),
     ("llm", "Backbone", "{}"),
+    ("workload", "Workload", "{}"),
     ("jobs", "Jobs", "{}"),
     ("executors", "Executors", "{}"),
     ("interarrival", "Mean time between arrivals", "{:g} s"),
@@ -76,7 +77,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("horizon", "Horizon", "{:g} s"),
 )
 _PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
-_SCHEDULE_ONLY = {"jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
+_SCHEDULE_ONLY = {"workload", "jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
 _VIEWING_ONLY = {"history", "horizon"}
 _OF_OTHERS = {
     "abr": _SCHEDULE_ONLY | _VIEWING_ONLY,

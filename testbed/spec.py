@@ -90,6 +90,9 @@ class Experiment:
     """A decision later than this is taken by the player's local rule, and recorded as a fallback."""
     llm: str | None = None
     """Backbone of the policy `netllm`: a Hugging Face causal language model (name or folder). Default: the embedded one of its adapter."""
+    workload: Literal["tpch", "tpch_own"] = "tpch"
+    """cjs: profiles that jobs are drawn from: tpch, by Decima's authors, or tpch_own, by this project on small data. Default: tpch, or
+    tpch_own where it can't be had."""
     jobs: int = 8
     """cjs: jobs of a workload; each seed draws one."""
     executors: int = 10

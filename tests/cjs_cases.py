@@ -46,7 +46,7 @@ def profiles(rng: np.random.Generator, templates: int = 5) -> Profiles:
     shape = (stages, len(LEVELS), len(KINDS))
     count = rng.integers(1, 5, shape)
     start = (np.cumsum(count) - count.ravel()).reshape(shape)
-    durations_ms = rng.integers(1, 5000, int(count.sum())).astype(np.uint16)
+    durations_ms = rng.integers(1, 5000, int(count.sum())).astype(np.uint32)
     ordered_ms = np.concatenate([np.sort(durations_ms[s : s + n]) for s, n in zip(start.ravel(), count.ravel(), strict=True)])
     recorded = np.stack([start, count, rng.integers(0, 2, shape)], axis=-1).astype(np.int64)
     mean_ms = rng.uniform(500, 3000, stages)

@@ -20,7 +20,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from traces.pickled import read_object
 from traces.store import obtain
 
 NAME = "tpch"
-FORMAT = 1
+FORMAT = 2
 """Of the kept file: a change of the rules above, or of the arrays, counts it up."""
 QUERIES = 22
 SIZES = ("2g", "5g", "10g", "20g", "50g", "80g", "100g")
@@ -45,6 +45,10 @@ KINDS = ("fresh", "rest", "first")
 """What an executor did before the task: nothing in this job, or idle since; a task of the same stage; a task of another stage."""
 FRESH, REST, FIRST = range(3)
 _WAVES = ("fresh_durations", "rest_wave", "first_wave")
+
+
+class NotHereError(UserError):
+    """Decima's profiles can't be had on this machine."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,15 @@ class Profiles:
     recorded: NDArray[np.int64]
     """(stages, levels, kinds, 3): where in `durations_ms` the recorded durations begin; how many there are, at least one; 1 where the
     simulator's warm-up delay is added, because nothing fresh was recorded."""
-    durations_ms: NDArray[np.uint16]
+    durations_ms: NDArray[np.uint32]
     """Every list of durations, in the order of the file."""
-    ordered_ms: NDArray[np.uint16]
+    ordered_ms: NDArray[np.uint32]
     """The same lists, each from the shortest to the longest."""
+    name: str = NAME
+    sizes: tuple[str, ...] = SIZES
+    """Of the data, each with all queries."""
+    shuffled_bytes: NDArray[np.float64] | None = None
+    """(stages,): what a stage wrote for later ones; None where nobody recorded that."""
 
     def stages_of(self, template: int) -> range:
         """The stages of a template."""
@@ -76,14 +85,13 @@ class Profiles:
         """Number of templates."""
         return len(self.first_stage) - 1
 
-
-def template_name(template: int) -> str:
-    """`q7-50g`."""
-    return f"q{template % QUERIES + 1}-{SIZES[template // QUERIES]}"
+    def template_name(self, template: int) -> str:
+        """`q7-50g`."""
+        return f"q{template % QUERIES + 1}-{self.sizes[template // QUERIES]}"
 
 
 def load_profiles(root: str | Path | None = None) -> Profiles:
-    """All TPC-H profiles. Raises `UserError` when they are not on this machine or a file is bad."""
+    """Decima's profiles. Raises `NotHereError` when they are not on this machine, `UserError` when a file is bad."""
     return _load(str(root) if root is not None else None, str(cache_folder()))
 
 
@@ -95,7 +103,7 @@ def _load(root: str | None, cache_path: str) -> Profiles:
     if found is None:
         folder, lack = obtain(NAME, root)
         if folder is None:
-            raise UserError(f"workload {NAME} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {NAME}")
+            raise NotHereError(f"workload {NAME} is not on this machine ({lack}), wanted it there: run scripts/fetch_data {NAME}")
         found = convert(folder)
         with contextlib.suppress(OSError):  # a cache that can't be written costs time and nothing else
             _keep(kept, found)
@@ -104,7 +112,7 @@ def _load(root: str | None, cache_path: str) -> Profiles:
 
 def convert(folder: Path) -> Profiles:
     """The arrays of all templates in a folder laid out like upstream's. Raises `UserError` naming the file that is bad."""
-    maker = _Maker()
+    maker = Maker()
     for size in SIZES:
         for query in range(1, QUERIES + 1):
             matrix, stages = folder / size / f"adj_mat_{query}.npy", folder / size / f"task_duration_{query}.npy"
@@ -127,10 +135,11 @@ def read_edges(path: Path) -> tuple[int, list[tuple[int, int]]]:
     return len(matrix), edges
 
 
-class _Maker:
-    """Collects templates."""
+class Maker:
+    """Collects templates. Durations are taken `stretch` times as long as they are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, stretch: int = 1) -> None:
+        self._stretch = stretch
         self.first_stage, self.tasks, self.mean_ms = [0], list[int](), list[float]()
         self.edges: list[tuple[int, int]] = []
         self.recorded: list[list[list[tuple[int, int, int]]]] = []
@@ -150,7 +159,8 @@ class _Maker:
     def _add_stage(self, waves: dict[str, dict[int, list[int]]]) -> None:
         level = next(iter(waves["first_wave"]))
         self.tasks.append(len(waves["first_wave"][level]) + len(waves["rest_wave"][level]))
-        lists = {**waves, "first_wave": first_without_fresh(waves["first_wave"], waves["fresh_durations"])}
+        waves = {**waves, "first_wave": first_without_fresh(waves["first_wave"], waves["fresh_durations"])}
+        lists = {wave: {n: [self._stretch * ms for ms in each] for n, each in levels.items()} for wave, levels in waves.items()}
         self.mean_ms.append(float(np.mean([ms for wave in _WAVES for each in lists[wave].values() for ms in each])))
         places = {wave: {level: self._store(each) for level, each in lists[wave].items()} for wave in _WAVES}
         highest = max(waves["first_wave"])
@@ -177,8 +187,8 @@ class _Maker:
             mean_ms=np.array(self.mean_ms, np.float64),
             edges=np.array(self.edges, np.int64).reshape(-1, 2),
             recorded=np.array(self.recorded, np.int64),
-            durations_ms=np.array(self.durations_ms, np.uint16),
-            ordered_ms=np.array(self.ordered_ms, np.uint16),
+            durations_ms=np.array(self.durations_ms, np.uint32),
+            ordered_ms=np.array(self.ordered_ms, np.uint32),
         )
         count = made.recorded[..., 1]
         if not (count > 0).all():
@@ -228,12 +238,15 @@ def first_without_fresh(first: Mapping[int, list[int]], fresh: Mapping[int, list
     return kept
 
 
+_KEPT = [field.name for field in fields(Profiles) if field.default is MISSING]
+"""What of Decima's profiles is no constant."""
+
+
 def _read_kept(path: Path) -> Profiles | None:
     """What is kept; None where there is nothing, or something else."""
-    names = [field.name for field in fields(Profiles)]
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = Profiles(**{name: arrays[name] for name in names})
+            found = Profiles(**{name: arrays[name] for name in _KEPT})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return found if found.recorded.shape == (len(found.tasks), len(LEVELS), len(KINDS), 3) else None
@@ -244,7 +257,7 @@ def _keep(path: Path, profiles: Profiles) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
-        np.savez(temporary, **{field.name: getattr(profiles, field.name) for field in fields(Profiles)})
+        np.savez(temporary, **{name: getattr(profiles, name) for name in _KEPT})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

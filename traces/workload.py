@@ -3,19 +3,20 @@
 Arrivals are Poisson. Templates are equally likely. The order of draws for each job (query, size, then the gap to the next job) and the
 generator (PCG64 of the seed) are those of spark-sched-sim's `TPCHJobSequenceGen`, so that a seed names the same jobs there and here.
 
-The profiles say nothing of the bytes that stages exchange. We derive them: a query moves `SHUFFLE_SHARE` of its input in all, and a stage
-writes its part of that in proportion to its work (tasks x mean duration), the same to each of its children. That is a stand-in, good enough
-to load links in proportion to jobs, and no measurement.
+Decima's profiles say nothing of the bytes that stages exchange. We derive them: a query moves `SHUFFLE_SHARE` of its input in all, and a
+stage writes its part of that in proportion to its work (tasks x mean duration), the same to each of its children. That is a stand-in, good
+enough to load links in proportion to jobs, and no measurement. Our own profile (`traces/tpch_own.py`) has what was measured.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from testbed.errors import UserError
 from testbed.units import ms_from_s, s_from_ms
-from traces.tpch import NAME, QUERIES, SIZES, Profiles, load_profiles, template_name
+from traces.tpch import QUERIES, Profiles, load_profiles
 
 JOBS = 200
 INTERARRIVAL_S = 25.0
@@ -67,17 +68,18 @@ class Workload:
 
 
 def draw_workload(jobs: int = JOBS, interarrival_s: float = INTERARRIVAL_S, seed: int = 1, profiles: Profiles | None = None) -> Workload:
-    """`jobs` TPC-H jobs, the first at 0 s. Raises `UserError` for numbers without sense, or when the profiles are not on this machine."""
+    """`jobs` TPC-H jobs, the first at 0 s; of Decima's profiles unless others are given. Raises `UserError` for numbers without sense, or
+    when Decima's are not on this machine."""
     if jobs < 1 or not interarrival_s > 0 or seed < 0:
         raise UserError(f"{jobs} jobs, {interarrival_s:g} s between them and seed {seed} are asked for, wanted at least 1, above 0 and 0")
     profiles = profiles or load_profiles()
     rng, arrival_ms, drawn = np.random.default_rng(seed), 0.0, []
     for number in range(jobs):
-        query, size = int(rng.integers(QUERIES)), int(rng.choice(len(SIZES)))
+        query, size = int(rng.integers(QUERIES)), int(rng.choice(len(profiles.sizes)))
         template = size * QUERIES + query
-        drawn.append(Job(number, template_name(template), s_from_ms(arrival_ms), stages_of(profiles, template), template))
+        drawn.append(Job(number, profiles.template_name(template), s_from_ms(arrival_ms), stages_of(profiles, template), template))
         arrival_ms += rng.exponential(ms_from_s(interarrival_s))
-    return Workload(NAME, seed, interarrival_s, tuple(drawn))
+    return Workload(profiles.name, seed, interarrival_s, tuple(drawn))
 
 
 def stages_of(profiles: Profiles, template: int) -> tuple[Stage, ...]:
@@ -109,17 +111,26 @@ def _stages(key: _Key, template: int) -> tuple[Stage, ...]:
             children[parent].append(child - numbers.start)
             parents[child].append(parent - numbers.start)
     tasks, mean_ms = profiles.tasks[numbers.start : numbers.stop], profiles.mean_ms[numbers.start : numbers.stop]
-    writes = np.array([bool(children[number]) for number in numbers])
-    work = tasks * mean_ms * writes
-    shares = work / max(work.sum(), 1e-9)
-    input_bytes = BYTES_PER_GIGABYTE * float(SIZES[template // QUERIES].removesuffix("g"))
+    readers = np.array([len(children[number]) for number in numbers])
+    if profiles.shuffled_bytes is None:
+        output_bytes = _derived_bytes(profiles.sizes[template // QUERIES], tasks * mean_ms, readers)
+    else:
+        output_bytes = profiles.shuffled_bytes[numbers.start : numbers.stop] * (readers > 0)  # each child reads all of it
     return tuple(
         Stage(
             tasks=int(tasks[i]),
             parents=tuple(parents[number]),
             children=tuple(children[number]),
             mean_task_s=float(s_from_ms(mean_ms[i])),
-            output_bytes=float(SHUFFLE_SHARE * input_bytes * shares[i] / max(len(children[number]), 1)),
+            output_bytes=float(output_bytes[i]),
         )
         for i, number in enumerate(numbers)
     )
+
+
+def _derived_bytes(size: str, work: NDArray[np.float64], readers: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each stage writes for each of its children, where nobody recorded it."""
+    input_bytes = BYTES_PER_GIGABYTE * float(size.removesuffix("g"))
+    written = work * (readers > 0)
+    shares: NDArray[np.float64] = written / max(written.sum(), 1e-9)
+    return SHUFFLE_SHARE * input_bytes * shares / np.maximum(readers, 1)

@@ -49,6 +49,7 @@ SIMULATION = (
     "traces/durations.py",
     "traces/pickled.py",
     "traces/tpch.py",
+    "traces/tpch_own.py",
     "traces/workload.py",
     "controllers/api.py",
     "controllers/shares.py",

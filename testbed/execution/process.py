@@ -18,7 +18,7 @@ from testbed.execution.dask_cluster import DaskCluster
 from testbed.execution.driver import Driver
 from testbed.records import Row
 from traces.durations import FrozenDurations
-from traces.tpch import load_profiles
+from traces.tpch_own import profiles_named
 
 WRITE_EVERY_S = 0.5
 
@@ -50,7 +50,7 @@ class _Writer:
 async def drive(config: DriverConfig, out: BinaryIO) -> None:
     """Play one trial."""
     writer = _Writer(out)
-    durations = FrozenDurations(config.workload, load_profiles())
+    durations = FrozenDurations(config.workload, profiles_named(config.workload.name))
     controller = SchedulingClient(config.controller_url, config.session, config.policy, config.seed)
     writing = asyncio.create_task(writer.keep_writing())
     try:

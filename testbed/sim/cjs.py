@@ -36,7 +36,8 @@ from testbed.cluster.observe import active_stages, observe
 from testbed.metrics import ScheduleSummary, summarise_schedule
 from testbed.units import ms_from_s, s_from_ms
 from traces.durations import Durations, FrozenDurations, StreamDurations, WordStream
-from traces.tpch import Profiles, load_profiles
+from traces.tpch import Profiles
+from traces.tpch_own import profiles_named
 from traces.workload import Workload
 
 Semantics = Literal["published", "conserving"]
@@ -91,7 +92,7 @@ class CjsSimulator:
         self.ended, self.decisions, self.now_ms = "", 0, 0.0
         self.log: list[TaskStart] | None = None
         """Task starts, when set to a list."""
-        self._durations = durations or default_durations(workload, semantics, profiles or load_profiles())
+        self._durations = durations or default_durations(workload, semantics, profiles or profiles_named(workload.name))
         self._started_s: dict[tuple[int, int], float] | None = {} if semantics == "published" else None
         self._busy_ms, self._left = 0.0, len(workload.jobs)
         self._queue: list[tuple[float, int, Event]] = []

@@ -88,7 +88,7 @@ class Board(NamedTuple):
     """(executors + 1, 2): recorded levels around a number of executors."""
     recorded: Integers
     """(profile rows, levels, kinds, 3): where durations begin, how many there are, whether a warm-up is added."""
-    durations_ms: NDArray[np.uint16]
+    durations_ms: NDArray[np.uint32]
     """Of the profiles; the ordered ones when durations are frozen."""
     uniforms: Floats
     """(tasks, kinds, 2) when durations are frozen, (profile rows, levels, kinds) of means in a look-ahead, else empty."""
@@ -105,7 +105,7 @@ class Packed(NamedTuple):
     integers: Integers
     floats: Floats
     recorded: Integers
-    durations_ms: NDArray[np.uint16]
+    durations_ms: NDArray[np.uint32]
     uniforms: Floats
     words: NDArray[np.uint32]
     log: Floats

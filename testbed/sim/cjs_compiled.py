@@ -39,7 +39,8 @@ from testbed.sim.cjs_draws import uniform
 from testbed.sim.cjs_machine import ASKED, OUT_OF_EVENTS, OVER, advance, committable, decide, demand
 from testbed.sim.compiled import compiled
 from testbed.units import s_from_ms
-from traces.tpch import Profiles, load_profiles
+from traces.tpch import Profiles
+from traces.tpch_own import profiles_named
 from traces.workload import Workload
 
 
@@ -56,8 +57,9 @@ class CompiledCjs:
     ) -> None:
         self.workload, self.session, self.semantics = workload, session, semantics
         self.ended, self.decisions = "", 0
+        profiles = profiles or profiles_named(workload.name)
         #: The tables, for compiled functions beside this class.
-        self.packed, self._board = make_board(workload, session, semantics == "conserving", profiles or load_profiles(), logged)
+        self.packed, self._board = make_board(workload, session, semantics == "conserving", profiles, logged)
         self._turn(False, NOTHING, 0)
 
     @property

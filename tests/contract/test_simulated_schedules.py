@@ -9,6 +9,7 @@ import pytest
 from testbed.cli import main
 from testbed.errors import UserError
 from testbed.results import rebuild
+from traces import tpch
 from traces.tpch import load_profiles
 
 MINE = """
@@ -54,6 +55,25 @@ def test_records_of_simulated_schedules(folder: Path) -> None:
     assert main(["--spec", str(latest / "experiment.toml"), "--seeds", "2"]) == 0
     again = json.loads((latest / "summary.json").read_text())
     assert again["policies"]["fair"]["trials"] == 1
+
+
+def test_without_decimas_profiles_our_own_stand_in_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NETLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tpch, "obtain", lambda name, root: (None, "no network"))
+    tpch._load.cache_clear()
+    latest = tmp_path / "results" / "latest"
+    assert main([*RUN, "--policies", "fair,fifo_half"]) == 0
+    stood_in = json.loads((latest / "summary.json").read_text())
+    assert "stands in for Decima's" in " ".join(stood_in["notes"])
+    trials = polars.read_parquet(latest / "trials.parquet")
+    assert set(trials["trace"]) == {"tpch_own, 3 jobs, seed 2", "tpch_own, 3 jobs, seed 3"} and trials["valid"].all()
+    assert 'workload = "tpch_own"' in (latest / "experiment.toml").read_text()
+    assert main([*RUN, "--policies", "fair,fifo_half", "--workload", "tpch_own"]) == 0
+    asked_for = json.loads((latest / "summary.json").read_text())
+    assert asked_for["policies"]["fair"]["mean"] == stood_in["policies"]["fair"]["mean"]
+    assert "stands in" not in " ".join(asked_for["notes"])
+    tpch._load.cache_clear()
 
 
 def test_a_policy_that_declines_for_ever_is_named_and_no_average(folder: Path) -> None:

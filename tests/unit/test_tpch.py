@@ -169,7 +169,7 @@ def test_fresh_durations_leave_the_first_wave_once_each():
 
 
 def made_of(stage: dict) -> tpch.Profiles:
-    maker = tpch._Maker()
+    maker = tpch.Maker()
     maker.add((1, []), {0: stage}, Path("file"))
     return maker.profiles()
 
