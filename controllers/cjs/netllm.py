@@ -14,7 +14,7 @@ class NetLLM(CjsPolicy):
 
     | option | meaning |
     | --- | --- |
-    | `adapter` | folder of an adapter made by `scripts/adapt cjs`; default: the one that ships, once one does |
+    | `adapter` | folder of an adapter made by `scripts/adapt cjs`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
     | `dtype` | `bfloat16` or `float32` (about half as fast on a CPU with AVX512_BF16) |
     | `threads` | CPU threads, for the whole process; more than one suffers badly when other processes want the same cores |
