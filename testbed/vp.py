@@ -24,6 +24,7 @@ from controllers.loader import KINDS, discover
 from players.config import HeadsetConfig, OriginConfig
 from players.tiles import TiledVideo, synthetic_tiles
 from testbed.abr import WALL_TOLERANCE_S, PathFacts, most_bytes
+from testbed.errors import UserError
 from testbed.prepared import Prepared, PreparedInLanes, describe_policies, from_anywhere
 from testbed.pressure import Strain
 from testbed.records import Row
@@ -243,11 +244,18 @@ def default_policies() -> list[str]:
 def _grid(
     experiment: Experiment, names: Sequence[str], traces: Sequence[Trace], uplinks: Sequence[Trace], viewings: Sequence[HeadMovement]
 ) -> tuple[ViewingTrial, ...]:
-    """The paired grid: each trace and seed with a viewing of its own."""
+    """The paired grid: each trace and seed with a viewing of its own, of those that are long enough."""
+    video = synthetic_tiles()
+    wanted = round(experiment.chunks * video.segment_s * RATE_HZ)
+    turns = [viewings[i * STRIDE % len(viewings)] for i in range(len(viewings))]
+    turns = [each for each in turns if len(each.angles_deg) >= wanted]
+    if not turns:
+        longest = max(len(each.angles_deg) for each in viewings)
+        raise UserError(f"--chunks is {experiment.chunks}, wanted fewer: that takes {wanted} samples, the longest viewing has {longest}")
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[ViewingTrial] = []
     for group, (trace, seed) in enumerate(cells):
-        viewing = viewings[group * STRIDE % len(viewings)]
+        viewing = turns[group % len(turns)]
         offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
         for name in names:
             trials.append(ViewingTrial(f"t{len(trials):04d}", group, name, trace, offset_s, seed, uplink, viewing))
