@@ -80,8 +80,10 @@ def finding(results: Sequence[SettingResult]) -> list[str]:
 
 
 def _found(result: SettingResult) -> str:
-    best = result.ranked()[0]
-    said = f"{result.setting.title}: {best.policy.label} has the least error, {words.within(best.mae_deg, 2)} degrees"
+    ranked = result.ranked()
+    best, error = ranked[0], words.within(ranked[0].mae_deg, 2)
+    equal = [each.policy.label for each in ranked if words.within(each.mae_deg, 2) == error]  # as far as the table shows
+    said = f"{result.setting.title}: {' and '.join(equal)} {'have' if equal[1:] else 'has'} the least error, {error} degrees"
     for reference, found in result.differences.items():
         for each in found:
             if each.a == best.policy.name:

@@ -219,6 +219,13 @@ def test_the_command_in_the_page_can_be_repeated(recorded, tmp_path, monkeypatch
     assert list(header.weights) == ["mlp"]
 
 
+def test_who_errs_alike_as_far_as_the_table_shows_shares_the_finding():
+    users, errors = np.repeat(np.arange(6), 4), np.linspace(4, 9, 24)
+    alike = {"static": outcome("static", errors + 2, users), "a": outcome("a", errors, users), "b": outcome("b", errors + 1e-4, users)}
+    (said,) = finding([setting_result(NAMED["code"], alike, {}, ["static"])])
+    assert "A and B have the least error" in said
+
+
 def test_a_finding_says_no_more_than_the_interval_allows():
     users = np.repeat(np.arange(6), 4)
     noisy = np.random.default_rng(2).normal(0, 3, 24)
