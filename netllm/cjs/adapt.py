@@ -63,8 +63,8 @@ class CjsAdaptSettings:
     """Type of the frozen weights, bfloat16 or float32; what is trained is kept in float32."""
     threads: int = 2
     """CPU threads, and processes that collect."""
-    bare: float = 0.2
-    """Share of the budget in which encoder and heads learn without the language model, ten times as quickly; it comes in after that."""
+    bare: float = 0.5
+    """Share of the budget in which encoder and heads learn without the language model, many times as quickly; it comes in after that."""
     rounds: int = 2
     """DAgger rounds."""
     round_sessions: int = 16

@@ -26,7 +26,7 @@ class LabelSettings:
     """Temperature as a share of what the rule's decision costs: costs of a large backlog differ by more, by chance, too."""
     prior: float = 2.0
     """How much likelier the rule's own decision is where nothing costs less."""
-    expected: float = 0.0
+    expected: float = 2.0
     """Weight of what the student's decision is expected to cost, in temperatures, beside the cross-entropy."""
 
 
