@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from netllm.cards.frame import Card
+from netllm.cards.frame import LOSSES, Card
 
 
 def _about(facts: dict[str, Any]) -> str:
@@ -47,13 +47,7 @@ CARD = Card(
     about=_about,
     training=_training,
     validation=_validation,
-    curve={
-        "step": "step",
-        "elapsed_s": "seconds",
-        "train_loss": "training loss",
-        "valid_loss": "validation loss",
-        "valid_qoe": "validation QoE",
-    },
+    curve=LOSSES | {"valid_qoe": "validation QoE"},
     hidden=("ladder_bps",),
     unmeasured="Not measured on test traces yet.",
 )

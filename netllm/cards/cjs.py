@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from netllm.cards.frame import Card
+from netllm.cards.frame import LOSSES, Card
 
 
 def _about(facts: dict[str, Any]) -> str:
@@ -37,12 +37,6 @@ CARD = Card(
     about=_about,
     training=_training,
     validation=_validation,
-    curve={
-        "step": "step",
-        "elapsed_s": "seconds",
-        "train_loss": "training loss",
-        "valid_loss": "validation loss",
-        "valid_jct_over_rule": "JCT over the rule's",
-    },
+    curve=LOSSES | {"valid_jct_over_rule": "JCT over the rule's"},
     unmeasured="Not measured on test workloads yet.",
 )

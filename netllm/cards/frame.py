@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, Any]
+LOSSES = {"step": "step", "elapsed_s": "seconds", "train_loss": "training loss", "valid_loss": "validation loss"}
+"""Columns that the learning curve of a task learnt from sessions begins with."""
 
 
 @dataclass(frozen=True)
