@@ -74,6 +74,19 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
     return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
 
 
+def card(results: Sequence[SettingResult], name: str, header: VpHeader) -> str:
+    """Results of the policy `name`, for the adapter's card."""
+    rows = []
+    for result in results:
+        if name not in result.outcomes:
+            continue
+        found = {reference: each for reference, all_of in result.differences.items() for each in all_of if each.a == name}
+        against = [f"{words.number(each.over_users.mean, 2, True)} to `{key}`: {each.verdict}" for key, each in found.items()]
+        rows.append((result.setting.title, words.within(result.outcomes[name].mae_deg, 2), "; ".join(against)))
+    said = f"Test viewings, `{header.command}` at commit `{header.commit[:12]}`; docs/vp.md has the whole evaluation."
+    return "\n".join(["## Results", said, "", *table(("setting", "MAE, degrees", "paired, degrees"), rows)])
+
+
 def finding(results: Sequence[SettingResult]) -> list[str]:
     """The result of each setting in a sentence, no stronger than the intervals allow."""
     return [f"- {_found(result)}" for result in results]

@@ -14,6 +14,8 @@ from rich.console import Console
 from controllers.learning.start import check_least
 from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
 from controllers.weights import VP_SHIPPED
+from netllm.adapter import SHIPPED
+from netllm.cards import set_results
 from netllm.vp_suite import page
 from netllm.vp_suite.ablations import NETLLM, Family, families, joined, seeds_deg
 from netllm.vp_suite.analysis import AblationResult, Evaluation, Outcome, SettingResult, setting_result
@@ -55,7 +57,7 @@ class VpEvaluateSettings:
     out: Path = Path("results/evaluate-vp")
     """Folder of the results; what an earlier evaluation left there is replaced."""
     write: bool = False
-    """Also write docs/vp.md."""
+    """Also write docs/vp.md, and the results into the card of the adapter that ships."""
 
 
 def test(settings: VpEvaluateSettings | None = None, console: Console | None = None) -> list[SettingResult]:
@@ -160,6 +162,8 @@ def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeade
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if settings.write:
         PAGE.write_text(page.document(evaluation, header), encoding="utf-8")
+        if any(NETLLM in each.outcomes for each in evaluation.results):
+            set_results(SHIPPED / "vp", page.card(evaluation.results, NETLLM, header))
 
 
 def _frame(result: SettingResult) -> pl.DataFrame:
