@@ -14,7 +14,7 @@ from rich.console import Console
 from controllers.loader import load
 from netllm.command import evaluate_command
 from netllm.suite.analysis import p_value_of
-from netllm.vp_suite import run
+from netllm.vp_suite import page, run
 from netllm.vp_suite.ablations import families
 from netllm.vp_suite.analysis import Difference, Evaluation, Outcome, clustered, difference, setting_result
 from netllm.vp_suite.page import document, finding
@@ -224,6 +224,15 @@ def test_who_errs_alike_as_far_as_the_table_shows_shares_the_finding():
     alike = {"static": outcome("static", errors + 2, users), "a": outcome("a", errors, users), "b": outcome("b", errors + 1e-4, users)}
     (said,) = finding([setting_result(NAMED["code"], alike, {}, ["static"])])
     assert "A and B have the least error" in said
+
+
+def test_a_card_tells_each_setting_and_what_it_was_compared_with():
+    users, errors = np.repeat(np.arange(6), 4), np.linspace(4, 9, 24)
+    outcomes = {name: outcome(name, errors + more, users) for name, more in (("static", 2), ("netllm", 0))}
+    header = run.vp_header([load("static", "vp")], "test")
+    text = page.card([setting_result(NAMED["code"], outcomes, {}, ["static"])], "netllm", header)
+    assert "| 6.50 ± " in text and "| \N{MINUS SIGN}2.00 to `static`: better |" in text
+    assert NAMED["code"].title in text and header.command in text
 
 
 def test_a_finding_says_no_more_than_the_interval_allows():
