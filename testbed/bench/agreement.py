@@ -48,8 +48,8 @@ class AgreementSettings:
     """Chunks of each playback."""
     repeats: int = 3
     """Playbacks of each trace with each player."""
-    parallel: int = 3
-    """Lanes at once."""
+    parallel: int = 1
+    """Lanes at once. Browsers that share a machine's cores take longer over each chunk: more lanes ask another question."""
     out: Path = Path("results/agreement")
     """Folder of the runs."""
     played: bool = False
