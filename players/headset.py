@@ -1,8 +1,10 @@
 """The headset player: one viewing of tiled 360-degree video over a real socket, in real time. `python -m players.headset`.
 
-It fetches the manifest, opens the session at the controller, then per segment: waits until less than `buffer_cap_s` lies ahead, asks the
-controller where the viewer will look, picks the tiles' levels within 90 % of the estimated throughput (`players.viewport.plan`), and
-fetches them in one request, those expected in view first. The head is a recorded one and moves in the video's time (`players.viewing`).
+It fetches the manifest, opens the session at the controller, then per segment: waits until less than `buffer_cap_s` lies ahead and the
+segment before is there, picks the tiles' levels by where the viewer is predicted to look, within 90 % of the estimated throughput
+(`players.viewport.plan`), and fetches them in one request, those expected in view first. The controller is asked ahead of that: as early as
+its last answer took, so that the link need not idle; what a decision takes makes the prediction older instead. The head is a recorded one
+and moves in the video's time (`players.viewing`).
 When no valid prediction comes in time, the head is thought to stay where it is, and the row says so. Rows (`testbed.records`) go to
 stdout as they are made, a segment's when it has been played. Ends are those of `players.headless`.
 """
@@ -53,22 +55,48 @@ class Headset:
         self._requests_s: list[tuple[float, float]] = []
         self._told: list[Seen] = []
         self._began_at_s: float | None = None
+        self._asked: asyncio.Task[tuple[np.ndarray, int]] | None = None
+        """The prediction for the next segment, if it has been asked for."""
+        self._lead_s = 0.0
+        """What the last answer took."""
 
     async def run(self) -> None:
         """View to the end. Raises `PlaybackEnded` when it can't go on."""
-        for segment in range(self._config.chunks):
-            await self._until_due(segment)
-            predicted_deg, newest = await self._predicted(segment)
-            await self._fetch(segment, predicted_deg, newest)
+        try:
+            for segment in range(self._config.chunks):
+                await self._until_due(segment)
+                self._ask(segment)
+                assert self._asked
+                predicted_deg, newest = await self._asked
+                self._asked = None
+                await self._fetch(segment, predicted_deg, newest)
+        finally:
+            if self._asked:
+                self._asked.cancel()
+                await asyncio.gather(self._asked, return_exceptions=True)
         while len(self._told) < self._config.chunks:
             self._tell(now_s())
             await asyncio.sleep(LOOK_S)
 
     async def _until_due(self, segment: int) -> None:
         """Until less than the cap lies ahead of where playback is."""
-        while segment * self._video.segment_s - self._viewing.media_s(now_s()) >= self._config.buffer_cap_s:
+        while self._due_in_s(segment) >= 0:
             self._tell(now_s())
+            self._ask_early(segment)
             await asyncio.sleep(LOOK_S)
+
+    def _due_in_s(self, segment: int) -> float:
+        """How long the full buffer still holds a request back, if playback goes on; less than 0: it doesn't."""
+        return segment * self._video.segment_s - self._viewing.media_s(now_s()) - self._config.buffer_cap_s
+
+    def _ask_early(self, segment: int, link_busy_s: float = 0.0) -> None:
+        """Ask for a segment's prediction if its request may leave in no more time than an answer takes."""
+        if segment < self._config.chunks and max(link_busy_s, self._due_in_s(segment)) <= self._lead_s:
+            self._ask(segment)
+
+    def _ask(self, segment: int) -> None:
+        """Unless that has been done."""
+        self._asked = self._asked or asyncio.create_task(self._predicted(segment))
 
     def _newest(self, now: float) -> int:
         """Number of the head's newest sample."""
@@ -88,6 +116,7 @@ class Headset:
             reason = failed.reason
             predicted_deg = np.repeat(self._angles_deg[newest : newest + 1], self._config.horizon, axis=0)
             sys.stderr.write(f"{self._config.trial_id}: segment {segment}: {failed.reason}: {failed.message}\n")
+        self._lead_s = now_s() - asked_s
         true_deg = self._angles_deg[newest + 1 : newest + 1 + self._config.horizon]
         error_deg = float(mae_deg(predicted_deg[None, : len(true_deg)], true_deg[None])[0]) if len(true_deg) else None
         self._emit(
@@ -97,7 +126,7 @@ class Headset:
                 at_s=self._since_begin(asked_s),
                 media_s=newest / self._config.rate_hz,
                 mae_deg=error_deg,
-                latency_s=now_s() - asked_s,
+                latency_s=self._lead_s,
                 policy_s=policy_s,
                 source="fallback" if reason else "policy",
                 reason=reason,
@@ -112,13 +141,18 @@ class Headset:
         known = np.where(ahead[:, None] < 0, self._angles_deg[np.clip(newest + 1 + ahead, 0, newest)], 0.0)
         expected_deg = np.where(ahead[:, None] < 0, known, predicted_deg[np.clip(ahead, 0, len(predicted_deg) - 1)])
         shares = shares_in_view(expected_deg, self._video.rows, self._video.columns).mean(axis=0)
-        budget_bytes = bytes_per_s_from_bps(SAFETY * (self._estimate.average_bps or 0.0)) * self._video.segment_s
+        bytes_per_s = bytes_per_s_from_bps(self._estimate.average_bps or 0.0)
+        budget_bytes = SAFETY * bytes_per_s * self._video.segment_s
         chosen = plan(self._video, segment, shares, budget_bytes)
         self._viewing.fetch(segment, chosen)
         self._plans.append(chosen)
         self._expected_deg.append(expected_deg)
         sizes = [self._video.sizes_bytes[segment][tile][chosen.levels[tile]] for tile in chosen.order]
-        arriving = _Arriving(np.cumsum(sizes), lambda place: self._viewing.arrived(segment, chosen.order[place], now_s()))
+        arriving = _Arriving(
+            np.cumsum(sizes),
+            lambda place: self._viewing.arrived(segment, chosen.order[place], now_s()),
+            lambda left_bytes: self._ask_early(segment + 1, left_bytes / bytes_per_s if bytes_per_s else np.inf),
+        )
         if self._began_at_s is None:
             self._began_at_s = now_s()
             self._viewing.begin(self._began_at_s)
@@ -199,10 +233,10 @@ class Headset:
 
 
 class _Arriving:
-    """Counts bytes, and tells of each tile whose last byte has come."""
+    """Counts bytes; tells of each tile whose last byte has come, and after each piece how many bytes are still to come."""
 
-    def __init__(self, ends_bytes: np.ndarray, arrived: Callable[[int], None]) -> None:
-        self._ends_bytes, self._arrived = ends_bytes, arrived
+    def __init__(self, ends_bytes: np.ndarray, arrived: Callable[[int], None], still: Callable[[int], None]) -> None:
+        self._ends_bytes, self._arrived, self._still = ends_bytes, arrived, still
         self._bytes = self._tiles = 0
 
     def again(self) -> None:
@@ -215,6 +249,7 @@ class _Arriving:
         while self._tiles < len(self._ends_bytes) and self._bytes >= self._ends_bytes[self._tiles]:
             self._arrived(self._tiles)
             self._tiles += 1
+        self._still(int(self._ends_bytes[-1]) - self._bytes)
 
 
 async def view(config: HeadsetConfig, emit: Emit) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import re
+import time
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -276,6 +277,43 @@ def test_the_prediction_decides_which_tiles_are_high():
     assert quality[0] > 5 * quality[1]
     wasted = [sum(row.wasted_bytes for row in of(rows, SegmentRow)) for rows in (good, bad)]
     assert wasted[1] > 2 * wasted[0]
+
+
+class Slow(Ahead):
+    """Takes its time."""
+
+    def decide(self, observation):
+        time.sleep(0.06)
+        return super().decide(observation)
+
+
+def narrow(monkeypatch):
+    """An origin that sends a kilobyte each 17 ms: a segment at the lowest level takes a little longer than it lasts."""
+    write = web.StreamResponse.write
+
+    async def paced(response, piece):
+        await asyncio.sleep(0.017)
+        await write(response, piece)
+
+    monkeypatch.setattr(origin, "PATTERN", b"x" * 1024)
+    monkeypatch.setattr(web.StreamResponse, "write", paced)
+
+
+@pytest.mark.parametrize("link", ["fast", "narrow"])
+def test_a_prediction_is_asked_for_ahead_of_the_request(link, monkeypatch):
+    """By what the last one took, whether a full buffer or the segment before holds the request back."""
+    if link == "narrow":
+        narrow(monkeypatch)
+    rows = asyncio.run(viewed(Slow))
+    segments, asked = of(rows, SegmentRow), of(rows, PredictionRow)
+    assert [row.segment for row in asked] == list(range(8)) and of(rows, ViewingEndRow)[0].end_reason == "complete"
+    ahead_s = [segment.request_s - question.at_s for segment, question in zip(segments, asked, strict=True)]
+    idle_s = [segment.request_s - before.end_s for segment, before in zip(segments[1:], segments, strict=False)]
+    assert all(each >= 0.06 for each in ahead_s[1:]), "the answer was there (time counts from the first request)"
+    if link == "narrow":
+        assert np.median(idle_s[2:]) < 0.03, "the link waits for no answer, once it is known how long one takes"
+    else:
+        assert np.median(np.diff([row.request_s for row in segments[3:]])) == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize(("policy", "url", "reason"), [(Broken, None, "invalid"), (Ahead, "http://127.0.0.1:9", "unreachable")])
