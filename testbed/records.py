@@ -140,7 +140,7 @@ class ScheduleRow(TrialBase, frozen=True, kw_only=True, tag="schedule", tag_fiel
     simulated_jct_s: float | None = None
     """Mean JCT of the same policy and workload in the simulator twin (on a cluster only)."""
     late_task_share: float | None = None
-    """Share of bundles of tasks whose executor was later than the slack of `testbed.execution.executor`."""
+    """Share of bundles of tasks whose executor was later than the slack of `testbed.execution.driver`."""
 
     @property
     def value(self) -> float | None:

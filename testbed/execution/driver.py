@@ -2,7 +2,7 @@
 
 **Clock.** The engine's time is the workload's, `time_scale` times faster than the wall's. An event's time is when it happened on the
 executor, not when its message came; a decision's is that of its question plus what the controller took, by the wall. So a policy pays
-for its time, and the emulation's own messages cost none as long as they are within the slack of `executor.SLACK_S`.
+for its time, and the emulation's own messages cost none as long as they are within `SLACK_S`.
 
 **Losses.** What ran on a lost executor runs again, outputs that lay there are made again when a task needs them, and a task whose reading
 failed runs again. An executor that doesn't answer long after its tasks should have ended is given up.
@@ -44,7 +44,7 @@ from testbed.execution.account import job_row
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
-from testbed.execution.executor import SLACK_S, Bundle, Read, Report
+from testbed.execution.executor import Bundle, Read, Report
 from testbed.execution.outputs import Outputs, Part, Vanished
 from testbed.metrics import summarise_schedule
 from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
@@ -54,6 +54,9 @@ from traces.durations import Durations
 from traces.tpch import REST
 
 NO_EXECUTORS = "no executor is left"
+SLACK_S = 0.2
+"""Of the workload: a bundle that ended no later than this is taken to have ended on time. Beside a mean job of many hundred seconds of
+work it is nothing; of the wall's time it is 20 ms at a time scale of 10, and more where time is less compressed."""
 PATIENCE_S = 5.0
 """A bundle that is over its time by this makes the driver ask whether its executor still answers; so long it waits for the answer."""
 LOOK_EVERY_S = 0.2
@@ -76,6 +79,7 @@ class Driver:
     ) -> None:
         self._config, self._cluster, self._controller, self._durations, self._emit = config, cluster, controller, durations, emit
         self._clock, self._scale, self._told_begin = clock, config.time_scale, flush
+        self._slack_s = SLACK_S / self._scale
         self.engine = Engine(config.session.executors, CONSERVING)
         self._pools = {(job.number, stage): StagePool(each.tasks) for job in config.workload.jobs for stage, each in enumerate(job.stages)}
         self._outputs = Outputs(config.bytes_scale)
@@ -364,7 +368,7 @@ class Driver:
             Read(part.holder, self._cluster.data_address(part.holder), part.job, part.stage, part.tasks, part.size_bytes) for part in parts
         )
         offset_s = self._cluster.clock_offset_s(sent.executor)
-        bundle = Bundle(sent.number, sent.job, sent.stage, sent.due_s + offset_s, tuple(sent.durations_s), reads)
+        bundle = Bundle(sent.number, sent.job, sent.stage, sent.due_s + offset_s, tuple(sent.durations_s), self._slack_s, reads)
         running = asyncio.ensure_future(self._cluster.run(sent.executor, bundle))
         wait_s = max(sent.planned_end_s(len(sent.tasks) - 1) - self._clock(), 0.0) + PATIENCE_S
         try:
@@ -381,7 +385,7 @@ class Driver:
     def _ended(self, sent: Sent, report: Report) -> None:
         """A bundle is done: what the engine doesn't know of it yet, then its last end."""
         ends_s = list(report.ends_s)
-        self._late += report.lag_s > SLACK_S
+        self._late += report.lag_s > self._slack_s
         while sent.begun < len(sent.tasks) and not sent.halted:
             self._advance(sent, ends_s[sent.begun - 1])
         self._outputs.add(sent.place, sent.executor, sent.tasks)

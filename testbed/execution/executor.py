@@ -20,7 +20,7 @@ Spark's own reading, which overlaps its computing. Blocks have no content worth 
 buffer.
 
 **Lag.** A message takes some ms to come, which time compression would multiply. So a task is taken to have ended on time when its worker
-was late by up to `SLACK_S`; what is later counts.
+was late by up to the bundle's slack; what is later counts.
 """
 
 import asyncio
@@ -40,7 +40,6 @@ from testbed.clock import now_s
 NAME = "cjs-executor"
 BLOCK_BYTES = 1 << 20
 """Of one message between executors; more goes in several."""
-SLACK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Bundle:
     due_s: float
     """When the first was let start, on the worker's clock."""
     durations_s: tuple[float, ...]
+    slack_s: float
     reads: tuple[Read, ...]
 
 
@@ -174,7 +174,7 @@ class ExecutorPlugin(WorkerPlugin):
             end_s += duration_s
             time.sleep(max(end_s - now_s(), 0.0))
             lag_s = max(lag_s, now_s() - end_s)
-            end_s = max(end_s, now_s() - SLACK_S)
+            end_s = max(end_s, now_s() - bundle.slack_s)
             ends_s.append(end_s)
         read_s = 0.0
         if reading:
