@@ -12,17 +12,23 @@ STATIC = {
     "import-linter": ("lint-imports", "--no-logo"),
 }
 """What runs before pytest, as the user, by name: a program of `.venv` and its arguments."""
+SUITE = {
+    "pytest": ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--ignore=tests/emulation"),
+    "pytest in real time": ("tests/emulation",),
+}
+"""All tests: those that only compute side by side, then one by one those that must not wait for a core."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run all checks, `arguments` going to pytest; 0 when all passed, else the exit code of the first that failed."""
+    """Run all checks; `arguments` go to pytest instead of `SUITE`. 0 when all passed, else the exit code of the first that failed."""
     recipe = install.Recipe()
     install.set_up(recipe, ["run", "test"])
     codes = {name: _run(recipe, name, command, recipe.user) for name, command in STATIC.items()}
-    failed = [name for name, code in codes.items() if code]
     cache = ("-p", "no:cacheprovider") if recipe.user else ()
-    title = f"pytest (failed so far: {', '.join(failed)})" if failed else "pytest"
-    codes["pytest"] = _run(recipe, title, ("pytest", *cache, *arguments), None)
+    for name, chosen in ({"pytest": arguments} if arguments else SUITE).items():
+        failed = [name for name, code in codes.items() if code]
+        title = f"{name} (failed so far: {', '.join(failed)})" if failed else name
+        codes[name] = _run(recipe, title, ("pytest", *cache, *chosen), None)
     return next((code for code in codes.values() if code), 0)
 
 
