@@ -3,14 +3,15 @@
 It fetches the manifest, opens the session at the controller, then per segment: waits until less than `buffer_cap_s` lies ahead and the
 segment before is there, picks the tiles' levels by where the viewer is predicted to look, within 90 % of the estimated throughput
 (`players.viewport.plan`), and fetches them in one request, those expected in view first. The controller is asked ahead of that: as early as
-its last answer took, so that the link need not idle; what a decision takes makes the prediction older instead. The head is a recorded one
-and moves in the video's time (`players.viewing`).
+the slowest of its last answers took, so that the link need not idle; what a decision takes makes the prediction older instead. The head is
+a recorded one and moves in the video's time (`players.viewing`).
 When no valid prediction comes in time, the head is thought to stay where it is, and the row says so. Rows (`testbed.records`) go to
 stdout as they are made, a segment's when it has been played. Ends are those of `players.headless`.
 """
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -36,6 +37,8 @@ from traces.viewports import gaze
 
 LOOK_S = 0.02
 """Longest nap while a segment has to be waited for."""
+LOOK_BACK = 5
+"""Answers that tell how early to ask."""
 
 HeadsetRow = SegmentRow | HeadRow | PredictionRow | ViewingEndRow
 Emit = Callable[[HeadsetRow], None]
@@ -57,8 +60,8 @@ class Headset:
         self._began_at_s: float | None = None
         self._asked: asyncio.Task[tuple[np.ndarray, int]] | None = None
         """The prediction for the next segment, if it has been asked for."""
-        self._lead_s = 0.0
-        """What the last answer took."""
+        self._latencies_s: deque[float] = deque([0.0], maxlen=LOOK_BACK)
+        """What the last answers took."""
 
     async def run(self) -> None:
         """View to the end. Raises `PlaybackEnded` when it can't go on."""
@@ -91,7 +94,7 @@ class Headset:
 
     def _ask_early(self, segment: int, link_busy_s: float = 0.0) -> None:
         """Ask for a segment's prediction if its request may leave in no more time than an answer takes."""
-        if segment < self._config.chunks and max(link_busy_s, self._due_in_s(segment)) <= self._lead_s:
+        if segment < self._config.chunks and max(link_busy_s, self._due_in_s(segment)) <= max(self._latencies_s):
             self._ask(segment)
 
     def _ask(self, segment: int) -> None:
@@ -116,7 +119,8 @@ class Headset:
             reason = failed.reason
             predicted_deg = np.repeat(self._angles_deg[newest : newest + 1], self._config.horizon, axis=0)
             sys.stderr.write(f"{self._config.trial_id}: segment {segment}: {failed.reason}: {failed.message}\n")
-        self._lead_s = now_s() - asked_s
+        latency_s = now_s() - asked_s
+        self._latencies_s.append(latency_s)
         true_deg = self._angles_deg[newest + 1 : newest + 1 + self._config.horizon]
         error_deg = float(mae_deg(predicted_deg[None, : len(true_deg)], true_deg[None])[0]) if len(true_deg) else None
         self._emit(
@@ -126,7 +130,7 @@ class Headset:
                 at_s=self._since_begin(asked_s),
                 media_s=newest / self._config.rate_hz,
                 mae_deg=error_deg,
-                latency_s=self._lead_s,
+                latency_s=latency_s,
                 policy_s=policy_s,
                 source="fallback" if reason else "policy",
                 reason=reason,

@@ -301,7 +301,7 @@ def narrow(monkeypatch):
 
 @pytest.mark.parametrize("link", ["fast", "narrow"])
 def test_a_prediction_is_asked_for_ahead_of_the_request(link, monkeypatch):
-    """By what the last one took, whether a full buffer or the segment before holds the request back."""
+    """By what the last ones took, whether a full buffer or the segment before holds the request back."""
     if link == "narrow":
         narrow(monkeypatch)
     rows = asyncio.run(viewed(Slow))
