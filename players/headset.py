@@ -3,8 +3,9 @@
 It fetches the manifest, opens the session at the controller, then per segment: waits until less than `buffer_cap_s` lies ahead and the
 segment before is there, picks the tiles' levels by where the viewer is predicted to look, within 90 % of the estimated throughput
 (`players.viewport.plan`), and fetches them in one request, those expected in view first. The controller is asked ahead of that: as early as
-the slowest of its last answers took, so that the link need not idle; what a decision takes makes the prediction older instead. The head is
-a recorded one and moves in the video's time (`players.viewing`).
+the slowest of its last answers took, so that the link need not idle; what a decision takes makes the prediction older instead, and a
+prediction is moved by how wrong it was at the samples that came meanwhile. The head is a recorded one and moves in the video's time
+(`players.viewing`).
 When no valid prediction comes in time, the head is thought to stay where it is, and the row says so. Rows (`testbed.records`) go to
 stdout as they are made, a segment's when it has been played. Ends are those of `players.headless`.
 """
@@ -32,7 +33,7 @@ from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records_vp import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
 from testbed.units import bytes_per_s_from_bps
-from testbed.vp_metrics import mae_deg
+from testbed.vp_metrics import mae_deg, wrapped_deg
 from traces.viewports import gaze
 
 LOOK_S = 0.02
@@ -140,6 +141,7 @@ class Headset:
 
     async def _fetch(self, segment: int, predicted_deg: np.ndarray, newest: int) -> None:
         """Pick the levels and download; tiles are there as their last byte comes."""
+        predicted_deg, newest = brought_up(predicted_deg, newest, self._angles_deg, self._newest(now_s()))
         samples = self._viewing.samples
         ahead = segment * samples + np.arange(samples) - newest - 1  # places of the segment's samples in the prediction
         known = np.where(ahead[:, None] < 0, self._angles_deg[np.clip(newest + 1 + ahead, 0, newest)], 0.0)
@@ -234,6 +236,14 @@ class Headset:
                 throughput_bps=self._estimate.average_bps,
             )
         )
+
+
+def brought_up(predicted_deg: np.ndarray, newest: int, angles_deg: np.ndarray, now: int) -> tuple[np.ndarray, int]:
+    """A prediction (horizon, 3) of what follows sample `newest`, for sample `now`: moved by how wrong it was there. And the sample."""
+    come = min(now - newest, len(predicted_deg) - 1)
+    if come < 1:
+        return predicted_deg, newest
+    return predicted_deg[come:] + wrapped_deg(angles_deg[newest + come] - predicted_deg[come - 1]), newest + come
 
 
 class _Arriving:

@@ -21,7 +21,7 @@ from controllers.server import application as controller_application
 from controllers.sessions import Sessions
 from players import origin
 from players.config import HeadsetConfig, OriginConfig
-from players.headset import check_fits, view
+from players.headset import brought_up, check_fits, view
 from players.tiles import BITRATES_BPS, check_tiled, synthetic_tiles
 from players.viewing import Viewing
 from players.viewport import plan, shares_in_view
@@ -314,6 +314,18 @@ def test_a_prediction_is_asked_for_ahead_of_the_request(link, monkeypatch):
         assert np.median(idle_s[2:]) < 0.03, "the link waits for no answer, once it is known how long one takes"
     else:
         assert np.median(np.diff([row.request_s for row in segments[3:]])) == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_prediction_is_brought_up_to_what_was_seen_since():
+    seen_deg = np.array([[0.0, 0.0, yaw] for yaw in (170.0, 175.0, -178.0, -170.0)])
+    predicted_deg = np.array([[1.0, 0.0, yaw] for yaw in (174.0, 178.0, 182.0)])
+    same_deg, newest = brought_up(predicted_deg, 1, seen_deg, 1)
+    assert newest == 1 and same_deg is predicted_deg, "nothing came meanwhile"
+    moved_deg, newest = brought_up(predicted_deg, 1, seen_deg, 2)
+    assert newest == 2
+    assert moved_deg == pytest.approx(np.array([[0.0, 0.0, 186.0], [0.0, 0.0, 190.0]])), "174 was predicted, 182 it was: 8 more"
+    moved_deg, newest = brought_up(predicted_deg, 0, seen_deg, 3)
+    assert newest == 2 and len(moved_deg) == 1, "of a prediction that is over its last sample is kept"
 
 
 @pytest.mark.parametrize(("policy", "url", "reason"), [(Broken, None, "invalid"), (Ahead, "http://127.0.0.1:9", "unreachable")])
