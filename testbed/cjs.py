@@ -30,7 +30,7 @@ from traces.workload import Workload, draw_workload
 DEFAULT_POLICIES = ("netllm", "decima", "srpt_cap", "fair", "fifo_half")
 """Those of them that are there."""
 MOST_LATE_SHARE = 0.05
-"""So many bundles of tasks may end later than the slack of the driver allows, or the trial is invalid: the machine can't keep up with the time scale."""
+"""So many bundles of tasks may end later than the driver's slack allows, or the trial is invalid: the machine can't keep up."""
 MB = 1e6
 
 
