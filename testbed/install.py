@@ -64,7 +64,7 @@ GROUPS = {
     ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),
     "profile": Group(apt=("default-jre-headless",), extras=("profile",)),
-    "ci": Group(apt=("cpio", "debootstrap", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
+    "ci": Group(apt=("cpio", "debootstrap", "docker.io", "qemu-system-x86", "vagrant", "vagrant-libvirt")),
 }
 """`run` is what an experiment needs, `browser` what `--player dashjs` adds, `test` what `scripts/test` adds, `profile` what
 `scripts/profile_tpch` adds (Java and Spark, 500 MB), `ci` what tests need that are skipped without it."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from testbed.abr import PathFacts
 from testbed.bench.page import table
@@ -39,6 +39,8 @@ class CjsFaultsSettings:
     executors: int = 6
     time_scale: float = 16.0
     seed: int = 1
+    containers: Literal["auto", "always", "never"] = "auto"
+    """Executors as Docker containers; only those can run out of memory."""
     faults: str = ""
     """Comma-separated, of those that the page names. Default: all."""
     write: Path | None = None
@@ -54,6 +56,8 @@ class Outcome:
     jobs_done: int
     tasks_done: int
     """Different tasks that ended."""
+    said: str
+    """What the run told of it."""
 
 
 class _Witness:
@@ -133,6 +137,7 @@ def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
         executors=settings.executors,
         time_scale=settings.time_scale,
         seeds=(settings.seed,),
+        containers=settings.containers,
     )
     prepared = prepare_schedules(experiment)
     with emulated(prepared) as run:
@@ -159,7 +164,7 @@ def _outcome(fault: str, prepared: PreparedSchedules, witness: _Witness) -> Outc
     row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN)
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
     tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
-    return Outcome(fault, row, jobs, len(tasks))
+    return Outcome(fault, row, jobs, len(tasks), witness.said)
 
 
 def cjs_faults(settings: CjsFaultsSettings) -> str:
