@@ -103,7 +103,7 @@ class Experiment:
     """cjs: seconds of the workload that pass in one second. Tasks, traces, delays and the bytes that travel shrink alike."""
     bytes_scale: float = 0.001
     """cjs: bytes that travel for each that the workload's stages exchange; 0.001 suits access links of some Mbit/s."""
-    containers: Literal["auto", "always", "never"] = "never"
+    containers: Literal["auto", "always", "never"] = "auto"
     """cjs: executors as Docker containers, with limits: auto, where a Docker engine answers; always; or never."""
     cluster: str | None = None
     """cjs: address of a Dask scheduler, whose workers are the executors; no link is emulated then."""

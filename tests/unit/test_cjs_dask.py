@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import polars
 import pytest
 
 from controllers.api import CjsSession
@@ -159,3 +160,18 @@ def test_workers_that_are_killed_or_hang_lose_no_job(cluster, controller_url, jo
     assert {row.executor for row in rows if isinstance(row, ExecutorRow) and row.what == "joined"} >= {0}
     assert end.executors_lost == 2
     assert end.tasks_run_again > 0
+
+
+def test_a_run_uses_somebody_s_cluster_and_leaves_it_as_it_was(cluster, tmp_path):
+    command = [sys.executable, "-m", "testbed.cli", "--task", "cjs", "--cluster", cluster.address, "--jobs", "2", "--executors", str(EXECUTORS)]
+    options = ["--time-scale", "40", "--policies", "fair,fifo_half", "--repeats", "0", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100, check=False)
+    latest = tmp_path / "latest"
+    summary = msgspec.json.decode((latest / "summary.json").read_bytes())
+    assert summary["mode"] == "cluster", (done.stdout, done.stderr)
+    trials = polars.read_parquet(latest / "trials.parquet")
+    assert trials["end_reason"].to_list() == ["complete"] * 2, (done.stdout, done.stderr)
+    assert trials["fidelity"].is_null().all() and (trials["simulated_jct_s"] > 0).all()
+    assert polars.read_parquet(latest / "jobs.parquet").height == 4
+    assert "executors over time" in (latest / "report.html").read_text()
+    assert all(worker.poll() is None for worker in cluster.workers.values()), "its workers are not ours to end"
