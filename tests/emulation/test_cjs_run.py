@@ -76,7 +76,8 @@ def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_pat
 @pytest.mark.timeout(600)
 def test_faults_lose_no_job_and_leave_the_next_trial_alone() -> None:
     struck = "none,executor killed,executor hangs,link cut for 5 s,controller killed,driver killed,none again"
-    outcomes = {one.fault: one for one in injected(CjsFaultsSettings(jobs=1, executors=4, time_scale=6.0, containers="never", faults=struck))}
+    settings = CjsFaultsSettings(jobs=1, executors=4, time_scale=6.0, containers="never", faults=struck)
+    outcomes = {one.fault: one for one in injected(settings)}
     tasks = outcomes["none"].tasks_done
     for fault, outcome in outcomes.items():
         if fault != "driver killed":
