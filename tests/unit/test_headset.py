@@ -267,10 +267,11 @@ def test_a_viewing_plays_all_segments_and_asks_for_each(capfd):
 
 def test_the_prediction_decides_which_tiles_are_high():
     class Behind(Ahead):
-        """Always thinks of the opposite direction."""
+        """Thinks of a fast turn that never comes (to be moved by the error of a sample seen since is no help)."""
 
         def decide(self, observation):
-            return super().decide(observation) + np.array([0.0, 0.0, 180.0])
+            turn_deg = 80.0 * np.arange(1, observation.session.horizon + 1)
+            return super().decide(observation) + turn_deg[:, None] * np.array([0.0, 0.0, 1.0])
 
     good, bad = (asyncio.run(viewed(policy, angles_deg=((0.0, 0.0, 90.0),) * 8)) for policy in (Ahead, Behind))
     quality = [np.mean([row.quality_bps for row in of(rows, SegmentRow)[2:]]) for rows in (good, bad)]

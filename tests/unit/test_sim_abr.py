@@ -15,7 +15,7 @@ from testbed.metrics import summarise
 from testbed.sim.abr import OPPORTUNITY_BIN_S, PAYLOAD_SHARE, AbrSimulator, run_session
 from tests.abr_cases import session, steady, varied
 from traces.formats import to_rates
-from traces.trace import OpportunityTrace, RateTrace
+from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
 
 FLAT = Manifest("flat", 4.0, (300_000, 950_000), ((150_000, 475_000),) * 40)
 
@@ -111,7 +111,7 @@ def test_a_session_that_does_not_fit_its_video_is_refused() -> None:
 
 
 TRACES = st.lists(st.tuples(st.floats(0.1, 30.0), st.one_of(st.just(0.0), st.floats(1e5, 2e7))), min_size=1, max_size=12).filter(
-    lambda rows: any(rate for _, rate in rows)
+    lambda rows: sum(width * rate for width, rate in rows) >= 2 * MIN_MEAN_RATE_BPS * sum(width for width, _ in rows)
 )
 
 
