@@ -1,7 +1,10 @@
 """The player's timing: hand-computed sessions, the time account, and equality with Pensieve's simulator on an ideal link."""
 
 import itertools
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,9 @@ from hypothesis import strategies as st
 
 from players.playback import Account, Playback, Stall, Timing
 
+DASHJS = json.loads((Path(__file__).parent / "dashjs_sessions.json").read_text())
+"""Sessions of dash.js 5.2.1 in Chromium on emulated links, 2026-11-28, commits 3cdfe60 (`run.py --trace fcc --player dashjs`) and 46578f2
+(`scripts/bench dashjs`): when chunks came, and what the browser said of its playback."""
 NO_LAG = Timing(chunk_s=4.0, start_lag_s=0.0, resume_lag_s=0.0)
 
 
@@ -26,6 +32,19 @@ def test_a_session_computed_by_hand() -> None:
     assert playback.stalls(110.0) == (Stall(pytest.approx(109.012), pytest.approx(110.003)),)
     account = playback.account(110.0)
     assert account == Account(pytest.approx(1.012), pytest.approx(8.0), pytest.approx(0.991), pytest.approx(10.003))
+
+
+@pytest.mark.parametrize("session", DASHJS, ids=lambda session: f"{session['policy']}-{len(session['stalls_s'])}")
+def test_handed_the_chunks_of_dashjs_it_plays_and_stalls_as_dashjs_did(session: dict[str, Any]) -> None:
+    playback = Playback(Timing(chunk_s=4.0), len(session["came_s"]))
+    playback.begin(0.0)
+    for came_s in session["came_s"]:
+        playback.append(came_s)
+    account = playback.account(session["came_s"][-1])
+    stalls = [(stall.start_s, stall.end_s) for stall in playback.stalls(session["came_s"][-1])]
+    assert account.startup_s == pytest.approx(session["startup_s"], abs=0.02)
+    assert stalls == [pytest.approx(stall, abs=0.1) for stall in session["stalls_s"]]
+    assert account.wall_s == pytest.approx(session["end_s"], abs=0.1)
 
 
 def test_a_request_is_due_below_the_cap_and_polled_each_half_second_above() -> None:
