@@ -69,9 +69,7 @@ class Headset:
         try:
             for segment in range(self._config.chunks):
                 await self._until_due(segment)
-                self._ask(segment)
-                assert self._asked
-                predicted_deg, newest = await self._asked
+                predicted_deg, newest = await self._ask(segment)
                 self._asked = None
                 await self._fetch(segment, predicted_deg, newest)
         finally:
@@ -98,9 +96,10 @@ class Headset:
         if segment < self._config.chunks and max(link_busy_s, self._due_in_s(segment)) <= max(self._latencies_s):
             self._ask(segment)
 
-    def _ask(self, segment: int) -> None:
-        """Unless that has been done."""
+    def _ask(self, segment: int) -> "asyncio.Task[tuple[np.ndarray, int]]":
+        """The prediction for the next segment; it is asked for once."""
         self._asked = self._asked or asyncio.create_task(self._predicted(segment))
+        return self._asked
 
     def _newest(self, now: float) -> int:
         """Number of the head's newest sample."""

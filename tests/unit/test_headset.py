@@ -267,7 +267,7 @@ def test_a_viewing_plays_all_segments_and_asks_for_each(capfd):
 
 def test_the_prediction_decides_which_tiles_are_high():
     class Behind(Ahead):
-        """Thinks of a fast turn that never comes (to be moved by the error of a sample seen since is no help)."""
+        """Thinks of a fast turn that never comes: later samples stay wrong when the error at an earlier one is taken off."""
 
         def decide(self, observation):
             turn_deg = 80.0 * np.arange(1, observation.session.horizon + 1)
