@@ -4,6 +4,8 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,3 +86,25 @@ def namespaces(pids: Iterable[int]) -> set[str]:
         with suppress(OSError):
             found.add(os.readlink(f"/proc/{pid}/ns/net"))
     return found
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    """A trace that goes up and down between 4 and 8 Mbit/s."""
+    path = tmp_path / "steps.txt"
+    path.write_text("".join(f"{second} {4 + 4 * (second // 20 % 2)}\n" for second in range(0, 201, 5)))
+    return path
+
+
+def start_schedules(tmp_path: Path, trace: Path, *options: str) -> "subprocess.Popen[str]":
+    """`run.py --task cjs` in a process of its own; it leaves its results in `tmp_path / "results"`."""
+    command = [sys.executable, "-m", "testbed.cli", "--task", "cjs", "--trace", str(trace), "--out", str(tmp_path / "results"), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def schedules_begun(tmp_path: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a trial is on its way: it has left rows."""
+    file = tmp_path / "results" / "latest" / "events.jsonl"
+    while not (file.exists() and '"schedule_decision"' in file.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import descendants, interfaces
+from conftest import descendants, interfaces, schedules_begun, start_schedules
 
 from testbed import native
 from testbed.bench.cjs_faults import CjsFaultsSettings, injected
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not native.built(), reason="the relay in C is not built here: scripts/setup does it where there is a C compiler"),
     pytest.mark.skipif(not shutil.which("dockerd"), reason="there is no Docker engine here: scripts/setup ci installs one"),
 ]
-SMALL = ["--task", "cjs", "--jobs", "2", "--executors", "3", "--time-scale", "20", "--repeats", "0", "--policies", "fair"]
+SMALL = ["--jobs", "2", "--executors", "3", "--time-scale", "20", "--repeats", "0", "--policies", "fair", "--containers", "always"]
 START_S = 60.0
 
 
@@ -58,26 +58,14 @@ def engine() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def trace(tmp_path: Path) -> Path:
-    path = tmp_path / "steps.txt"
-    path.write_text("".join(f"{second} {4 + 4 * (second // 20 % 2)}\n" for second in range(0, 201, 5)))
-    return path
-
-
-def start(tmp_path: Path, trace: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "testbed.cli", "--trace", str(trace), "--out", str(tmp_path / "results"), *SMALL, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def left() -> tuple[list[str], dict[int, str]]:
     """Containers and processes of ours."""
     return docker("ps", "--all", "--filter", "label=netllm-testbed", "--format", "{{.Names}}").split(), descendants(TOKEN_VARIABLE)
 
 
-def test_jobs_run_in_containers(tmp_path: Path, trace: Path) -> None:
+def test_jobs_run_in_containers(tmp_path: Path, steps: Path) -> None:
     before = interfaces()
-    out, errors = start(tmp_path, trace, "--containers", "always").communicate(timeout=200)
+    out, errors = start_schedules(tmp_path, steps, *SMALL).communicate(timeout=200)
     summary = json.loads((tmp_path / "results" / "latest" / "summary.json").read_text())
     assert [policy["trials"] for policy in summary["policies"].values()] == [1], (out, errors)
     events = (tmp_path / "results" / "latest" / "events.jsonl").read_text()
@@ -97,13 +85,10 @@ def test_an_executor_that_is_killed_or_takes_too_much_memory_loses_no_job() -> N
     assert left() == ([], {})
 
 
-def test_a_run_that_is_killed_leaves_containers_that_clean_finds(tmp_path: Path, trace: Path) -> None:
+def test_a_run_that_is_killed_leaves_containers_that_clean_finds(tmp_path: Path, steps: Path) -> None:
     before = interfaces()
-    process = start(tmp_path, trace, "--containers", "always")
-    file = tmp_path / "results" / "latest" / "events.jsonl"
-    while not (file.exists() and '"schedule_decision"' in file.read_text()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    process = start_schedules(tmp_path, steps, *SMALL)
+    schedules_begun(tmp_path, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert len(left()[0]) >= 3, "the engine keeps what nobody ends"

@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import polars
 import pytest
-from conftest import descendants, interfaces
+from conftest import descendants, interfaces, schedules_begun, start_schedules
 
 from testbed import native
 from testbed.bench.cjs_faults import CjsFaultsSettings, injected
@@ -21,36 +19,16 @@ pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(not native.built(), reason="the relay in C is not built here: scripts/setup does it where there is a C compiler"),
 ]
-SMALL = ["--task", "cjs", "--jobs", "3", "--executors", "4", "--time-scale", "40", "--repeats", "0", "--policies", "fair,fifo_half"]
-
-
-@pytest.fixture
-def trace(tmp_path: Path) -> Path:
-    path = tmp_path / "steps.txt"
-    path.write_text("".join(f"{second} {4 + 4 * (second // 20 % 2)}\n" for second in range(0, 201, 5)))
-    return path
-
-
-def start(tmp_path: Path, trace: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "testbed.cli", "--trace", str(trace), "--out", str(tmp_path / "results"), *SMALL, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def begun(tmp_path: Path, process: "subprocess.Popen[str]") -> None:
-    """Wait until a trial is on its way: it has left rows."""
-    file = tmp_path / "results" / "latest" / "events.jsonl"
-    while not (file.exists() and '"schedule_decision"' in file.read_text()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+SMALL = ["--jobs", "3", "--executors", "4", "--time-scale", "40", "--repeats", "0", "--policies", "fair,fifo_half"]
 
 
 def ours() -> dict[int, str]:
     return descendants(TOKEN_VARIABLE)
 
 
-def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_path: Path, trace: Path) -> None:
+def test_the_same_jobs_under_two_policies_over_links_that_follow_a_trace(tmp_path: Path, steps: Path) -> None:
     before = interfaces()
-    out, errors = start(tmp_path, trace).communicate(timeout=150)
+    out, errors = start_schedules(tmp_path, steps, *SMALL).communicate(timeout=150)
     latest = tmp_path / "results" / "latest"
     summary = json.loads((latest / "summary.json").read_text())
     assert summary["task"], (out, errors)
@@ -90,10 +68,10 @@ def test_faults_lose_no_job_and_leave_the_next_trial_alone() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, trace: Path, number: int) -> None:
+def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, steps: Path, number: int) -> None:
     before = interfaces()
-    process = start(tmp_path, trace)
-    begun(tmp_path, process)
+    process = start_schedules(tmp_path, steps, *SMALL)
+    schedules_begun(tmp_path, process)
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     deadline_s = time.monotonic() + 10
