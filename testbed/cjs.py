@@ -67,6 +67,11 @@ class PreparedSchedules(Prepared):
     step = JobRow
 
     @property
+    def cells(self) -> int:
+        """Workloads: each seed draws one."""
+        return len({trial.group for trial in self.trials})
+
+    @property
     def steps(self) -> int:
         """Jobs."""
         return self.experiment.jobs

@@ -38,6 +38,7 @@ def test_records_of_simulated_schedules(folder: Path) -> None:
     latest = folder / "results" / "latest"
     summary = json.loads((latest / "summary.json").read_text())
     assert (summary["task"], summary["metric"], summary["unit"], summary["mode"]) == ("cjs", "avg_jct_s", "s", "simulation")
+    assert summary["trace"]["traces"] == 2, "each seed draws a workload"
     fair = summary["policies"]["fair"]
     assert set(fair["components"]) == {"p50_jct_s", "p95_jct_s", "makespan_s", "busy_share", "shuffled_mb"}
     assert 0 < fair["components"]["busy_share"] <= 1
