@@ -113,7 +113,7 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     try:
         _fill(model, folder)
         model.requires_grad_(False).eval()
-        model.switch.merge()
+        model.merge()
         _warm_up(model)
     except BaseException:  # Ctrl-C, too: half an adapter on the shared backbone would bar its next load
         model.switch.remove()

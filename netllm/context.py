@@ -3,18 +3,22 @@
 from contextlib import nullcontext
 
 import torch
-from transformers import DynamicCache
 
 from netllm.backbone import Backbone
+from netllm.decoder import Decoder
 from netllm.kernels import for_one_row, suits_one_row
+from netllm.past import new_past
+
+FEW = 3
+"""Tokens of one session that the decoder reads one by one in less time than one pass of transformers takes."""
 
 
 class Context:
     """What the backbone has read of a batch of sessions that advance together. Never shared: each session (or batch) has its own."""
 
-    def __init__(self, backbone: Backbone, reach: int = 0, step_tokens: int = 1) -> None:
-        self._backbone = backbone
-        self._cache = DynamicCache()
+    def __init__(self, backbone: Backbone, reach: int = 0, step_tokens: int = 1, decoder: Decoder | None = None) -> None:
+        self._backbone, self._decoder = backbone, decoder
+        self._past = new_past()
         self._reach, self._step_tokens = reach, step_tokens
         self._suits_one_row = suits_one_row(backbone.model)
         self.tokens = 0
@@ -22,22 +26,42 @@ class Context:
 
     def extend(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Read `embeddings` (B, new, width) after all that was read before; returns the outputs at their places (B, new, width)."""
-        new = embeddings.shape[1]
+        batch, new = embeddings.shape[:2]
         if self.tokens + new > self._backbone.max_tokens:
             raise ValueError(
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
+        if self._decoder and batch == 1 and new <= FEW:
+            hidden = torch.cat([self._decode(self._decoder, token) for token in embeddings.split(1, dim=1)], dim=1)
+        else:
+            hidden = self._pass(embeddings)
+        return hidden
+
+    def _decode(self, decoder: Decoder, token: torch.Tensor) -> torch.Tensor:
+        """(1, 1, width) to (1, 1, width)."""
+        with for_one_row():
+            hidden = decoder.read(token, self._past, seen(self.tokens, self._reach, self._step_tokens) if self._reach else 0)
+        self.tokens += 1
+        return hidden
+
+    def _pass(self, embeddings: torch.Tensor) -> torch.Tensor:
+        new = embeddings.shape[1]
         limits = band(new, self.tokens + new, self._reach, self._step_tokens, embeddings.dtype)
         one_row = self._suits_one_row and embeddings.shape[:2].numel() == 1
         with for_one_row() if one_row else nullcontext():
-            result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._cache, use_cache=True, **limits)
+            result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._past, use_cache=True, **limits)
         self.tokens += new
         return result.last_hidden_state
 
     def keep(self, places: torch.Tensor) -> None:
         """Forget all sessions of the batch but those at `places`."""
         if self.tokens:
-            self._cache.batch_select_indices(places)
+            self._past.batch_select_indices(places)
+
+
+def seen(place: int, reach: int, step_tokens: int) -> int:
+    """How many tokens the one at `place` attends to, itself included, when it looks `reach` steps back at most."""
+    return place + 1 - max(place // step_tokens - reach + 1, 0) * step_tokens
 
 
 def band(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -92,6 +92,14 @@ class Adapted(nn.Module):
         """Undo `merge`: compute with the matrices as they are now."""
         self._merged.pop(name, None)
 
+    def weight_with(self, name: str) -> torch.Tensor:
+        """The weight, (outputs, inputs), to compute with for an adapter that is merged, or has no matrices here."""
+        return self._merged.get(name, self.base_layer.weight)
+
+    def matrices(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added for an adapter: `a` (rank, inputs), and `b` (outputs, rank) times its scale; copies, float32."""
+        return self.lora_a[name].detach().float(), self.lora_b[name].detach().float() * self._scale[name]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) to (..., outputs)."""
         name = self._active.adapter

@@ -14,7 +14,7 @@ from torch import nn
 
 from netllm.backbone import Backbone
 from netllm.context import Context, band
-from netllm.heads import ALLOWED
+from netllm.decoder import Decoder, suits
 from netllm.lora import LoraSettings, Switch
 
 STEP = "step"
@@ -62,6 +62,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.task = task
         self.switch = Switch(backbone, lora, adapter_name or task.name)
+        self._decoder: Decoder | None = None
         self._backbone = (backbone,)  # in a tuple, so that the backbone is no sub-module: its weights are not this task's
         self.encoders = nn.ModuleDict(task.encoders(backbone.width))
         self.step = nn.Embedding(task.max_steps, backbone.width)
@@ -98,7 +99,12 @@ class TaskModel(nn.Module):
 
     def new_context(self) -> Context:
         """An empty context for a batch of sessions."""
-        return Context(self.backbone, self.task.context_steps, self.step_tokens)
+        return Context(self.backbone, self.task.context_steps, self.step_tokens, self._decoder)
+
+    def merge(self) -> None:
+        """Decide from now on with the matrices as they are merged into the backbone's weights, and by the quicker pass if there is one."""
+        self.switch.merge()
+        self._decoder = Decoder(self.backbone.model, self.switch.name) if suits(self.backbone.model) else None
 
     def adapt_parameters(self) -> list[nn.Parameter]:
         """What training changes: this task's encoders, head and adapter, never the backbone."""
@@ -106,7 +112,7 @@ class TaskModel(nn.Module):
 
 
 class Reader:
-    """Reads a batch of sessions that advance together, step by step, and gives the decision after each reading."""
+    """Reads a batch of sessions that advance together, step by step, and gives the head's answer after each reading."""
 
     def __init__(self, model: TaskModel) -> None:
         self._model = model
@@ -116,13 +122,13 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, features: Features) -> np.ndarray:
-        """Log-probabilities (B, choices) of the newest decision; `features` starts with the first step not read yet."""
+        """The head's answer (B, ...) to the newest decision; `features` starts with the first step not read yet."""
         model = self._model
         with model.backbone.lock:
             model.switch.activate()
             hidden = self._context.extend(model.embed(as_tensors(features)))[:, -1:]  # (B, 1, width)
         self.steps += features[STEP].shape[1]
-        return model.head(hidden, {ALLOWED: torch.from_numpy(features[ALLOWED][:, -1:])}).squeeze(1).numpy()
+        return model.head(hidden, as_tensors({name: values[:, -1:] for name, values in features.items()})).squeeze(1).numpy()
 
 
 def as_tensors(features: Features) -> dict[str, torch.Tensor]:

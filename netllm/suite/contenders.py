@@ -47,10 +47,8 @@ SIMULATION = (
     "traces/formats.py",
 )
 """Sources that decide what any playback gives."""
-MODEL = tuple(
-    f"netllm/{name}.py"
-    for name in ("adapter", "attention", "backbone", "context", "encoders", "heads", "kernels", "lora", "model", "cjs/graph", "tasks/*")
-)
+_MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised cjs/graph tasks/*"
+MODEL = tuple(f"netllm/{name}.py" for name in _MODULES.split())
 """Sources that decide what a language model answers."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")
 _COLOURS = ("#7048e8", "#0c8599", "#e8590c", "#5c940d", "#a61e4d", "#1864ab", "#862e9c", "#495057", "#d9480f", "#2b8a3e")

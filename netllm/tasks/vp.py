@@ -25,7 +25,7 @@ from controllers.vp import linear_l1, mlp
 from controllers.weights import VP_SHIPPED, Weights, find_weights, read_weights
 from netllm.encoders import ScalarEncoder, SeriesEncoder
 from netllm.heads import BASE, PathHead
-from netllm.model import STEP, TaskModel, as_tensors
+from netllm.model import STEP, Reader, TaskModel
 from testbed.vp_metrics import wrapped_deg
 from traces.viewports import ANGLES, FRONT_DEG
 
@@ -168,7 +168,7 @@ def _images(task: VpTask, images: np.ndarray | None, count: int, steps: int) -> 
 @torch.inference_mode()
 def predict_turns_deg(model: TaskModel, told: dict[str, np.ndarray]) -> np.ndarray:
     """How far each future sample is from the newest one, (N, horizon, 3) degrees, of `features` with that horizon."""
-    return model(as_tensors(told))[:, -1].numpy() * SCALE_DEG
+    return Reader(model).read(told) * SCALE_DEG
 
 
 def extended(turns_deg: np.ndarray, horizon: int) -> np.ndarray:

@@ -58,10 +58,33 @@ def save_tiny(folder: Path, kind: str = "llama") -> Path:
     return folder
 
 
-def lively(llm: Path, seed: int = 0, dtype: str = "float32", task: AbrTask | None = None, name: str = "") -> TaskModel:
+def sixteen_levels(folder: Path) -> Path:
+    """A random Llama in `folder` whose matrices have 16 levels a group of 32, as published in 4 bits; wide enough for that."""
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(LlamaConfig(**(ROPE | {"hidden_size": 64, "intermediate_size": 96}), max_position_embeddings=512))
+    with torch.no_grad():
+        for module in model.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(on_levels(module.weight.shape, 0.2))
+    model.save_pretrained(folder)
+    return folder
+
+
+def on_levels(shape: tuple[int, ...], spread: float) -> torch.Tensor:
+    """A random matrix of 16 levels a group, (outputs, inputs)."""
+    outputs, inputs = shape
+    levels = torch.randint(0, 16, (outputs, inputs // 32, 32))
+    levels[..., 0], levels[..., 1] = 0, 15
+    scale = spread * torch.rand(outputs, inputs // 32, 1) / 4
+    return (levels * scale - 8 * scale + spread * torch.randn(scale.shape) / 10).view(outputs, inputs)
+
+
+def lively(
+    llm: Path, seed: int = 0, dtype: str = "float32", task: AbrTask | None = None, name: str = "", lora: LoraSettings | None = None
+) -> TaskModel:
     """An ABR model whose LoRA and head are not at their zero start, so that everything has an effect."""
     torch.manual_seed(seed)
-    model = new_model(str(llm), dtype, task or AbrTask(hidden=16), LoraSettings(rank=4), name)
+    model = new_model(str(llm), dtype, task or AbrTask(hidden=16), lora or LoraSettings(rank=4), name)
     for parameter in model.switch.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.normal_(model.head.linear.weight, std=0.5)

@@ -1,0 +1,123 @@
+"""One new token of one session, the pass that a live decision waits for, for decoders built as Llama is.
+
+transformers' own pass is right for any model and any batch, and is what training and batches use. For a single row its Python takes longer
+than the products, and these read every weight in 16 bits. Here the products that share an input are one, weights of 16 levels are read in 4
+bits (`netllm.quantised`), and nothing else is done. Other models, other batches and float32 go through transformers' pass as before.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from netllm.lora import Adapted
+from netllm.quantised import Packed, pack
+
+ARCHITECTURES = ("llama", "mistral")
+
+
+class Decoder:
+    """`model` with the adapter `adapter` merged into it; one (1, 1, width) at a time."""
+
+    def __init__(self, model: PreTrainedModel, adapter: str) -> None:
+        config = model.config
+        self._model, self._width, self._epsilon = model, config.hidden_size, config.rms_norm_eps
+        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
+        self._layers = [_Layer(layer, adapter) for layer in model.layers]
+
+    @torch.inference_mode()
+    def read(self, embedding: torch.Tensor, past: Cache, reach: int = 0) -> torch.Tensor:
+        """The output (1, 1, width) for the token after `past`, which it enters; it sees the last `reach` tokens, all with 0."""
+        width, heads, groups = self._width, self._heads, self._groups
+        position = torch.full((1, 1), past.get_seq_length())
+        cos, sin = (each[0] for each in self._model.rotary_emb(embedding, position_ids=position))  # (1, size)
+        size = cos.shape[1]
+        sin = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], 1)
+        hidden = embedding.view(1, width)
+        for i, layer in enumerate(self._layers):
+            mixed = layer.query_key_value(self._norm(hidden, layer.first_norm)).view(heads + 2 * groups, size)
+            rotating = mixed[: heads + groups]
+            rotated = torch.addcmul(rotating * cos, rotating.roll(size // 2, 1), sin)
+            keys, values = past.update(rotated[heads:].view(1, groups, 1, size), mixed[heads + groups :].view(1, groups, 1, size), i)
+            queries = rotated[:heads].view(1, groups, heads // groups, size)
+            if reach:
+                keys, values = keys[:, :, -reach:], values[:, :, -reach:]
+            seen = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=layer.scale)
+            hidden = hidden + layer.output(seen.reshape(1, heads * size))
+            gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, 1)
+            hidden = hidden + layer.down(nn.functional.silu(gate) * up)
+        return self._norm(hidden, self._model.norm.weight).view(1, 1, width)
+
+    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden, (self._width,), weight, self._epsilon)
+
+
+class _Layer:
+    """The products of one layer."""
+
+    def __init__(self, layer: nn.Module, adapter: str) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.first_norm, self.second_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.scale = attention.scaling
+        self.query_key_value = _Products([attention.q_proj, attention.k_proj, attention.v_proj], adapter)
+        self.output = _Products([attention.o_proj], adapter)
+        self.gate_up = _Products([mlp.gate_proj, mlp.up_proj], adapter)
+        self.down = _Products([mlp.down_proj], adapter)
+
+
+class _Products:
+    """Linear layers that share an input, for one row; their outputs end to end."""
+
+    def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
+        self._packed = _packed(layers)
+        self._weights = [layer.weight_with(adapter) if isinstance(layer, Adapted) else layer.weight for layer in layers]
+        self._low_rank = None
+        if self._packed:
+            self._weights, self._low_rank = [], _low_rank(layers, adapter)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, inputs) to (1, all outputs)."""
+        if not self._packed:
+            return torch.cat([nn.functional.linear(x, weight) for weight in self._weights], 1)
+        if not self._low_rank:
+            return self._packed(x)
+        a, b = self._low_rank
+        return torch.addmm(self._packed(x), nn.functional.linear(x, a), b)
+
+
+def _base(layer: nn.Module) -> nn.Linear:
+    return layer.base_layer if isinstance(layer, Adapted) else layer
+
+
+def _packed(layers: Sequence[nn.Module]) -> Packed | None:
+    """One for all adapters: kept with the first of the layers."""
+    first = _base(layers[0])
+    if not hasattr(first, "packed"):
+        first.packed = pack(torch.cat([_base(layer).weight for layer in layers]))
+    return first.packed
+
+
+def _low_rank(layers: Sequence[nn.Module], adapter: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The adapter's matrices as one pair, (all ranks, inputs) and (all ranks, all outputs); None when it adds nothing here."""
+    pairs = [_matrices(layer, adapter) for layer in layers]
+    a = torch.cat([a for a, _ in pairs])
+    b = torch.block_diag(*(b for _, b in pairs))
+    dtype = _base(layers[0]).weight.dtype
+    return (a.to(dtype), b.T.to(dtype).contiguous()) if len(a) else None
+
+
+def _matrices(layer: nn.Module, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rank, inputs) and (outputs, rank); of rank 0 where the adapter has none."""
+    if isinstance(layer, Adapted) and adapter in layer.lora_a:
+        return layer.matrices(adapter)
+    outputs, inputs = _base(layer).weight.shape
+    return torch.zeros(0, inputs), torch.zeros(outputs, 0)
+
+
+def suits(model: PreTrainedModel) -> bool:
+    """Whether `Decoder` computes what this model does."""
+    config = model.config
+    if config.model_type not in ARCHITECTURES or config.hidden_act != "silu":
+        return False
+    return not any(getattr(config, more, None) for more in ("attention_bias", "mlp_bias", "sliding_window"))
