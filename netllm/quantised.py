@@ -14,6 +14,8 @@ TOLERANCE = 0.005
 """Root mean square of what a level may be off, over that of the weights. Weights that never had 16 levels are off by ten times as much."""
 ROWS_MULTIPLE = 16
 """Rows that PyTorch's kernel takes at once."""
+VECTORISED = ("AVX2", "AVX512")
+"""Processors for which the kernel is written; on others PyTorch takes a loop that is many times slower than bfloat16's."""
 INNER_TILES = 1
 """A layout that PyTorch asks for; on CPUs it ignores it."""
 
@@ -32,8 +34,10 @@ class Packed:
 
 
 def pack(weight: torch.Tensor) -> Packed | None:
-    """`weight` (outputs, inputs) as 16 levels a group; None when it isn't that, or when the kernel doesn't take its shape or type."""
+    """`weight` (outputs, inputs) as 16 levels a group; None when it isn't that, or when the kernel does not suit it or the processor."""
     outputs, inputs = weight.shape
+    if torch.backends.cpu.get_cpu_capability() not in VECTORISED:
+        return None
     if weight.dtype != torch.bfloat16 or inputs % GROUP or outputs % ROWS_MULTIPLE:
         return None
     groups = weight.detach().float().view(outputs, -1, GROUP)

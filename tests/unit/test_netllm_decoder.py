@@ -8,12 +8,15 @@ from transformers import DynamicCache
 from netllm.decoder import ARCHITECTURES, suits
 from netllm.lora import LoraSettings
 from netllm.past import new_past
-from netllm.quantised import GROUP, pack
+from netllm.quantised import GROUP, VECTORISED, pack
 from netllm.tasks.abr import AbrTask
 from tests.unit.test_netllm_context import observed, read, recomputed
 from tests.unit.tiny_models import MODELS, lively, on_levels, played, save_tiny, sixteen_levels
 
 torch.set_num_threads(1)
+needs_kernel = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in VECTORISED, reason="PyTorch has no quick kernel for 4 bits on this processor"
+)
 EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -88,6 +91,7 @@ def test_4_bits_are_as_near_to_float32_as_bfloat16(published_in_4_bits, monkeypa
     assert np.mean(packed.argmax(-1) == exact.argmax(-1)) > 0.9
 
 
+@needs_kernel
 def test_adapters_share_the_packed_weights(published_in_4_bits):
     models = [lively(published_in_4_bits, seed=seed, dtype="bfloat16", name=f"share {seed}") for seed in (1, 2)]
     for model in models:
@@ -155,6 +159,7 @@ def test_an_interrupted_decision_is_made_again(tiny, monkeypatch):
     np.testing.assert_allclose(reader.decide([observed(*session, 3)])[0], expected[2], atol=2e-4)
 
 
+@needs_kernel
 @pytest.mark.parametrize("shape", [(16, 32), (64, 96), (576, 1536)])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_packed_weights_multiply_as_they_are(shape, rows):
@@ -167,6 +172,7 @@ def test_packed_weights_multiply_as_they_are(shape, rows):
     assert (packed(x).float() - exact).pow(2).mean().sqrt() < 0.006 * exact.pow(2).mean().sqrt()
 
 
+@needs_kernel
 def test_a_constant_group_is_packed():
     weight = torch.full((16, GROUP), 0.5, dtype=torch.bfloat16)
     weight[3] = 0
@@ -186,6 +192,14 @@ def test_a_constant_group_is_packed():
     ids=["more levels", "float32", "rows", "columns"],
 )
 def test_other_weights_stay_as_they_are(weight):
+    assert pack(weight) is None
+
+
+@needs_kernel
+def test_a_processor_without_the_kernel_keeps_its_weights(monkeypatch):
+    weight = on_levels((64, 64), 0.3).bfloat16()
+    assert pack(weight) is not None
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert pack(weight) is None
 
 
