@@ -25,6 +25,7 @@ COMMANDS: dict[str, dict[str, Work]] = {
     "adapt": {
         "abr": Work("netllm.adapt", "AdaptSettings", "adapt", RESUMES),
         "cjs": Work("netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
+        "cjs-trust": Work("netllm.cjs.trust", "TrustSettings", "choose", ANEW),
         "vp": Work("netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),
     },
     "ablate": {

@@ -3,12 +3,25 @@
 from typing import Any
 
 from netllm.cards.frame import LOSSES, Card
+from netllm.tasks.cjs import TRUST_ABOVE
 
 
 def _about(facts: dict[str, Any]) -> str:
     return (
         "It learnt what a look-ahead in the simulator, which\ngoes on by the rule `srpt_cap`, says of candidate decisions. Trained on "
-        "TPC-H jobs, 8 to 60 executors (none of 25 to 35), at\nmost 200 jobs; other clusters and jobs are outside that."
+        "TPC-H jobs, 8 to 60 executors (none of 25 to 35), at\nmost 200 jobs; other clusters and jobs are outside that." + _leaning(facts)
+    )
+
+
+def _leaning(facts: dict[str, Any]) -> str:
+    if "trust" not in facts:
+        return ""
+    tried = ", ".join(f"{each['bonus']:g}: {each['jct_over_rule']:.4f} (± {each['log_ci95']:.4f})" for each in facts["trust"]["tried"])
+    kinds = "; ".join(f"{count} of {executors} executors and {jobs} jobs" for executors, jobs, count in facts["trust"]["sessions"])
+    return (
+        f" In clusters of more than {TRUST_ABOVE}\nexecutors it leans on that rule: `trust` is added to the log-probabilities of its "
+        f"choices. `scripts/adapt cjs-trust`\n(commit `{facts['trust']['commit'][:12]}`) chose it among these, with JCT over the rule's in "
+        f"validation sessions ({kinds}): {tried}."
     )
 
 

@@ -1,17 +1,32 @@
 """Reads sessions decision by decision: cached keys and values, so that a decision costs one token; a context that never grows too long."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from controllers.api import CjsAction, CjsObservation
+from controllers.api import DECLINE, CjsAction, CjsObservation
+from controllers.cjs.srpt_cap import SrptCap
 from netllm.cjs.graph import CjsModel, Decisions, to_tensors
-from netllm.tasks.cjs import action_features, graph_of, joined
+from netllm.tasks.cjs import TRUST_ABOVE, Array, action_features, graph_of, joined
+
+
+class _Ruled(NamedTuple):
+    """What the rule decides, by decision."""
+
+    rows: torch.Tensor
+    """(D,); -1: it isn't asked."""
+    executors: torch.Tensor
+    """(D,)"""
+    bonus: torch.Tensor
+    """Added to the log-probabilities of its choices, (D,)."""
 
 
 class CjsReader:
     """Decides for a batch of sessions that advance together, greedily.
+
+    Where the task has `trust`, the rule `srpt_cap` is asked, too, and its choices count so much more.
 
     The context holds the last `task.context` decisions at most. When it is full, the newer half of them is read anew, in one pass, with the
     new one: then each decision has read between half and all of the context, just as a window does in training.
@@ -19,6 +34,7 @@ class CjsReader:
 
     def __init__(self, model: CjsModel) -> None:
         self._model = model
+        self._rule = SrptCap()
         self._context = model.new_context()
         self._tokens: list[torch.Tensor] = []
         self._last: list[tuple[CjsObservation | None, CjsAction | None]] = []
@@ -31,14 +47,30 @@ class CjsReader:
         graphs = [graph_of(seen) for seen in observations]
         seen = to_tensors(joined(graphs, actions), len(observations))
         encoded, tokens = self._model.encode(seen)
-        queries = self._model.head.queries(tokens[:, -1], None if self._model.bare else self._read(tokens))
-        rows = self._likeliest(seen, *self._model.head.stage_log_chances(seen, encoded, queries))
-        chances = self._model.head.executor_log_chances(seen, encoded, queries, rows)
-        counts = (chances.argmax(-1) + 1).tolist()
+        head = self._model.head
+        queries = head.queries(tokens[:, -1], None if self._model.bare else self._read(tokens))
         first = np.cumsum([0, *(len(graph.stages) for graph in graphs[:-1])])
+        ruled = self._ruled(observations, first)
+        candidates, log_chances = head.stage_log_chances(seen, encoded, queries)
+        rows = self._likeliest(
+            seen, candidates, log_chances + ruled.bonus[seen.stage_decision[candidates]] * torch.isin(candidates, ruled.rows)
+        )
+        chances = head.executor_log_chances(seen, encoded, queries, rows)
+        places = (ruled.executors - 1).clamp(max=chances.shape[1] - 1)  # of a stage that takes less, the rule's number has no chance anyway
+        chances[torch.arange(len(rows)), places] += ruled.bonus * (rows == ruled.rows)
+        counts = (chances.argmax(-1) + 1).tolist()
         found = [CjsAction(row - int(at), count) for row, at, count in zip(rows.tolist(), first, counts, strict=True)]
         self._last = list(zip(observations, found, strict=True))
         return found
+
+    def _ruled(self, observations: Sequence[CjsObservation], first: Array) -> "_Ruled":
+        """The decisions of the rule, and what they count; `first` is each graph's first row, (D,)."""
+        trust = self._model.task.trust
+        bonus = [trust * (seen.session.executors > TRUST_ABOVE) for seen in observations]
+        decided = [self._rule.decide(seen) if counts else DECLINE for seen, counts in zip(observations, bonus, strict=True)]
+        rows = [action.stage + int(at) if action.stage >= 0 else -1 for action, at in zip(decided, first, strict=True)]
+        executors = [max(action.executors, 1) for action in decided]
+        return _Ruled(torch.tensor(rows), torch.tensor(executors), torch.tensor(bonus))
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with the sessions at these places of the batch only."""

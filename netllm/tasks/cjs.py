@@ -28,6 +28,8 @@ WAVE = 20
 STAGE_FEATURES, JOB_FEATURES, CLUSTER_FEATURES, ACTION_FEATURES = 8, 14, 9, 6
 SHORTEST = 8
 """Jobs that are told one by one."""
+TRUST_ABOVE = 24
+"""Executors: in larger clusters an executor more or less changes little, and the costs of decisions tell less."""
 Array = np.ndarray[Any, Any]
 
 
@@ -39,6 +41,9 @@ class CjsTask:
     """Width inside the graph encoder and the heads."""
     context: int = 64
     """Decisions in the context at most; when it is full, the newer half is read anew. Training reads windows of this length."""
+    trust: float = 0.0
+    """Added to the log-probabilities of the stage and of the number of executors that the rule `srpt_cap` decides, in clusters of more than
+    `TRUST_ABOVE` executors; chosen by `scripts/adapt cjs-trust`."""
     name: ClassVar[str] = "cjs"
     max_steps: ClassVar[int] = 1
     """Decisions have no number: a session has thousands."""
