@@ -18,7 +18,7 @@ class _Ruled(NamedTuple):
     rows: torch.Tensor
     """(D,); -1: it isn't asked."""
     executors: torch.Tensor
-    """(D,)"""
+    """As many as the stage takes of them, (D,)."""
     bonus: torch.Tensor
     """Added to the log-probabilities of its choices, (D,)."""
 
@@ -56,7 +56,7 @@ class CjsReader:
             seen, candidates, log_chances + ruled.bonus[seen.stage_decision[candidates]] * torch.isin(candidates, ruled.rows)
         )
         chances = head.executor_log_chances(seen, encoded, queries, rows)
-        places = (ruled.executors - 1).clamp(max=chances.shape[1] - 1)  # of a stage that takes less, the rule's number has no chance anyway
+        places = torch.minimum(ruled.executors, seen.can_take[rows]) - 1
         chances[torch.arange(len(rows)), places] += ruled.bonus * (rows == ruled.rows)
         counts = (chances.argmax(-1) + 1).tolist()
         found = [CjsAction(row - int(at), count) for row, at, count in zip(rows.tolist(), first, counts, strict=True)]

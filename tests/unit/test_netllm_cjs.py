@@ -10,16 +10,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from controllers.api import CjsAction
+from controllers.cjs.srpt_cap import SrptCap
 from controllers.learning.cjs_sessions import CjsJob
 from netllm.adapter import load_adapter, new_model, read_settings
-from netllm.cjs import experience
+from netllm.cjs import experience, trust
 from netllm.cjs.adapt import CjsAdaptSettings, CjsRun, adapt
 from netllm.cjs.batches import LabelSettings, chances_of, loss_of, stack, windows_of
 from netllm.cjs.experience import CjsCollectSettings
 from netllm.cjs.graph import to_tensors
 from netllm.cjs.reader import CjsReader
 from netllm.lora import LoraSettings
-from netllm.tasks.cjs import CjsTask, Graph, action_features, graph_of, joined
+from netllm.tasks.cjs import TRUST_ABOVE, CjsTask, Graph, action_features, graph_of, joined
 from netllm.training import OptimiserSettings
 from testbed.errors import UserError
 from testbed.sim.cjs_ahead import Candidates
@@ -205,6 +206,57 @@ def test_answers_can_be_meant(model):
         assert seen.schedulable[action.stage]
         assert 1 <= action.executors <= min(seen.committable, seen.demand[action.stage])
         simulator.step(CjsAction(action.stage, action.executors))
+
+
+def taken(seen, action):
+    """The decision as the engine takes it: a stage takes no more than it has tasks for."""
+    return CjsAction(action.stage, min(action.executors, int(seen.demand[action.stage]), seen.committable))
+
+
+@pytest.mark.parametrize(("executors", "leans"), [(TRUST_ABOVE, False), (TRUST_ABOVE + 1, True)])
+def test_who_trusts_the_rule_wholly_decides_as_it_does_in_large_clusters(model, executors, leans):
+    """There every decision is the rule's, in smaller ones every decision is the adapter's own; some differ."""
+    job, rule = CjsJob(1_000_300, 12, 5.0, executors), SrptCap()
+    simulators = [job.simulator() for _ in range(2)]  # a batch, so that rows and decisions are told apart
+    own, trusting, as_the_rule, as_before = CjsReader(model), CjsReader(model), [], []
+    own_task = model.task
+    for _ in range(60):
+        seen = [simulator.observation for simulator in simulators]
+        wanted = own.decide(seen)
+        model.task = replace(own_task, trust=1e3)
+        found = trusting.decide(seen)
+        model.task = own_task
+        ruled = [rule.decide(each) for each in seen]
+        as_the_rule += [(a.stage, a.executors) == (b.stage, b.executors) for a, b in zip(found, ruled, strict=True)]
+        as_before += [(a.stage, a.executors) == (b.stage, b.executors) for a, b in zip(found, wanted, strict=True)]
+        for simulator, action in zip(simulators, ruled, strict=True):
+            simulator.step(action)
+        own._last = trusting._last = list(zip(seen, ruled, strict=True))
+    assert all(as_the_rule) == leans and all(as_before) != leans
+
+
+def test_trust_is_chosen_and_told(settings, monkeypatch):
+    folder = begun(settings).run()
+    monkeypatch.setattr(trust, "SESSIONS", ((26, 4, 2),))
+    jct_s = iter([np.array([11.0, 9.0]), np.array([8.0, 9.0]), np.array([9.0, 9.0])])
+    tried = []
+    monkeypatch.setattr(trust, "rule_jct_s", lambda sessions: np.array([10.0, 10.0]))
+    monkeypatch.setattr(trust, "student_jct_s", lambda model, sessions: (tried.append(model.task.trust), next(jct_s))[1])
+    chosen = trust.TrustSettings(adapter=folder, bonuses=(0.0, 1.0, 2.0), dtype="float32")
+    assert trust.choose(chosen, QUIET) == 1.0 and tried == [0.0, 1.0, 2.0]
+    facts, card = read_settings(folder), (folder / "README.md").read_text()
+    assert facts["settings"]["trust"] == 1.0 and [each["bonus"] for each in facts["trust"]["tried"]] == tried
+    assert "trust 1.0" in card and "2 of 26 executors and 4 jobs): 0: 0.9950 (" in card and "step | seconds" in card
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="wanted some, none below 0"):
+        trust.choose(replace(chosen, bonuses=()), QUIET)
+
+
+def test_trust_is_tried_by_playing(settings, monkeypatch):
+    folder = begun(settings).run()
+    monkeypatch.setattr(trust, "SESSIONS", ((26, 4, 2),))
+    assert trust.choose(trust.TrustSettings(adapter=folder, bonuses=(0.0, 1e3), dtype="float32"), QUIET) in (0.0, 1e3)
+    assert read_settings(folder)["trust"]["tried"][1]["jct_over_rule"] == 1.0, "who trusts the rule wholly plays as it does"
 
 
 def test_a_run_leaves_a_loadable_adapter_with_a_card_and_a_curve(settings):
