@@ -18,7 +18,7 @@ class _Ruled(NamedTuple):
     rows: torch.Tensor
     """(D,); -1: it isn't asked."""
     executors: torch.Tensor
-    """As many as the stage takes of them, (D,)."""
+    """(D,); the stage may take fewer."""
     bonus: torch.Tensor
     """Added to the log-probabilities of its choices, (D,)."""
 
