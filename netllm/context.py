@@ -9,8 +9,8 @@ from netllm.decoder import Decoder
 from netllm.kernels import for_one_row, suits_one_row
 from netllm.past import new_past
 
-FEW = 3
-"""Tokens of one session that the decoder reads one by one in less time than one pass of transformers takes."""
+FEW_TOKENS, FEW_SESSIONS = 3, 8
+"""As many new tokens, of as many sessions, the decoder reads token by token in less time than one pass of transformers takes."""
 
 
 class Context:
@@ -31,14 +31,14 @@ class Context:
             raise ValueError(
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
-        if self._decoder and batch == 1 and new <= FEW:
+        if self._decoder and batch <= FEW_SESSIONS and new <= FEW_TOKENS:
             hidden = torch.cat([self._decode(self._decoder, token) for token in embeddings.split(1, dim=1)], dim=1)
         else:
             hidden = self._pass(embeddings)
         return hidden
 
     def _decode(self, decoder: Decoder, token: torch.Tensor) -> torch.Tensor:
-        """(1, 1, width) to (1, 1, width)."""
+        """(B, 1, width) to (B, 1, width)."""
         with for_one_row():
             hidden = decoder.read(token, self._past, seen(self.tokens, self._reach, self._step_tokens) if self._reach else 0)
         self.tokens += 1

@@ -1,8 +1,8 @@
-"""One new token of one session, the pass that a live decision waits for, for decoders built as Llama is.
+"""One new token of a few sessions, the pass that a live decision waits for, for decoders built as Llama is.
 
-transformers' own pass is right for any model and any batch, and is what training and batches use. For a single row its Python takes longer
-than the products, and these read every weight in 16 bits. Here the products that share an input are one, weights of 16 levels are read in 4
-bits (`netllm.quantised`), and nothing else is done. Other models, other batches and float32 go through transformers' pass as before.
+transformers' own pass is right for any model and any batch, and is what training and large batches use. For few rows its Python takes
+longer than the products, and these read every weight in 16 bits. Here the products that share an input are one, weights of 16 levels are
+read in 4 bits (`netllm.quantised`), and nothing else is done. Other models and larger batches go through transformers' pass as before.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ ARCHITECTURES = ("llama", "mistral")
 
 
 class Decoder:
-    """`model` with the adapter `adapter` merged into it; one (1, 1, width) at a time."""
+    """`model` with the adapter `adapter` merged into it; one token of each session at a time."""
 
     def __init__(self, model: PreTrainedModel, adapter: str) -> None:
         config = model.config
@@ -27,27 +27,27 @@ class Decoder:
         self._layers = [_Layer(layer, adapter) for layer in model.layers]
 
     @torch.inference_mode()
-    def read(self, embedding: torch.Tensor, past: Cache, reach: int = 0) -> torch.Tensor:
-        """The output (1, 1, width) for the token after `past`, which it enters; it sees the last `reach` tokens, all with 0."""
-        width, heads, groups = self._width, self._heads, self._groups
+    def read(self, embeddings: torch.Tensor, past: Cache, reach: int = 0) -> torch.Tensor:
+        """The outputs (B, 1, width) for the tokens (B, 1, width) after `past`, which they enter; they see its last `reach`, with 0 all."""
+        batch, width, heads, groups = len(embeddings), self._width, self._heads, self._groups
         position = torch.full((1, 1), past.get_seq_length())
-        cos, sin = (each[0] for each in self._model.rotary_emb(embedding, position_ids=position))  # (1, size)
+        cos, sin = (each[0] for each in self._model.rotary_emb(embeddings, position_ids=position))  # (1, size)
         size = cos.shape[1]
         sin = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], 1)
-        hidden = embedding.view(1, width)
+        hidden = embeddings.view(batch, width)
         for i, layer in enumerate(self._layers):
-            mixed = layer.query_key_value(self._norm(hidden, layer.first_norm)).view(heads + 2 * groups, size)
-            rotating = mixed[: heads + groups]
-            rotated = torch.addcmul(rotating * cos, rotating.roll(size // 2, 1), sin)
-            keys, values = past.update(rotated[heads:].view(1, groups, 1, size), mixed[heads + groups :].view(1, groups, 1, size), i)
-            queries = rotated[:heads].view(1, groups, heads // groups, size)
+            mixed = layer.query_key_value(self._norm(hidden, layer.first_norm)).view(batch, heads + 2 * groups, size)
+            rotating = mixed[:, : heads + groups]
+            rotated = torch.addcmul(rotating * cos, rotating.roll(size // 2, 2), sin)
+            keys, values = past.update(rotated[:, heads:].unsqueeze(2), mixed[:, heads + groups :].unsqueeze(2), i)
+            queries = rotated[:, :heads].view(batch, groups, heads // groups, size)
             if reach:
                 keys, values = keys[:, :, -reach:], values[:, :, -reach:]
             seen = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=layer.scale)
-            hidden = hidden + layer.output(seen.reshape(1, heads * size))
+            hidden = hidden + layer.output(seen.reshape(batch, heads * size))
             gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, 1)
             hidden = hidden + layer.down(nn.functional.silu(gate) * up)
-        return self._norm(hidden, self._model.norm.weight).view(1, 1, width)
+        return self._norm(hidden, self._model.norm.weight).view(batch, 1, width)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return nn.functional.rms_norm(hidden, (self._width,), weight, self._epsilon)
@@ -67,7 +67,7 @@ class _Layer:
 
 
 class _Products:
-    """Linear layers that share an input, for one row; their outputs end to end."""
+    """Linear layers that share an input, for few rows; their outputs end to end."""
 
     def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
         self._packed = _packed(layers)
@@ -77,7 +77,7 @@ class _Products:
             self._weights, self._low_rank = [], _low_rank(layers, adapter)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, inputs) to (1, all outputs)."""
+        """(B, inputs) to (B, all outputs)."""
         if not self._packed:
             return torch.cat([nn.functional.linear(x, weight) for weight in self._weights], 1)
         if not self._low_rank:

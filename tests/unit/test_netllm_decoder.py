@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from netllm.context import FEW_SESSIONS
 from netllm.decoder import ARCHITECTURES, suits
 from netllm.lora import LoraSettings
 from netllm.past import new_past
@@ -104,21 +105,32 @@ def test_adapters_share_the_packed_weights(published_in_4_bits):
     np.testing.assert_array_equal(np.exp(read(models[0], session)), answers[0])
 
 
-def test_several_sessions_go_through_transformers(tiny):
-    model, sessions = lively(tiny, name="batch"), [played(seed) for seed in (5, 6)]
+@pytest.mark.parametrize("count", [2, FEW_SESSIONS, FEW_SESSIONS + 1])
+@pytest.mark.parametrize("reach", [0, 4])
+def test_a_batch_decides_as_each_session_alone(tiny, monkeypatch, count, reach):
+    """More sessions than a few go through transformers' pass."""
+    model = lively(tiny, task=AbrTask(hidden=16, context_steps=reach), name=f"batch {count} {reach}")
+    sessions = [played(seed, 20) for seed in range(count)]
+    expected = recomputed(model, *sessions)
     model.merge()
-    together = read(model, *sessions)
-    for row, session in zip(together, sessions, strict=True):
-        np.testing.assert_allclose(row, read(model, session)[0], atol=2e-4)
-    reader_of_one = model.new_context()
+    if count <= FEW_SESSIONS:
+        no_pass(model, monkeypatch)
+    np.testing.assert_allclose(read(model, *sessions), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("before", [1, 5])
+def test_sessions_that_end_are_forgotten(tiny, before):
+    model = lively(tiny, name=f"kept {before}")
+    model.merge()
+    tokens = torch.randn(4, before + 3, model.backbone.width)
     with torch.inference_mode():
         model.switch.activate()
-        both = torch.randn(2, 4, model.backbone.width)
-        context = model.new_context()
-        context.extend(both[:, :3])
-        context.keep(torch.tensor([1]))
-        reader_of_one.extend(both[1:, :3])
-        np.testing.assert_allclose(context.extend(both[1:, 3:]), reader_of_one.extend(both[1:, 3:]), atol=2e-4)
+        context, alone = model.new_context(), model.new_context()
+        context.extend(tokens[:, :before])
+        context.keep(torch.tensor([1, 3]))
+        for place in range(before, before + 3):
+            found = context.extend(tokens[[1, 3], place : place + 1])
+        np.testing.assert_allclose(found[1], alone.extend(tokens[3:])[0, -1:], atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", MODELS)
