@@ -32,10 +32,8 @@ class Context:
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
         if self._decoder and batch <= FEW_SESSIONS and new <= FEW_TOKENS:
-            hidden = torch.cat([self._decode(self._decoder, token) for token in embeddings.split(1, dim=1)], dim=1)
-        else:
-            hidden = self._pass(embeddings)
-        return hidden
+            return torch.cat([self._decode(self._decoder, token) for token in embeddings.split(1, dim=1)], dim=1)
+        return self._pass(embeddings)
 
     def _decode(self, decoder: Decoder, token: torch.Tensor) -> torch.Tensor:
         """(B, 1, width) to (B, 1, width)."""

@@ -71,10 +71,8 @@ class _Products:
 
     def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
         self._packed = _packed(layers)
+        self._low_rank = _low_rank(layers, adapter) if self._packed else None
         self._weights = [layer.weight_with(adapter) if isinstance(layer, Adapted) else layer.weight for layer in layers]
-        self._low_rank = None
-        if self._packed:
-            self._weights, self._low_rank = [], _low_rank(layers, adapter)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(B, inputs) to (B, all outputs)."""

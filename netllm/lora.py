@@ -118,6 +118,8 @@ class Switch:
     def __init__(self, backbone: Backbone, settings: LoraSettings, name: str) -> None:
         self.name = name = f"netllm_{name}".replace(".", "_")
         self.settings = settings
+        self.merged = False
+        """Whether the backbone's weights hold this adapter's matrices as they are now."""
         self._model, self._active, self._lock = backbone.model, backbone.active, backbone.lock
         self.targets = settings.targets or target_modules(backbone)
         present = {_last(place) for place, _ in _linear_layers(backbone.model)}
@@ -164,6 +166,7 @@ class Switch:
         with self._lock:
             for _, layer in self._layers():
                 layer.merge(self.name)
+            self.merged = True
 
     @property
     def config(self) -> LoraConfig:
@@ -192,6 +195,7 @@ class Switch:
             name = sorted(set(seen.items()) ^ set(wanted.items()))[0][0]
             raise ValueError(f"{name} has shape {seen.get(name)}, wanted {wanted.get(name)}")
         with self._lock, torch.no_grad():
+            self.merged = False
             for _, layer in self._layers():
                 layer.separate(self.name)
             for name, matrix in own.items():

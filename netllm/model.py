@@ -99,7 +99,8 @@ class TaskModel(nn.Module):
 
     def new_context(self) -> Context:
         """An empty context for a batch of sessions."""
-        return Context(self.backbone, self.task.context_steps, self.step_tokens, self._decoder)
+        decoder = self._decoder if self.switch.merged else None  # it was made of the matrices that were merged
+        return Context(self.backbone, self.task.context_steps, self.step_tokens, decoder)
 
     def merge(self) -> None:
         """Decide from now on with the matrices as they are merged into the backbone's weights, and by the quicker pass if there is one."""

@@ -63,7 +63,7 @@ class CjsReader:
         self._last = list(zip(observations, found, strict=True))
         return found
 
-    def _ruled(self, observations: Sequence[CjsObservation], first: Array) -> "_Ruled":
+    def _ruled(self, observations: Sequence[CjsObservation], first: Array) -> _Ruled:
         """The decisions of the rule, and what they count; `first` is each graph's first row, (D,)."""
         trust = self._model.task.trust
         bonus = [trust * (seen.session.executors > TRUST_ABOVE) for seen in observations]
