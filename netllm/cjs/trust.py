@@ -35,7 +35,7 @@ class TrustSettings:
 
     adapter: Path = SHIPPED / "cjs"
     """Folder of an adapter for scheduling; its settings are changed."""
-    bonuses: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 4.0)
+    bonuses: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
     """Bonuses to try, in log-probability."""
     dtype: str = DEFAULT_DTYPE
     """Type of the frozen weights, bfloat16 or float32."""

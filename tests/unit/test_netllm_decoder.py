@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from netllm.adapter import SHIPPED, load_adapter
 from netllm.backbone import load_backbone
 from netllm.context import FEW_SESSIONS
 from netllm.decoder import ARCHITECTURES, suits
@@ -158,6 +159,15 @@ def test_the_embedded_backbone_was_published_in_4_bits():
             assert packed is not None
             found = packed(torch.eye(weight.shape[1], dtype=torch.bfloat16)).T.float()
             assert (found - weight.float()).pow(2).mean().sqrt() < 0.005 * weight.float().pow(2).mean().sqrt()
+
+
+def test_the_adapter_that_ships_decides_as_in_float32():
+    model, exact = (load_adapter(SHIPPED / "abr", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    for seed in (20, 21):
+        session = played(seed)
+        wanted, found = np.exp(recomputed(exact, session)), np.exp(read(model, session))
+        assert np.abs(found - wanted).mean() < 0.005
+        assert np.mean(found.argmax(-1) == wanted.argmax(-1)) >= 0.97
 
 
 @pytest.mark.parametrize("kind", MODELS)
