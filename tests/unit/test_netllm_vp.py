@@ -22,6 +22,7 @@ from controllers.vp.mlp import Mlp
 from controllers.vp.netllm import NetLLM
 from netllm.adapter import load_adapter, new_model, read_settings, save_adapter
 from netllm.command import ablate_command, adapt_command
+from netllm.context import Context
 from netllm.images import VitReader, image_reader
 from netllm.lora import LoraSettings
 from netllm.tasks.vp import IMAGE, MOTION, VpTask, extended, features, predict_turns_deg
@@ -354,8 +355,10 @@ def test_frames_are_told_with_the_newest_token_and_change_the_answer(settings, d
 
 
 def test_one_pass_answers_the_whole_horizon(adapter, llm, monkeypatch):
-    model, passes = load_adapter(adapter, llm, "float32"), []
-    forward = type(model.backbone.model).forward
-    monkeypatch.setattr(type(model.backbone.model), "forward", lambda *args, **named: passes.append(1) or forward(*args, **named))
-    assert predict_turns_deg(model, features(TASK, np.zeros((3, 10, 3)))).shape == (3, 20, 3)
-    assert len(passes) == 1
+    """However many samples are predicted, only the tokens of the history are read, at once."""
+    model, read = load_adapter(adapter, llm, "float32"), []
+    extend = Context.extend
+    monkeypatch.setattr(Context, "extend", lambda context, tokens: read.append(tuple(tokens.shape[:2])) or extend(context, tokens))
+    told = features(TASK, np.zeros((3, 10, 3)))
+    assert predict_turns_deg(model, told).shape == (3, 20, 3)
+    assert read == [(3, told[MOTION].shape[1])]
