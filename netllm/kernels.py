@@ -1,7 +1,8 @@
 """Which kernels compute a single row on a CPU.
 
 oneDNN, PyTorch's choice for products in bfloat16, rearranges a weight whenever it is used. That pays for many rows; for one, PyTorch's
-own kernels take two thirds of the time (10 ms instead of 15 ms for all of SmolLM2-135M's weights, which are read in 7 ms at best).
+own kernels take two thirds of the time on an AMD EPYC (10 ms instead of 15 ms for all of SmolLM2-135M's weights, which are read in 7 ms at
+best). Weights of 16 levels have a kernel of their own (`netllm.quantised`).
 """
 
 import threading
