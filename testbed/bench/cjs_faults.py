@@ -1,12 +1,14 @@
 """`scripts/bench cjs-faults`: one workload again and again on an emulated cluster, each time with another fault in it.
 
-A fault strikes `STRIKE_S` after the trial's begin. Whatever it is, every job must be done at the end, every task have ended, and the next
+A fault strikes when `STRUCK` ends its first task after `STRIKE_S`: then that executor has work, or outputs that others will read. Whatever it is, every job must be done at the end, every task have ended, and the next
 trial be as if nothing had been. A driver that is killed ends its trial; the cluster serves the next.
 """
 
+import math
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +63,14 @@ class Outcome:
 
 
 class _Witness:
-    """Takes the place of a recorder: keeps the rows, and lets the fault strike."""
+    """Takes the place of a recorder: keeps the rows, and lets the fault strike once."""
 
     def __init__(self, strike: Callable[[], None]) -> None:
         self.rows: list[Row] = []
         self.facts = PathFacts()
         self.said = ""
-        self._timer = threading.Timer(STRIKE_S, strike)
+        self._strike: Callable[[], None] | None = strike
+        self._due_s = math.inf
 
     def started(self, trial: ScheduleTrial, lane: int) -> None:
         """Nothing to show."""
@@ -75,12 +78,15 @@ class _Witness:
     def row(self, row: Row) -> None:
         """Keep it."""
         if isinstance(row, ScheduleBeginRow):
-            self._timer.start()
+            self._due_s = time.monotonic() + STRIKE_S
         self.rows.append(row)
+        ended = isinstance(row, TaskRow) and row.executor == STRUCK
+        if ended and self._strike and time.monotonic() >= self._due_s:
+            threading.Thread(target=self._strike, daemon=True).start()  # rows must not wait for it
+            self._strike = None
 
     def close(self, trial_id: str, path: PathFacts) -> None:
         """The trial is over."""
-        self._timer.cancel()
         self.facts = path
 
     def extend(self, rows: Any) -> None:
@@ -200,8 +206,8 @@ def cjs_faults(settings: CjsFaultsSettings) -> str:
     setting = f"{settings.executors} executors, {settings.jobs} jobs, time scale {settings.time_scale:g}"
     lines = [
         "# Faults on the cluster",
-        f"`{command}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`. {setting}; a fault strikes {STRIKE_S:g} s after the "
-        f"beginning, executor {STRUCK} where it is one's.",
+        f"`{command}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`. {setting}; a fault strikes when "
+        f"executor {STRUCK} ends its first task after {STRIKE_S:g} s, and that executor where it is one's.",
         "",
         table(names, rows),
         "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller.",

@@ -32,7 +32,7 @@ PACKAGES = (
     *("bash", "iproute2", "kmod", "procps", "net-tools", "iputils-ping", "ethtool", "tcpdump", "iperf3"),
     *("mininet", "openvswitch-switch", "python3", "ca-certificates"),
 )
-PYTHON_PACKAGES = ("msgspec", "numpy", "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+PYTHON_PACKAGES = ("msgspec", "numpy", "pytest", "pytest-asyncio", "pytest-rerunfailures", "pytest-timeout", "hypothesis")
 INIT = Path(__file__).with_name("init.sh")
 UNWANTED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
 """Folders of the root that nobody reads in the guest's memory."""

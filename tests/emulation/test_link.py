@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import network
+from conftest import in_real_time, network
 
 from testbed import native
 from testbed.errors import UserError
@@ -19,7 +19,7 @@ from testbed.network import Lane
 from testbed.shapers.kernel import netem_available
 from traces.trace import Conditions, OpportunityTrace, RateTrace, Trace
 
-pytestmark = pytest.mark.emulation
+pytestmark = [pytest.mark.emulation, in_real_time]
 
 PAYLOAD = 1472
 PACKET = 1500

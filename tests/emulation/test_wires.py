@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import descendants, inside, interfaces
+from conftest import descendants, in_real_time, inside, interfaces
 
 from testbed import native
 from testbed.errors import TestbedError, UserError
@@ -28,7 +28,7 @@ from testbed.star import Star
 from testbed.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
 from traces.trace import RateTrace
 
-pytestmark = pytest.mark.emulation
+pytestmark = [pytest.mark.emulation, in_real_time]
 
 UDP_SEGMENT = 103
 WINDOW_S = 0.5
