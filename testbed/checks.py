@@ -16,7 +16,7 @@ SUITE = {
     "pytest": ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--ignore=tests/emulation"),
     "pytest in real time": ("tests/emulation",),
 }
-"""All tests: those that only compute side by side, then one by one those that must not wait for a core."""
+"""All tests: those that only compute side by side (a guest has a clock of its own), then one by one those that must not wait for a core."""
 
 
 def main(arguments: Sequence[str]) -> int:
