@@ -8,7 +8,6 @@ import math
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from testbed.abr import PathFacts
 from testbed.bench.page import table
 from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, schedule_row
 from testbed.cjs_cluster import DATA, ClusterRun, EmulatedExecutors, emulated
-from testbed.clock import utc_now
+from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.pressure import NO_STRAIN
@@ -62,7 +61,7 @@ class Outcome:
     """What the run told of it."""
 
 
-class _Witness:
+class Witness:
     """Takes the place of a recorder: keeps the rows, and lets the fault strike once."""
 
     def __init__(self, strike: Callable[[], None]) -> None:
@@ -78,10 +77,10 @@ class _Witness:
     def row(self, row: Row) -> None:
         """Keep it."""
         if isinstance(row, ScheduleBeginRow):
-            self._due_s = time.monotonic() + STRIKE_S
+            self._due_s = now_s() + STRIKE_S
         self.rows.append(row)
         ended = isinstance(row, TaskRow) and row.executor == STRUCK
-        if ended and self._strike and time.monotonic() >= self._due_s:
+        if ended and self._strike and now_s() >= self._due_s:
             threading.Thread(target=self._strike, daemon=True).start()  # rows must not wait for it
             self._strike = None
 
@@ -150,7 +149,7 @@ def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
         known = faults(run)
         for fault in _chosen(settings.faults, known):
             strike = known[fault]
-            witness = _Witness(strike)
+            witness = Witness(strike)
             run.run(witness)  # type: ignore[arg-type]
             outcome = _outcome(fault, prepared, witness)
             sys.stderr.write(f"{fault}: {outcome.jobs_done} jobs done, {outcome.row.end_reason}, {outcome.row.wall_s or 0:.0f} s\n")
@@ -165,7 +164,7 @@ def _chosen(text: str, known: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _outcome(fault: str, prepared: PreparedSchedules, witness: _Witness) -> Outcome:
+def _outcome(fault: str, prepared: PreparedSchedules, witness: Witness) -> Outcome:
     trial = prepared.trials[0]
     row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN)
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
