@@ -1,7 +1,8 @@
 """`scripts/bench cjs-faults`: one workload again and again on an emulated cluster, each time with another fault in it.
 
-A fault strikes when `STRUCK` ends its first task after `STRIKE_S`: then that executor has work, or outputs that others will read. Whatever it is, every job must be done at the end, every task have ended, and the next
-trial be as if nothing had been. A driver that is killed ends its trial; the cluster serves the next.
+A fault strikes when executor `STRUCK` ends its first task after `STRIKE_S`: then it has work, or outputs that others will read. Whatever
+it is, every job must be done at the end, every task have ended, and the next trial be as if nothing had been. A driver that is killed ends
+its trial; the cluster serves the next.
 """
 
 import math
