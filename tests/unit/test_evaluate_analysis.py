@@ -10,6 +10,7 @@ from controllers.loader import PolicyReference
 from netllm.suite.analysis import analyse, holm, ratio_of_means, t_test
 from netllm.suite.cells import CELL, Cell
 from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.suite.markdown import trainings
 from netllm.suite.play import OPTIMUM
 from netllm.suite.settings import Playback, Prepared, Setting
 from netllm.suite.words import finding
@@ -133,6 +134,12 @@ def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     assert (ablation.a, ablation.b, ablation.verdict) == ("no lora", "full", "worse")
     assert ablation.estimate.mean == pytest.approx(-0.5)
     assert [each.b for each in found.settings[0].differences] == ["bba"]
+    told = [("full", 1, "full less"), ("full", 2, "full"), ("no lora", 1, "less"), ("bba", 1, "bba")]
+    stories = [
+        {"name": name, "story": {"trained": {"command": f"ablate --seeds {seed} --names {names} --steps 3"}}} for name, seed, names in told
+    ]
+    (row,) = [line for line in trainings(found, [*stories, {"name": "netllm", "story": {}}]) if "ablate" in line]
+    assert row == "| full, no lora | `ablate --steps 3` |"
 
 
 def test_who_can_not_play_is_left_out_of_means_and_named():
