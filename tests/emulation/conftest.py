@@ -11,13 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from quiet import begun, witnesses  # noqa: F401 (fixtures for all tests here)
 
 from testbed.link import PathSpec
 from testbed.network import Network
 from testbed.owned import run_lock
-
-in_real_time = pytest.mark.flaky(reruns=3, reruns_delay=1)
-"""For tests that judge milliseconds. A host that pauses this machine fails one now and then, a link that is wrong fails all four times."""
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import descendants, in_real_time, interfaces, network
+from conftest import descendants, interfaces, network
 from rich.console import Console
 
 from testbed.errors import UserError
@@ -19,7 +19,7 @@ from testbed.fidelity.command import Check, capture, find_ways
 from testbed.fidelity.evidence import Folder, write
 from testbed.fidelity.page import judge
 
-pytestmark = [pytest.mark.emulation, in_real_time]
+pytestmark = pytest.mark.emulation
 
 CLI = [sys.executable, "-m", "testbed.cli", "fidelity"]
 MARK = "TEST_FIDELITY_MARK"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import in_real_time, network
+from conftest import network
 
 from testbed.link import LinkReport, PathSpec
 from testbed.network import Lane
@@ -24,7 +24,6 @@ from traces.trace import Conditions, RateTrace
 
 pytestmark = [
     pytest.mark.emulation,
-    in_real_time,
     pytest.mark.skipif(not netem_available(), reason="this kernel has no sch_netem; scripts/guest has one"),
 ]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from conftest import in_real_time, network
+from conftest import network
+from quiet import in_real_time
 
 from testbed import native
 from testbed.errors import UserError

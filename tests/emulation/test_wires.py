@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import descendants, in_real_time, inside, interfaces
+from conftest import descendants, inside, interfaces
+from quiet import in_real_time
 
 from testbed import native
 from testbed.errors import TestbedError, UserError
