@@ -24,6 +24,7 @@ RESUMES, GOES_ON, ANEW = "--resume goes on from the last checkpoint", "the same 
 COMMANDS: dict[str, dict[str, Work]] = {
     "adapt": {
         "abr": Work("netllm.adapt", "AdaptSettings", "adapt", RESUMES),
+        "abr-choose": Work("netllm.choose", "ChooseSettings", "choose", ANEW),
         "cjs": Work("netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
         "cjs-trust": Work("netllm.cjs.trust", "TrustSettings", "choose", ANEW),
         "vp": Work("netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),

@@ -10,7 +10,18 @@ def _about(facts: dict[str, Any]) -> str:
     teachers = " and ".join(f"`{each}`" for each in facts["trained"]["experience"]["teachers"])
     return (
         f"It imitates {teachers}. Trained on FCC broadband and Norwegian 3G rates\nand on synthetic traces between 0.4 and 8 Mbit/s; "
-        "other rates are outside that."
+        "other rates are outside that." + _chosen(facts)
+    )
+
+
+def _chosen(facts: dict[str, Any]) -> str:
+    if "chosen" not in facts:
+        return ""
+    chosen = facts["chosen"]
+    tried = ", ".join(f"{each['qoe']:.4f} (`{each['command']}`, seed {each['seed']})" for each in chosen["tried"])
+    return (
+        f" `scripts/adapt abr-choose` (commit\n`{chosen['commit'][:12]}`) chose it by QoE in {chosen['sessions']} validation sessions, "
+        f"none of a test split, among: {tried}."
     )
 
 

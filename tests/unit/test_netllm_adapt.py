@@ -403,4 +403,4 @@ def test_a_folder_in_use_is_refused_without_resume(settings):
 
 def test_an_unknown_task_is_exit_code_2(capsys):
     assert adapt_command(["chess"]) == 2
-    assert capsys.readouterr().err == "scripts/adapt: task 'chess' is unknown, wanted one of abr, cjs, cjs-trust, vp\n"
+    assert capsys.readouterr().err == "scripts/adapt: task 'chess' is unknown, wanted one of abr, abr-choose, cjs, cjs-trust, vp\n"
