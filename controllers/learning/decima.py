@@ -11,7 +11,7 @@ from torch import nn
 from controllers.api import CjsObservation
 from controllers.cjs.decima import BLOCKS, HEADS, JOB_FEATURES, SLOPE, features
 
-CRITIC_FEATURES = 10
+CLUSTER_FEATURES = 10
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ class Graphs:
     """Executors that each job may be given, (Q,)."""
     executors: torch.Tensor
     """Size of each decision's cluster, (D,)."""
-    cluster: torch.Tensor
-    """What the critic is told, (D, CRITIC_FEATURES)."""
 
     @property
     def stage_decision(self) -> torch.Tensor:
@@ -58,6 +56,7 @@ class Seen:
     caps: np.ndarray
     executors: int
     cluster: np.ndarray
+    """What the critic is told of it, (CLUSTER_FEATURES,)."""
 
 
 def seen_by(observation: CjsObservation) -> Seen:
@@ -120,7 +119,6 @@ def joined(parts: Sequence[Seen]) -> Graphs:
         shifted("rows", first_stage),
         plain("caps"),
         np.array([each.executors for each in parts], np.float32),
-        np.stack([each.cluster for each in parts]),
     )
     return Graphs(*(torch.from_numpy(each) for each in arrays))
 
@@ -216,13 +214,11 @@ class Network(nn.Module):
 class Critic(nn.Module):
     """Time to come, discounted, and how far it strays."""
 
-    def __init__(self, hidden: int = 64) -> None:
+    def __init__(self, features: int, hidden: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(CRITIC_FEATURES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )
+        self.layers = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
 
-    def forward(self, cluster: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(D, CRITIC_FEATURES) to value (D,), in the reward's unit, and spread (D,)."""
-        value, log_spread = self.layers(cluster).unbind(-1)
+    def forward(self, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(D, features) to value (D,), in the reward's unit, and spread (D,)."""
+        value, log_spread = self.layers(told).unbind(-1)
         return value * 10, torch.exp(log_spread.clamp(-5, 5))

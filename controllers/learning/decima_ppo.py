@@ -3,7 +3,9 @@
 Sessions run side by side and go on from iteration to iteration; one that ends gives way to a new one. The reward is minus the time that
 jobs spend in the system, discounted by time (as in spark-sched-sim; Decima's authors used differential rewards). First the network may
 learn to do as the rule `srpt_cap` does in the states it meets itself: from nothing, policy optimisation takes tens of millions of
-decisions (spark-sched-sim: 500 iterations of 16 whole sessions).
+decisions (spark-sched-sim: 500 iterations of 16 whole sessions). The critic learns from the first iteration on, so that it has something to
+say when policy optimisation begins, and it is told the work that will arrive, which the policy never sees: arrivals move the cost more than
+any decision does (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
 
 Survives kill -9. Equal seeds and iterations give equal weights on one machine, but for the sessions that a resumed run begins anew.
 """
@@ -28,7 +30,7 @@ from controllers.api import CjsAction, CjsPolicy
 from controllers.cjs.decima import Decima
 from controllers.cjs.srpt_cap import NUMBERS, SrptCap
 from controllers.learning.cjs_sessions import FIRST_SEED, CjsJob, draw_session, validation_sessions
-from controllers.learning.decima import Critic, Graphs, Network, Seen, joined, seen_by
+from controllers.learning.decima import CLUSTER_FEATURES, Critic, Graphs, Network, Seen, joined, seen_by
 from controllers.learning.saved import add_row, cut_curve, write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.weights import HEADER
@@ -43,7 +45,11 @@ CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"
 SEEDS = 500_000
 """Decima's training workloads begin so far from those of other students."""
 REWARD_UNIT_S = 100.0
-WHOLE = ("seed", "imitate", "sessions", "decisions", "epochs", "minibatch", "lr", "clip", "gae", "entropy", "discount", "usual", "small")
+SPANS_S = (25.0, 50.0, 100.0, 200.0, 400.0)
+"""The critic is told the work that arrives within each of these from now."""
+NUMBERS_FROM_0 = ("seed", "imitate", "lr", "lr_ppo", "clip", "gae", "entropy", "discount", "usual", "small")
+NUMBERS_FROM_1 = ("sessions", "decisions", "epochs", "minibatch")
+WHOLE = NUMBERS_FROM_0 + NUMBERS_FROM_1
 """Settings that a run keeps from beginning to end."""
 
 
@@ -73,9 +79,11 @@ class DecimaSettings:
     minibatch: int = 256
     """Decisions a gradient step."""
     lr: float = 2e-3
-    """Peak learning rate of Adam; falls linearly to a tenth."""
+    """Peak learning rate of Adam while the rule is imitated; falls linearly to a tenth."""
+    lr_ppo: float = 5e-4
+    """The same of policy optimisation."""
     clip: float = 0.2
-    gae: float = 0.95
+    gae: float = 0.98
     """Lambda of generalised advantage estimation."""
     entropy: float = 0.005
     """Weight of the entropy bonus; falls linearly to a tenth."""
@@ -96,6 +104,8 @@ class Record:
     """What one decision was, and what came of it."""
 
     seen: Seen
+    told: np.ndarray
+    """What the critic is told: the cluster, and the work to come."""
     chosen: int
     """Place among the stages that may be chosen."""
     job: int
@@ -123,11 +133,22 @@ class Lane:
         self.job = draw_session(self._rng, self._next, self._settings.usual, self._settings.small)
         self._next += 1
         self.simulator: CompiledCjs = self.job.simulator()
+        jobs = self.simulator.workload.jobs
+        self._arrivals_s = np.array([job.arrival_s for job in jobs])
+        works_s = [sum(stage.tasks * stage.mean_task_s for stage in job.stages) for job in jobs]
+        self._before_s = np.cumsum([0.0, *works_s])
         for _ in range(ahead):
             self.simulator.step(CjsAction(*self._rule.rule(self.simulator)))
             if self.simulator.ended:
                 self.simulator = self.job.simulator()
         self._spent_s, self._at_s = self.simulator.in_system_s, self.simulator.now_s
+
+    def told(self, seen: Seen) -> np.ndarray:
+        """What the critic is told of this moment, (CLUSTER_FEATURES + spans,)."""
+        now_s = self.simulator.now_s
+        known, coming = (np.searchsorted(self._arrivals_s, now_s + np.array(spans), "right") for spans in ((0.0,), SPANS_S))
+        load = (self._before_s[coming] - self._before_s[known]) / self.job.executors / 100
+        return np.concatenate([seen.cluster, load]).astype(np.float32)
 
     def step(self, record: Record, action: CjsAction) -> None:
         """Take a decision and note what came of it."""
@@ -155,8 +176,8 @@ class DecimaRun:
 
     def __init__(self, settings: DecimaSettings, console: Console | None = None, validation: Sequence[CjsJob] | None = None) -> None:
         self.settings, self.console = settings, console or Console(stderr=True)
-        check_least(settings, 0, ["seed", "iterations", "imitate", "lr", "clip", "gae", "entropy", "discount", "usual", "small", "keep"])
-        check_least(settings, 1, ["threads", "sessions", "decisions", "epochs", "minibatch", "validate_every"])
+        check_least(settings, 0, ["iterations", "keep", *NUMBERS_FROM_0])
+        check_least(settings, 1, ["threads", "validate_every", *NUMBERS_FROM_1])
         if not settings.iterations and not settings.minutes > 0:
             raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --iterations)")
         self.out = settings.out or Path("results") / f"train-{NAME}-{settings.seed}"
@@ -164,7 +185,7 @@ class DecimaRun:
         torch.set_num_threads(settings.threads)
         self.commit = checkout_commit()
         torch.manual_seed(settings.seed)
-        self.network, self.critic = Network(), Critic()
+        self.network, self.critic = Network(), Critic(CLUSTER_FEATURES + len(SPANS_S))
         self.mean = deepcopy(self.network).requires_grad_(False)
         self.optimiser = torch.optim.Adam([*self.network.parameters(), *self.critic.parameters()], lr=settings.lr, eps=1e-6)
         self.standing = Standing()
@@ -206,9 +227,9 @@ class DecimaRun:
     def _iterate(self) -> None:
         started_s, number, done = now_s(), self.standing.iteration, self.done
         rng = np.random.default_rng([self.settings.seed, 22, number])
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.lr * (1 - 0.9 * done)
         imitates = done < self.settings.imitate
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(done)
         records = self._collect(rng, imitates)
         watched = self._imitate(records, rng) if imitates else self._optimise(records, rng, done)
         with torch.no_grad():
@@ -218,6 +239,13 @@ class DecimaRun:
         if (number + 1) % self.settings.validate_every == 0 or self.done >= 1:
             self._validate(watched)
             self._save()
+
+    def _rate(self, done: float) -> float:
+        """The learning rate: each part of the run has a peak of its own."""
+        imitate = self.settings.imitate
+        if done < imitate:
+            return self.settings.lr * (1 - 0.9 * done / imitate)
+        return self.settings.lr_ppo * (1 - 0.9 * min((done - imitate) / (1 - imitate), 1.0))
 
     @torch.no_grad()
     def _collect(self, rng: np.random.Generator, taught: bool = True) -> list[list[Record]]:
@@ -239,7 +267,7 @@ class DecimaRun:
             for i, (lane, part) in enumerate(zip(self.lanes, parts, strict=True)):
                 log_chance = float(of_stage[ends[i] - len(part.rows) + chosen[i]] + of_count[i, counts[i]])
                 rules = self._taught(lane, part) if taught else (-1, -1)
-                record = Record(part, int(chosen[i]), int(jobs[i]), int(counts[i]), log_chance, rules)
+                record = Record(part, lane.told(part), int(chosen[i]), int(jobs[i]), int(counts[i]), log_chance, rules)
                 lane.step(record, CjsAction(int(part.rows[chosen[i]]), int(counts[i]) + 1))
                 records[i].append(record)
         return records
@@ -252,19 +280,19 @@ class DecimaRun:
     def _imitate(self, records: list[list[Record]], rng: np.random.Generator) -> dict[str, float]:
         """Cross-entropy against the rule's decisions."""
         flat, losses = [record for lane in records for record in lane], []
+        told, _, returns = self._advantages(records)
         for rows in _minibatches(len(flat), self.settings, rng):
             part = [flat[row] for row in rows]
             chance, entropy = self._log_chances(part, [record.taught for record in part])
             loss = -chance.mean()
-            self._descend(loss)
+            self._descend(loss + 0.5 * self._misfit(told[rows], returns[rows]))
             losses.append(loss.item())
         return {"loss": float(np.mean(losses)), "entropy": float(entropy.mean().detach())}
 
     def _optimise(self, records: list[list[Record]], rng: np.random.Generator, done: float) -> dict[str, float]:
         """Proximal policy optimisation on one iteration's decisions."""
         flat = [record for lane in records for record in lane]
-        cluster = torch.from_numpy(np.stack([record.seen.cluster for record in flat]))
-        advantage, returns = self._advantages(records, cluster)
+        told, advantage, returns = self._advantages(records)
         old, entropies = torch.tensor([record.log_chance for record in flat]), []
         weight = self.settings.entropy * (1 - 0.9 * done)
         for rows in _minibatches(len(flat), self.settings, rng):
@@ -272,12 +300,17 @@ class DecimaRun:
             chance, entropy = self._log_chances(part, [(record.chosen, record.count) for record in part])
             ratio, gain = torch.exp(chance - old[rows]), advantage[rows]
             policy = -torch.minimum(ratio * gain, ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip) * gain).mean()
-            value, spread = self.critic(cluster[rows])
-            error = (returns[rows] - value).abs()
-            fit = (error / spread.detach().clamp(min=0.05)).clamp(max=10).square().mean() + (error.detach() / spread + spread.log()).mean()
-            self._descend(policy + 0.5 * fit - weight * entropy.mean())
+            self._descend(policy + 0.5 * self._misfit(told[rows], returns[rows]) - weight * entropy.mean())
             entropies.append(entropy.mean().item())
         return {"loss": policy.item(), "entropy": float(np.mean(entropies))}
+
+    def _misfit(self, told: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
+        """The critic's loss: errors in units of the spread that it tells, and how well it tells it."""
+        value, spread = self.critic(told)
+        error = (returns - value).abs()
+        loss: torch.Tensor = (error / spread.detach().clamp(min=0.05)).clamp(max=10).square().mean()
+        loss = loss + (error.detach() / spread + spread.log()).mean()
+        return loss
 
     def _descend(self, loss: torch.Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -302,12 +335,13 @@ class DecimaRun:
         return chance, spread - (finite.exp() * finite).sum(-1)
 
     @torch.no_grad()
-    def _advantages(self, records: list[list[Record]], cluster: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Generalised advantages in units of the critic's spread, and returns, (D,) each."""
-        value, spread = (each.numpy().astype(float) for each in self.critic(cluster))
+    def _advantages(self, records: list[list[Record]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the critic is told, (D, features), generalised advantages in units of its spread, and returns, (D,) each."""
+        told = torch.from_numpy(np.stack([record.told for lane in records for record in lane]))
+        value, spread = (each.numpy().astype(float) for each in self.critic(told))
         advantage, at = np.zeros(len(value)), 0
         for lane, own in zip(self.lanes, records, strict=True):
-            last = self.critic(torch.from_numpy(seen_by(lane.simulator.observation).cluster)[None])[0].item()
+            last = self.critic(torch.from_numpy(lane.told(seen_by(lane.simulator.observation)))[None])[0].item()
             after, running = last, 0.0
             for i in range(len(own) - 1, -1, -1):
                 error = own[i].reward + own[i].discount * after - value[at + i]
@@ -316,7 +350,7 @@ class DecimaRun:
             at += len(own)
         scaled = advantage / spread
         scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-6)
-        return torch.from_numpy(scaled).float(), torch.from_numpy(advantage + value).float()
+        return told, torch.from_numpy(scaled).float(), torch.from_numpy(advantage + value).float()
 
     def _validate(self, watched: dict[str, float]) -> None:
         """JCT over the rule's, geometric mean, sampled as in use; keeps the best weights."""

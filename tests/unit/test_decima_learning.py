@@ -12,7 +12,7 @@ from controllers.cjs import decima
 from controllers.cjs.decima import Decima, Scorer, chances, shapes
 from controllers.learning.cjs_sessions import LEFT_OUT, CjsJob, draw_session
 from controllers.learning.decima import Network, joined, seen_by
-from controllers.learning.decima_ppo import DecimaRun, DecimaSettings
+from controllers.learning.decima_ppo import SPANS_S, DecimaRun, DecimaSettings
 from controllers.weights import read_story
 from testbed.errors import UserError
 from testbed.sim.cjs import CjsSimulator
@@ -118,6 +118,37 @@ def test_policy_optimisation_makes_what_paid_likelier(settings):
     for i in range(5):
         learner._optimise(records, np.random.default_rng(i), 0.0)
     assert learner._log_chances(paid, decisions)[0].mean().item() > before
+
+
+def test_the_critic_knows_what_will_arrive(settings):
+    """Executor time of the jobs that arrive within each span, over the executors."""
+    lane = run(settings).lanes[0]
+    now_s, jobs = lane.simulator.now_s, lane.simulator.workload.jobs
+    work_s = [sum(stage.tasks * stage.mean_task_s for stage in job.stages) for job in jobs]
+    told = lane.told(seen_by(lane.simulator.observation))[-len(SPANS_S) :]
+    for span_s, load in zip(SPANS_S, told, strict=True):
+        coming_s = sum(work for job, work in zip(jobs, work_s, strict=True) if now_s < job.arrival_s <= now_s + span_s)
+        assert load == pytest.approx(coming_s / lane.job.executors / 100, rel=1e-5)
+    assert told[-1] > told[0] >= 0
+
+
+def test_the_critic_learns_while_the_rule_is_imitated(settings):
+    """Of costs that end with the decision, so that what it should say stays the same."""
+    learner = run(settings)
+    records = learner._collect(np.random.default_rng(2))
+    for record in (record for lane in records for record in lane):
+        record.reward, record.discount = -float(record.told[0]), 0.0
+    told, _, returns = learner._advantages(records)
+    before = learner._misfit(told, returns).item()
+    for i in range(20):
+        learner._imitate(records, np.random.default_rng(i))
+    assert learner._misfit(told, returns).item() < before
+
+
+def test_each_part_of_the_run_has_its_own_rate(settings):
+    learner = run(settings)
+    rates = [learner._rate(done) for done in (0.0, 0.499999, 0.5, 1.0)]
+    assert rates == pytest.approx([2e-3, 2e-4, 5e-4, 5e-5], rel=1e-3)
 
 
 def test_a_run_goes_on_only_with_its_own_settings(settings):
