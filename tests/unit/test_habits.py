@@ -8,11 +8,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from controllers.api import CjsSession
 from controllers.loader import load
 from testbed.sim.abr import run_session
+from testbed.sim.cjs import COMPLETE, CjsSimulator
 from tests.abr_cases import session, steady
+from tests.cjs_cases import random_workload
+from tests.vp_cases import observation
 from traces.store import data_roots
 
 CHECKOUT = Path(__file__).parents[2]
@@ -122,11 +127,37 @@ def test_the_readme_and_ci_agree_on_the_commands():
     assert "scripts/test" in ci.splitlines()[-1]
 
 
-def test_the_policy_in_contributing_works(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    (tmp_path / "steps.py").write_text(example)
-    policy = load(f"{tmp_path / 'steps.py'}+target_s=8")()
+@pytest.fixture
+def examples(tmp_path):
+    """The files of CONTRIBUTING.md, in its order."""
+    found = []
+    for number, text in enumerate(re.findall(r"```python\n(.*?)```", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.DOTALL)):
+        found.append(tmp_path / f"example_{number}.py")
+        found[-1].write_text(text)
+    return found
+
+
+def test_the_policy_in_contributing_works(examples):
+    policy = load(f"{examples[0]}+target_s=8")()
     levels = [chunk.level for chunk in run_session(steady(20.0), session(), policy, seed=1)]
     assert policy.target_s == 8.0
     assert levels[:8] == [0, 0, 0, 1, 2, 3, 4, 5]
     assert set(levels[8:]) == {5}
+
+
+def test_the_scheduler_in_contributing_works(examples):
+    made, profiles = random_workload(3)
+    policy, simulator = load(str(examples[1]), "cjs")(), CjsSimulator(made, CjsSession("test", 4), profiles=profiles)
+    policy.reset(simulator.session, 1)
+    while not simulator.ended:
+        simulator.step(policy.decide(simulator.observation))
+    assert simulator.ended == COMPLETE
+
+
+@pytest.mark.parametrize("history_deg", [[[0, 0, 90]], [[0, 0, 178], [1, 0, -178]]])
+def test_the_predictor_in_contributing_works(examples, history_deg):
+    policy, seen = load(str(examples[2]), "vp")(), observation(history_deg)
+    policy.reset(seen.session, 1)
+    answered = policy.decide(seen)
+    assert answered.shape == (20, 3)
+    assert np.abs(answered - np.array(history_deg[-1])).max() <= 0.1 * 20 * 4 + 1e-9
