@@ -121,8 +121,12 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
         links = links_of(traces, experiment, group)
         for card in in_turn(policies, group):
             trials.append(ScheduleTrial(f"t{len(trials):04d}", group, card.name, workload.seed, workload, links))
-    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets)) if note))
+    steady = UNSTEADY if any(trace.conditions for trace in traces) else ""
+    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets), steady) if note))
     return PreparedSchedules(experiment, policies, sets, tuple(trials), notes)
+
+
+UNSTEADY = "the cluster's links follow the traces' rates and leave out their delay and loss"
 
 
 def default_policies() -> list[str]:
