@@ -20,7 +20,7 @@ from testbed.records import JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, Sc
 from testbed.results import as_trace, trace_row
 from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
-from testbed.trial import spread
+from testbed.trial import in_turn, spread
 from testbed.twin_cjs import ScheduleJob
 from traces.store import resolve
 from traces.tpch_own import find_profiles
@@ -119,10 +119,14 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
     trials: list[ScheduleTrial] = []
     for group, workload in enumerate(workloads):
         links = links_of(traces, experiment, group)
-        for card in policies:
+        for card in in_turn(policies, group):
             trials.append(ScheduleTrial(f"t{len(trials):04d}", group, card.name, workload.seed, workload, links))
-    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets)) if note))
+    steady = UNSTEADY if any(trace.conditions for trace in traces) else ""
+    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets), steady) if note))
     return PreparedSchedules(experiment, policies, sets, tuple(trials), notes)
+
+
+UNSTEADY = "the cluster's links follow the traces' rates and leave out their delay and loss"
 
 
 def default_policies() -> list[str]:

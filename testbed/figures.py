@@ -69,7 +69,7 @@ def strip(look: Look, estimate: Estimate, values: Sequence[float], scale: Scale,
     bar = line(scale(estimate.ci95[0]), y, scale(estimate.ci95[1]), y, "ci") if estimate.ci95 else ""
     mean = marker(scale(estimate.mean), y, look.number, "mean", 4.6) if estimate.mean is not None else ""
     grid += "" if upper is None else line(scale(upper), 0, scale(upper), STRIP_HEIGHT, "bound")
-    said = "no valid trial" if estimate.mean is None else f"{look.label}: mean {estimate.mean:.3f}"
+    said = "no mean" if estimate.mean is None else f"{look.label}: mean {estimate.mean:.3f}"
     return figure(scale.end + 8, STRIP_HEIGHT, said, [grid, f'<g class="p{look.number}">{dots}{bar}{mean}</g>'], "strip")
 
 

@@ -95,6 +95,7 @@ class LinkReport:
     lateness: tuple[LatenessRow, ...]
     """Histogram (powers of two) for `down` and `up`."""
     lateness_p50_s: float
+    """Of the worse direction, as the next: acknowledgements on time must not outvote data that is late."""
     lateness_p99_s: float
     lateness_max_s: float
     late_packets: int

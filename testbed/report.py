@@ -26,6 +26,7 @@ from testbed.summary import (
     COMPONENTS,
     agrees,
     comparisons,
+    failures,
     gaps_to_optimum,
     main_policy,
     modelled,
@@ -167,8 +168,9 @@ class Page:
 
     @cached_property
     def trials(self) -> dict[str, list[AnyTrialRow]]:
-        """Valid trials by policy."""
-        return {name: [t for t in self.run.trials if t.policy == name and t.valid] for name in self.looks}
+        """Valid trials by policy; none of one that failed."""
+        failed = {name for name in self.looks if failures(self.run, name)}
+        return {name: [t for t in self.run.trials if t.policy == name and t.valid and name not in failed] for name in self.looks}
 
     @cached_property
     def pairs(self) -> list[stats.Comparison]:
@@ -224,18 +226,21 @@ class Page:
         row = self.summary["policies"].get(main, {}) if main else {}
         if not main or not any(self.trials.values()):
             return "No valid trial: there is nothing to compare."
+        if row["failed"]:
+            return f"{self.looks[main].label} failed in {row['failed']} of {row['trials']} trials: there is nothing to compare it by."
         if row.get("mean") is None:
             return f"{self.looks[main].label} has no valid trial: there is nothing to compare it by."
         label, unit = self.looks[main].label, f"{self.metric} {self.run.header.unit}"
-        n = len(stats.per_trace(self.trials[main]))
-        over = f"over {n} {self.sample}s" if n > 1 else f"on one {self.sample}"
+        found = stats.over_traces(stats.per_trace(self.trials[main]))
+        of = f" of {found.clusters} households or rides" if found.clusters else ""
+        over = f"over {found.n} {self.sample}s{of}" if found.n > 1 else f"on one {self.sample}"
         spread = f" (95 % interval {interval(row['ci95'])})" if row["ci95"] else ""
         text = f"{label} averages {number(row['mean'])} {unit}{spread} {over}."
         return f"{text} {self._against(label, self.pairs[0])}" if self.pairs else text
 
     def _against(self, label: str, pair: stats.Comparison) -> str:
         rival, mean, ci95 = self.looks[pair.b].label, pair.estimate.mean, pair.estimate.ci95
-        others = f"{rival}, the strongest of the others," if len(self.pairs) > 1 else rival
+        others = f"{rival}, on these {self.sample}s the strongest of the others," if len(self.pairs) > 1 else rival
         if mean is None or ci95 is None:
             few = f"one {self.sample} is" if pair.estimate.n == 1 else f"{pair.estimate.n} {self.sample}s are"
             return f"It differs from {others} by {number(mean, 2, True)}; {few} too few for an interval."
@@ -310,10 +315,11 @@ class Page:
 
     def gaps(self) -> dict[str, Any] | None:
         """How far each policy stays below the offline optimum; None in a run without."""
-        found = {name: list(gaps_to_optimum(trials).values()) for name, trials in self.trials.items()}
-        if self.upper is None or not any(found.values()):
+        gaps = {name: gaps_to_optimum(trials) for name, trials in self.trials.items()}
+        if self.upper is None or not any(gaps.values()):
             return None
-        estimates = {name: stats.estimate(values) for name, values in found.items()}
+        found = {name: list(each.values()) for name, each in gaps.items()}
+        estimates = {name: stats.over_traces(each) for name, each in gaps.items()}
         scale = figures.strip_scale(list(estimates.values()), list(found.values()), include=(0.0,), width=figures.WIDE_STRIP_WIDTH)
         rows = [
             {

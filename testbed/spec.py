@@ -36,6 +36,16 @@ MOST_EXECUTORS = 60
 """As many links as one relay carries, less a few."""
 
 
+OF_ONE_TASK = {
+    "abr": ("player", "video", "show"),
+    "cjs": ("workload", "jobs", "executors", "interarrival", "time_scale", "bytes_scale", "containers", "cluster"),
+    "vp": ("history", "horizon"),
+}
+"""Options that mean nothing for the other tasks."""
+NOT_FOR_CJS = ("uplink", "trials", "parallel", "chunks", "offset_s", "queue_packets", "aqm", "link")
+"""Of the others those that `cjs` has no use for: its workloads are counted by seeds, its links are the relay's, with droptail."""
+
+
 def _whole(number: float) -> bool:
     return abs(number - round(number)) < 1e-6
 
@@ -58,11 +68,11 @@ class Experiment:
     player: Literal["headless", "dashjs", "dashjs_sync"] = "headless"
     """The player: headless behaves like dash.js 5; dashjs is dash.js in Chromium; dashjs_sync the same, blocked while a decision is due."""
     trials: int | Literal["all"] = 3
-    """How many traces of the set each policy meets, spread evenly over the set; or `all`."""
+    """How many traces of the set each policy meets, spread evenly over the set; or `all`. With --task vp --simulate: how many viewers."""
     seeds: _CommaIntegers = (1,)
     """Seeds of the policies and of the traces' random losses; each gives one trial per policy and trace."""
     parallel: int | None = None
-    """Lanes side by side, each with its own emulated path. Default: all trials of as many traces as fit in 12 lanes."""
+    """Lanes side by side, at most 32, each with its own emulated path. Default: all trials of as many traces as fit in 12 lanes."""
     chunks: int = 48
     """Chunks to play, 2 to 48."""
     video: str | None = None
@@ -96,7 +106,7 @@ class Experiment:
     jobs: int = 8
     """cjs: jobs of a workload; each seed draws one."""
     executors: int = 10
-    """cjs: executors, one Dask worker each."""
+    """cjs: executors, one Dask worker each, at most 60."""
     interarrival: float = 25.0
     """cjs: mean time between arrivals, seconds of the workload."""
     time_scale: float = 10.0
@@ -110,7 +120,7 @@ class Experiment:
     history: float = 2.0
     """vp: seconds of head movement that policies are told, at most 5."""
     horizon: float = 4.0
-    """vp: seconds that they predict, at most 6."""
+    """vp: seconds that they predict, 3 to 6."""
     show: bool = False
     """Serve a page on loopback that shows the lanes live: picture (of browsers), trace, buffer, decisions."""
     simulate: bool = False
@@ -141,15 +151,24 @@ class Experiment:
             ("bytes_scale", self.bytes_scale, 0 <= self.bytes_scale <= 100, "0 to 100"),
             ("history", self.history, 0.2 <= self.history <= 5 and _whole(5 * self.history), "0.2 to 5 s, a multiple of 0.2"),
             ("horizon", self.horizon, 3 <= self.horizon <= 6 and _whole(5 * self.horizon), "3 to 6 s, a multiple of 0.2"),
-            ("cluster", repr(self.cluster), self.cluster is None or self.task == "cjs", "none but for --task cjs"),
-            ("show", self.show, not (self.show and (self.simulate or self.task != "abr")), "false with --simulate, and but for --task abr"),
-            ("player", self.player, self.player == "headless" or self.task == "abr", "headless but for --task abr"),
+            ("show", self.show, not (self.show and self.simulate), "false with --simulate"),
         )
         for name, seen, ok, wanted in checks:
             if not ok:
                 raise UserError(f"--{name.replace('_', '-')} is {seen}, wanted {wanted}")
+        self._check_for_task()
         if len(set(self.policy_references)) < len(self.policy_references):
             raise UserError(f"--policies is {self.policies}, wanted each policy once")
+
+    def _check_for_task(self) -> None:
+        """Refuse what the task has no use for: a run must not seem to have been made with it."""
+        useless = {name: f"--task {task}" for task, names in OF_ONE_TASK.items() if task != self.task for name in names}
+        if self.task == "cjs":
+            useless |= dict.fromkeys(NOT_FOR_CJS, "--task abr and vp")
+        for field in dataclasses.fields(self):
+            seen = getattr(self, field.name)
+            if field.name in useless and seen != field.default:
+                raise UserError(f"--{field.name.replace('_', '-')} is {seen}, wanted nothing: it is for {useless[field.name]}")
 
     @property
     def policy_references(self) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Means with 95 % intervals, paired differences, quantiles: the only statistics of summaries and reports.
 
-The unit of sampling is the trace. Trials of one trace (seeds, offsets) are averaged first, since they share what matters most; so an
-interval says what another draw of traces from the same set would give, not what another seed would.
+Trials of one trace (seeds, offsets) are averaged first, since they share what matters most. Traces count alike in a mean, but those that
+were cut from one measurement (FCC's files of one household, Norway's of one ride, `traces.leakage.measured_at`) are not independent, and
+often overlap: an interval takes the measurement as the unit of sampling. So it says what another draw of measurements from the same set
+would give, not what another seed or another cut would.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,11 @@ from scipy import stats
 
 from testbed.records import ScheduleRow, TrialRow
 from testbed.records_vp import ViewingRow
+from traces.leakage import measured_at
 
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 3
-"""With fewer traces there is no interval: two points can't say how far a third may lie."""
+"""With fewer measurements there is no interval: two points can't say how far a third may lie."""
 TIE = 1e-9
 """Differences up to this, in the metric's unit, are ties: rounding, not behaviour."""
 LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
@@ -36,6 +39,8 @@ class Estimate:
     mean: float | None
     ci95: tuple[float, float] | None
     n: int
+    clusters: int | None = None
+    """Measurements that the `n` are cut from; None where each stands for itself."""
 
     @property
     def half_width(self) -> float:
@@ -57,22 +62,36 @@ class Comparison:
     ties: int
 
 
-def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean of `values` and its Student t interval.
+def estimate(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of `values` and its Student t interval; values of one cluster, if clusters are told, are not taken for independent.
+
+    The variance is the cluster-robust one of a mean, with the small-sample factor G / (G - 1) and G - 1 degrees of freedom (Cameron and
+    Miller, A Practitioner's Guide to Cluster-Robust Inference, 2015, sections II and VI); where each value is a cluster, the usual one.
 
     Not a bootstrap: BCa's 95 % intervals of three traces hold the true mean two times in three (`tests/unit/test_stats.py` shows both).
     """
     n = len(values)
     if n == 0:
         return Estimate(None, None, 0)
-    values = np.sort(np.asarray(values, dtype=float))  # the order in which trials ended must not move the last bit
-    mean = float(np.mean(values))
-    if n < LEAST_FOR_INTERVAL:
-        return Estimate(mean, None, n)
-    if float(np.ptp(values)) <= TIE:
-        return Estimate(mean, (mean, mean), n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values))
-    return Estimate(mean, (mean - half, mean + half), n)
+    given = np.asarray(values, dtype=float)
+    mean = float(np.mean(np.sort(given)))  # the order in which trials ended must not move the last bit
+    sums: dict[Hashable, float] = defaultdict(float)
+    for i in np.argsort(given, kind="stable"):
+        sums[int(i) if clusters is None else clusters[i]] += given[i] - mean
+    count = len(sums)
+    told = None if clusters is None or count == n else count
+    if count < LEAST_FOR_INTERVAL:
+        return Estimate(mean, None, n, told)
+    if float(np.ptp(given)) <= TIE:
+        return Estimate(mean, (mean, mean), n, told)
+    error = (count / (count - 1) * np.sum(np.sort(np.square(list(sums.values()))))) ** 0.5 / n
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
+    return Estimate(mean, (mean - half, mean + half), n, told)
+
+
+def over_traces(values: Mapping[TraceKey, float]) -> Estimate:
+    """Mean over traces; those of one measurement are a cluster."""
+    return estimate(list(values.values()), [measured_at(name) or (name, sha256) for name, sha256 in values])
 
 
 def last_attempts(trials: Iterable[AnyTrialRow]) -> list[AnyTrialRow]:
@@ -118,7 +137,7 @@ def compare(a: str, b: str, trials: Iterable[AnyTrialRow], metric: str = "qoe_li
     sign = -1 if metric in LOWER_IS_BETTER else 1
     wins = sum(sign * d > TIE for d in differences.values())
     losses = sum(sign * d < -TIE for d in differences.values())
-    return Comparison(a, b, differences, estimate(list(differences.values())), wins, losses, len(differences) - wins - losses)
+    return Comparison(a, b, differences, over_traces(differences), wins, losses, len(differences) - wins - losses)
 
 
 def quantile(values: Sequence[float], q: float) -> float | None:

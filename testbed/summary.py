@@ -5,7 +5,9 @@
 | trace | the set: name, split, `source` (`model` means: modelled, not measured), number of traces, sha256 |
 | policies.NAME.trials | trials that ended, invalid ones among them; one that was played again is one trial |
 | policies.NAME.invalid | how many of them are invalid, the last attempt counting: shown, counted, and in no other number |
-| policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.estimate` |
+| policies.NAME.failed | how many of those because the policy raised, hung, starved jobs, or left all decisions to the local rule. If any |
+| | did, its mean and all that rests on it are null and it is in no comparison: leaving out where it failed would flatter it |
+| policies.NAME.mean, ci95 | over traces (seeds and offsets averaged first), `stats.over_traces` |
 | policies.NAME.decision_ms | what the player waited for a decision, fallbacks and the queue behind other sessions included |
 | policies.NAME.policy_ms | of that, what the policy itself computed |
 | policies.NAME.simulation | the simulator twin on the same trials: its mean, emulation minus it, whether that is within 10 % or 0.1 |
@@ -47,6 +49,8 @@ COMPONENTS = {
 }
 MOST_REASONS = 3
 """Trials that were played again and are named with the reason; the report lists all."""
+POLICY, STARVED = "policy ", "starved"
+"""How the end of a trial that its policy failed in reads (`testbed.twin`, `testbed.cluster`)."""
 AGREEMENT_SHARE = 0.10
 AGREEMENT_LEAST = 0.1
 """Emulated and simulated QoE agree within 10 %, or 0.1 where that is more."""
@@ -86,19 +90,30 @@ def main_policy(names: Sequence[str]) -> str | None:
 
 
 def comparisons(run: Run) -> list[stats.Comparison]:
-    """The main policy against each other one, the strongest of them first; without those that share no trace with it."""
+    """The main policy against each other one, the strongest of them first; without those that failed or share no trace with it."""
     names = policy_names(run)
     main = main_policy(names)
-    if main is None:
+    if main is None or failures(run, main):
         return []
     metric = run.header.metric
-    means = {n: _mean([t for t in run.trials if t.policy == n], "value") for n in names if n != main}
+    means = {n: _mean([t for t in run.trials if t.policy == n], "value") for n in names if n != main and not failures(run, n)}
     ordered = []
     while (best := stats.strongest(means, metric)) is not None:
         ordered.append(best)
         del means[best]
     pairs = (stats.compare(main, other, run.trials, metric) for other in ordered)
     return [pair for pair in pairs if pair.differences]
+
+
+def failures(run: Run, name: str) -> list[AnyTrialRow]:
+    """Trials that are invalid because policy `name` failed in them."""
+    return [trial for trial in stats.last_attempts(run.trials) if trial.policy == name and _policy_failed(trial)]
+
+
+def _policy_failed(trial: AnyTrialRow) -> bool:
+    """Whether a trial speaks against its policy: it raised or hung, starved jobs, or left all decisions to the local rule."""
+    ended = trial.end_reason == STARVED or trial.end_reason.startswith(POLICY)
+    return not trial.valid and (ended or 0 < trial.decisions == trial.fallbacks)
 
 
 def notes(run: Run) -> list[str]:
@@ -108,13 +123,26 @@ def notes(run: Run) -> list[str]:
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if again := repeated(run):
         found.append(_played_again(again))
-    found += [*_stolen(run), *_without_optimum(run), *_above_optimum(run)]
+    found += [*_failed(run), *_stolen(run), *_without_optimum(run), *_above_optimum(run)]
     ended = len(stats.last_attempts(run.trials))
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
         found.append(f"The run was cut short, or still goes on: the numbers are of the {ended} trials that ended.{began}")
     elif run.end.reason != "complete":
         found.append(f"The run ended early ({run.end.reason}): the numbers are of the {ended} trials that ended.")
+    return found
+
+
+def _failed(run: Run) -> list[str]:
+    """A sentence on each policy that has no mean because it failed."""
+    found = []
+    for name in policy_names(run):
+        if failed := failures(run, name):
+            trials = sum(trial.policy == name for trial in stats.last_attempts(run.trials))
+            first = f"{failed[0].trial_id}: {failed[0].invalid_reason}"
+            found.append(
+                f"{name} has no mean, for it failed in {len(failed)} of {trials} trials ({first}): leaving those out would flatter it."
+            )
     return found
 
 
@@ -205,21 +233,24 @@ def _sum(trials: Sequence[AnyTrialRow], field: str) -> int | None:
 def _policy(run: Run, name: str) -> dict[str, Any]:
     trials = [t for t in stats.last_attempts(run.trials) if t.policy == name]
     valid = [t for t in trials if t.valid]
-    qoe = stats.estimate(list(stats.per_trace(valid).values()))
+    failed = len(failures(run, name))
+    counted = [] if failed else valid
+    qoe = stats.over_traces(stats.per_trace(counted))
     components = COMPONENTS.get(run.header.task, ())
     return {
         "trials": len(trials),
         "invalid": len(trials) - len(valid),
+        "failed": failed,
         "mean": qoe.mean,
         "ci95": list(qoe.ci95) if qoe.ci95 else None,
-        "components": {c: _mean(valid, c) for c in components},
+        "components": {c: _mean(counted, c) for c in components},
         "decision_ms": _decision_ms(run, valid, "latency_s"),
         "policy_ms": _decision_ms(run, valid, "policy_s"),
         "decisions": sum(t.decisions for t in valid),
         "fallbacks": sum(t.fallbacks for t in valid),
-        "simulation": _simulation(valid),
-        "share_of_optimum": _share_of_optimum(valid),
-        "gap_to_optimum": _gap_to_optimum(valid),
+        "simulation": _simulation(counted),
+        "share_of_optimum": _share_of_optimum(counted),
+        "gap_to_optimum": _gap_to_optimum(counted),
     }
 
 
@@ -230,10 +261,10 @@ def optimum(run: Run) -> dict[str, Any] | None:
         return None
 
     def over_traces(field: str) -> stats.Estimate:
-        by_trace: dict[str, list[float]] = defaultdict(list)
+        by_trace: dict[stats.TraceKey, list[float]] = defaultdict(list)
         for row in found:
-            by_trace[row.trace_sha256].append(getattr(row, field))
-        return stats.estimate([sum(values) / len(values) for values in by_trace.values()])
+            by_trace[row.trace, row.trace_sha256].append(getattr(row, field))
+        return stats.over_traces({key: sum(values) / len(values) for key, values in by_trace.items()})
 
     qoe = over_traces("qoe")
     return {
@@ -263,7 +294,7 @@ def _share_of_optimum(valid: Sequence[AnyTrialRow]) -> float | None:
 
 
 def _gap_to_optimum(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:
-    gap = stats.estimate(list(gaps_to_optimum(valid).values()))
+    gap = stats.over_traces(gaps_to_optimum(valid))
     if gap.mean is None:
         return None
     above = len(_above(_with_optimum(valid)))

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, TypeVar
 
 from testbed.errors import UserError
 from testbed.spec import Experiment
@@ -14,6 +14,8 @@ DEFAULT_LANES = 12
 """Most lanes unless told otherwise: two cores run them with the link's verdict `pass`, a language model deciding beside them."""
 BROWSER_LANES = 4
 """The same where each lane has a browser, which takes a tenth of a core and 400 MB."""
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace
     return tuple(traces[i * len(traces) // trials] for i in range(trials))
 
 
+def in_turn(names: Sequence[Name], group: int) -> list[Name]:
+    """The order in which a group's trials are played, another one in each group, for what is played earlier may fare otherwise.
+
+    Over as many groups as there are names (twice as many for an odd number) each is equally often at each place, and equally often right
+    after each other one (Williams, Experimental Designs Balanced for the Estimation of Residual Effects of Treatments, 1949).
+    """
+    count = len(names)
+    zigzag = [(i + 1) // 2 if i % 2 else -i // 2 for i in range(count)]  # 0, 1, -1, 2, -2, ...
+    mirrored = count % 2 == 1 and group // count % 2 == 1
+    places = [(place + group) % count for place in (reversed(zigzag) if mirrored else zigzag)]
+    return [names[place] for place in places]
+
+
 def partner(trace: Trace, uplinks: Sequence[Trace]) -> Trace | None:
     """The uplink that goes with `trace`: the only one there is, else the one with its name, else with its name but for the ending.
 
@@ -64,12 +79,13 @@ def partner(trace: Trace, uplinks: Sequence[Trace]) -> Trace | None:
 
 
 def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace], uplinks: Sequence[Trace] = ()) -> tuple[Trial, ...]:
-    """The paired grid, ordered so that trials that are compared run side by side. Raises `UserError` when a trace has no uplink."""
+    """The paired grid, ordered so that trials that are compared run side by side, policies in turn. Raises `UserError` when a trace has no
+    uplink."""
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[Trial] = []
     for group, (trace, seed) in enumerate(cells):
         offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
-        for policy in policies:
+        for policy in in_turn(policies, group):
             trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, offset_s, seed, uplink))
     return tuple(trials)
 

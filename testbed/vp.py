@@ -30,7 +30,7 @@ from testbed.pressure import Strain
 from testbed.records import Row
 from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow, ViewingRow
 from testbed.spec import Experiment
-from testbed.trial import Trial, partner, spread
+from testbed.trial import Trial, in_turn, partner, spread
 from testbed.twin_vp import ViewerJob
 from testbed.units import mbps_from_bps, s_from_ms
 from traces.store import resolve, resolve_uplink
@@ -257,7 +257,7 @@ def _grid(
     for group, (trace, seed) in enumerate(cells):
         viewing = turns[group % len(turns)]
         offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
-        for name in names:
+        for name in in_turn(names, group):
             trials.append(ViewingTrial(f"t{len(trials):04d}", group, name, trace, offset_s, seed, uplink, viewing))
     return tuple(trials)
 

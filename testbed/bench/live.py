@@ -204,7 +204,7 @@ def _policies(run: Run) -> str:
         path, choice = _mean(mine, lambda t: t.qoe - t.replayed_qoe), _mean(mine, lambda t: t.replayed_qoe - t.simulated_qoe)
         rows.append(
             (
-                f"`{name}`", _within(stats.estimate(list(stats.per_trace(mine).values()))), _percent(found["share_of_optimum"]),
+                f"`{name}`", _within(stats.over_traces(stats.per_trace(mine))), _percent(found["share_of_optimum"]),
                 _signed(twin["mean"], ""), _signed(twin["difference"]), _signed(path), _signed(choice),
                 f"{parts['bitrate_mbps']:.2f}", f"{parts['rebuffer_s']:.4f}", f"{parts['switch_mbps']:.3f}", f"{parts['startup_s']:.2f}",
                 f"{decision['p50']:.0f}, {decision['p99']:.0f}", f"{found['fallbacks']} of {found['decisions']}",

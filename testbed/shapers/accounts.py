@@ -19,7 +19,6 @@ def report(
     """The relay's counters as a report. `problems`: what of its real-time set-up was refused; `notes`: what else is to be said of it."""
     halves = {"down": result.down, "up": result.up}
     lateness = {direction: Histogram.of(half) for direction, half in halves.items()}
-    both = lateness["down"] + lateness["up"]
     missing = sum(half.packets_in - half.packets_out - half.inside - sum(half.drops.values()) for half in halves.values())
     refused = sum(half.drops["transmit"] for half in halves.values())  # which the interface counts too
     unrecorded = max(half.windows_lost for half in halves.values())
@@ -28,10 +27,10 @@ def report(
         started_at=None if result.started_ns is None else s_from_ns(result.started_ns),
         windows=tuple(row for direction, half in halves.items() for row in link_rows(trial_id, direction, half.rows)),
         lateness=tuple(histogram.row(trial_id, direction) for direction, histogram in lateness.items()),
-        lateness_p50_s=both.quantile_s(0.5),
-        lateness_p99_s=both.quantile_s(0.99),
-        lateness_max_s=both.max_s,
-        late_packets=both.late_packets,
+        lateness_p50_s=max(histogram.quantile_s(0.5) for histogram in lateness.values()),
+        lateness_p99_s=max(histogram.quantile_s(0.99) for histogram in lateness.values()),
+        lateness_max_s=max(histogram.max_s for histogram in lateness.values()),
+        late_packets=sum(histogram.late_packets for histogram in lateness.values()),
         packets_in=sum(half.packets_in for half in halves.values()),
         packets_out=sum(half.packets_out for half in halves.values()),
         packets_inside=sum(half.inside for half in halves.values()),
@@ -97,11 +96,6 @@ class Histogram:
     def _of(cls, fine: "array[int]", coarse: "array[int]", max_ns: int) -> "Histogram":
         upper_s = [(i + 1) * US for i in range(FINE_US)] + [2**i * US for i in range(FINE_US.bit_length(), len(coarse))]
         return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(max_ns))
-
-    def __add__(self, other: "Histogram") -> "Histogram":
-        """Both together."""
-        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        return Histogram(self.upper_s, counts, max(self.max_s, other.max_s))
 
     @property
     def late_packets(self) -> int:

@@ -359,6 +359,39 @@ def test_finding_is_no_stronger_than_the_interval(tmp_path, differences, said):
     assert said in Page(run, summarise(run)).finding()
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"end_reason": "policy raised ValueError: no", "invalid_reason": "ended early: policy raised ValueError: no"},
+        {"end_reason": "complete", "decisions": 4, "fallbacks": 4, "invalid_reason": "the policy took no decision, all 4 fell back"},
+    ],
+)
+def test_who_fails_has_no_mean_and_beats_nobody(tmp_path, failure):
+    """A policy that gave up wherever it went badly would win by what is left."""
+
+    def spoil(event):
+        if isinstance(event, TrialRow) and event.policy == "bba":
+            went = {"valid": False, **failure} if event.trial_id < "t0006" else {"qoe": 9.0}
+            return msgspec.structs.replace(event, **went)
+        return event
+
+    run = run_of(tmp_path, FakeRun(traces=5, policies=("netllm", "bba", "bola"), chunks=5, mode="simulation", optimum=True), spoil)
+    summary = summarise(run)
+    row = summary["policies"]["bba"]
+    assert (row["trials"], row["invalid"], row["failed"]) == (5, 2, 2)
+    assert row["mean"] is None and row["gap_to_optimum"] is None and row["components"]["bitrate_mbps"] is None
+    assert [pair["b"] for pair in summary["comparisons"]] == ["bola"]
+    assert any("bba has no mean, for it failed in 2 of 5 trials (t0001" in note for note in summary["notes"])
+    assert "no mean" in render(run, summary)
+
+
+def test_what_fails_by_its_link_is_no_failure_of_the_policy(tmp_path):
+    summary = summarise(run_of(tmp_path, FakeRun(traces=5, invalid_every=4)))
+    assert any(row["invalid"] for row in summary["policies"].values())
+    assert not any(row["failed"] for row in summary["policies"].values())
+    assert summary["comparisons"]
+
+
 def test_axes_of_a_column_hold_every_interval(tmp_path):
     run = run_of(tmp_path, FakeRun(traces=9, policies=tuple(POLICIES)))
     xs = [float(x) for x in re.findall(r'class="ci" d="M([\d.]+) ', render(run, summarise(run)))]

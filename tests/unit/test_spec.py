@@ -1,5 +1,6 @@
 """The specification: its TOML form, and one sentence for each mistake."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import UserError
-from testbed.spec import Experiment, from_toml
+from testbed.spec import NOT_FOR_CJS, OF_ONE_TASK, Experiment, from_toml
 
 
 @given(
@@ -66,3 +67,28 @@ def test_a_bad_spec_is_one_sentence(tmp_path: Path, text: str, wanted: str) -> N
 def test_a_missing_spec_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.toml: No such file"):
         from_toml(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "said"),
+    [
+        ("cjs", {"aqm": "codel"}, "--aqm is codel, wanted nothing: it is for --task abr and vp"),
+        ("cjs", {"trials": 7}, "--trials is 7, wanted nothing: it is for --task abr and vp"),
+        ("cjs", {"link": "kernel"}, "--link is kernel, wanted nothing: it is for --task abr and vp"),
+        ("cjs", {"uplink": "lte"}, "--uplink is lte, wanted nothing"),
+        ("vp", {"executors": 5}, "--executors is 5, wanted nothing: it is for --task cjs"),
+        ("vp", {"show": True}, "--show is True, wanted nothing: it is for --task abr"),
+        ("abr", {"cluster": "tcp://a:1"}, "--cluster is tcp://a:1, wanted nothing: it is for --task cjs"),
+        ("abr", {"horizon": 5.0}, "--horizon is 5.0, wanted nothing: it is for --task vp"),
+    ],
+)
+def test_what_a_task_has_no_use_for_is_refused(task, given, said):
+    """A run must not seem to have been made with it."""
+    with pytest.raises(UserError, match=said):
+        Experiment(task=task, **given)
+
+
+def test_every_option_is_of_one_task_or_of_all():
+    fields = {field.name for field in dataclasses.fields(Experiment)}
+    named = [*NOT_FOR_CJS, *(name for names in OF_ONE_TASK.values() for name in names)]
+    assert set(named) <= fields and len(named) == len(set(named))

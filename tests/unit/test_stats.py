@@ -73,6 +73,45 @@ def test_interval_covers_the_true_mean_as_often_as_it_says(n, draw):
     assert 0.92 <= np.mean([low <= true_mean <= high for low, high in ends]) <= 0.98
 
 
+def test_each_its_own_cluster_is_no_cluster():
+    values = [0.3, 1.7, -0.4, 2.2]
+    found = stats.estimate(values, ["a", "b", "c", "d"])
+    assert found.ci95 == pytest.approx(stats.estimate(values).ci95, rel=1e-12) and found.clusters is None
+
+
+def test_values_of_one_measurement_count_as_one():
+    """Each said twice, and told so, they say what they said once; not told so, they seem to say more."""
+    values = [0.3, 1.7, -0.4, 2.2, 0.9]
+    twice = [each for each in values for _ in range(2)]
+    told = stats.estimate(twice, [i // 2 for i in range(10)])
+    assert told.ci95 == pytest.approx(stats.estimate(values).ci95) and (told.n, told.clusters) == (10, 5)
+    assert stats.estimate(twice).half_width < 0.8 * told.half_width
+
+
+def test_two_measurements_give_no_interval_however_many_traces():
+    assert stats.estimate([1.0, 2.0, 3.0, 4.0], ["a", "a", "b", "b"]).ci95 is None
+
+
+def test_interval_covers_the_true_mean_where_traces_of_a_measurement_are_alike():
+    """Measurements of 1 to 6 traces, half of whose variance is the measurement's."""
+    rng = np.random.default_rng(5)
+    held = {True: 0, False: 0}
+    for _ in range(600):
+        cluster = np.repeat(np.arange(30), rng.integers(1, 7, size=30))
+        values = rng.normal(size=30)[cluster] + rng.normal(size=len(cluster))
+        for told in held:
+            low, high = stats.estimate(values, cluster.tolist() if told else None).ci95
+            held[told] += low <= 0 <= high
+    assert 0.92 <= held[True] / 600 <= 0.98
+    assert held[False] / 600 < 0.88
+
+
+def test_fcc_files_of_a_household_and_norwegian_files_of_a_ride_are_one_measurement():
+    names = ["test_fcc_trace_5294_http---a_0", "test_fcc_trace_5294_http---b_1", "test_fcc_trace_77_http---a_0", "mine.csv", "other.csv"]
+    found = stats.over_traces({(name, name): value for name, value in zip(names, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True)})
+    assert (found.n, found.clusters) == (5, 4)
+
+
 def test_a_bootstrap_of_three_covers_far_too_little():
     rng = np.random.default_rng(3)
     held = 0

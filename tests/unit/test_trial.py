@@ -1,6 +1,7 @@
 """The paired grid: every policy meets the same traces, offsets and seeds."""
 
-from itertools import groupby
+from collections import Counter
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from testbed.errors import UserError
 from testbed.spec import Experiment
-from testbed.trial import lanes, partner, plan, spread
+from testbed.trial import in_turn, lanes, partner, plan, spread
 from traces.trace import RateTrace
 
 TRACES = [RateTrace(f"trace{i}", (0.0, 10.0), (1e6 + i,)) for i in range(7)]
@@ -22,7 +23,7 @@ def test_the_grid_is_paired(trials: int, seeds: int, policies: int, offset_s: fl
     assert len({trial.trial_id for trial in grid}) == len(grid) == min(trials, 7) * seeds * policies
     for _, members in groupby(grid, key=lambda trial: trial.group):
         cells = list(members)
-        assert [cell.policy for cell in cells] == names
+        assert [cell.policy for cell in cells] == in_turn(names, cells[0].group)
         assert len({(cell.trace, cell.offset_s, cell.seed) for cell in cells}) == 1
         assert 0 <= cells[0].offset_s < cells[0].trace.duration_s
         assert len({cell.loss_seed for cell in cells}) == 1
@@ -80,3 +81,18 @@ def test_traces_are_spread_over_the_set() -> None:
 )
 def test_lanes_hold_whole_groups_unless_told(parallel: int | None, policies: int, trials: int, wanted: int) -> None:
     assert lanes(Experiment(parallel=parallel), policies, trials) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7])
+def test_no_policy_always_plays_first_nor_always_after_the_same(count):
+    names = [str(i) for i in range(count)]
+    orders = [in_turn(names, group) for group in range(count * (1 + count % 2))]
+    assert all(sorted(order) == names for order in orders)
+    at = Counter((name, place) for order in orders for place, name in enumerate(order))
+    assert len(at) == count**2 and len(set(at.values())) == 1
+    after = Counter(pair for order in orders for pair in pairwise(order))
+    assert len(after) == count * (count - 1) and len(set(after.values())) <= 1
+
+
+def test_the_first_group_begins_with_the_first_policy():
+    assert in_turn(["netllm", "robust_mpc", "bola", "bba"], 0) == ["netllm", "robust_mpc", "bba", "bola"]
