@@ -236,9 +236,14 @@ def claim_stdout() -> BinaryIO:
 def take_stdin() -> bytes:
     """All of standard input, which is empty from then on: a policy that reads it can neither take a message nor wait for one."""
     text = sys.stdin.buffer.read()
+    empty_stdin()
+    return text
+
+
+def empty_stdin() -> None:
+    """Standard input is at its end from now on, whatever may still come."""
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    return text
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, tag="fault", tag_field="event"):

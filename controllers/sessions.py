@@ -7,7 +7,7 @@ one delays only its own sessions, and state that a policy keeps in its module (a
 import asyncio
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,8 +50,12 @@ class Sessions:
         self._loaded: dict[str, _Loaded] = {}
         self._workers: dict[str, ThreadPoolExecutor] = {}
         self._sessions: dict[str, _Session] = {}
-        self.computing = 0
+        self._calls: set[Future[Any]] = set()
+
+    @property
+    def computing(self) -> int:
         """Calls into policies that have not returned."""
+        return len(self._calls)
 
     async def preload(self, reference: str, load: Callable[[str], Factory]) -> None:
         """Load a policy and make one of it, so that its first session finds models in memory. What `load` raises is passed on."""
@@ -62,7 +66,7 @@ class Sessions:
 
         started_s = now_s()
         worker = self._worker(reference)
-        factory, first = await asyncio.get_running_loop().run_in_executor(worker, warm)
+        factory, first = await self._call(worker, warm)
         self._loaded[reference] = _Loaded(factory, first, worker, PolicyCounters(now_s() - started_s))
 
     async def open(self, message: AnyOpen) -> None:
@@ -153,11 +157,14 @@ class Sessions:
             except BaseException as error:  # this thread runs nothing but the policy, and may not take the service with it
                 raise Refusal("error", _told(error)) from None
 
-        self.computing += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(loaded.worker, guarded)
-        finally:
-            self.computing -= 1
+        return await self._call(loaded.worker, guarded)
+
+    async def _call(self, worker: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        """`call` in a policy's thread. It counts until it returns, even if nobody awaits it any more."""
+        future = worker.submit(call)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return await asyncio.wrap_future(future)
 
 
 def _told(error: BaseException) -> str:

@@ -518,6 +518,53 @@ async def test_what_a_policy_prints_and_reads_is_no_message(tmp_path: Path) -> N
     assert (tmp_path / "said").stat().st_size > 900_000
 
 
+def test_a_config_as_argument_leaves_an_open_stdin_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import sys\nassert sys.stdin.read() == ''\n" + MINE)
+    config = msgspec.json.encode(ControllerConfig(host="127.0.0.1", policies=(f"{tmp_path}/mine.py",)))
+    with subprocess.Popen([sys.executable, "-m", "controllers.server", config], stdin=-1, stdout=-1) as child:
+        assert child.stdin and child.stdout
+        watch = threading.Timer(30, child.kill)
+        watch.start()
+        try:
+            assert msgspec.json.decode(child.stdout.readline(), type=ControllerReady).pid == child.pid
+            assert not child.stdin.closed
+        finally:
+            watch.cancel()
+            child.terminate()
+
+
+def test_sigterm_ends_a_load_that_takes_long(tmp_path: Path) -> None:
+    waits = "sys.stderr.write('loading\\n'); sys.stderr.flush(); threading.Event().wait()"
+    (tmp_path / "mine.py").write_text("import sys, threading\n" + MINE.replace("self.level = level", waits))
+    with running("controllers.server", ControllerConfig(host="127.0.0.1", policies=(f"{tmp_path}/mine.py", "bba"))) as process:
+        assert process.child.stderr and process.child.stderr.readline() == b"loading\n"
+        assert process.end() == (0, [], "")
+
+
+async def test_a_call_that_nobody_awaits_any_more_still_counts() -> None:
+    begun, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> int:
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(30)
+        return 1
+
+    sessions = Sessions(9, 100.0)
+    await sessions.preload("slow", lambda reference: lambda: Numb(slow))
+    await sessions.open(Open(session=SESSION, policy="slow", seed=1))
+    asked = asyncio.create_task(sessions.decide("s", Decide(history=HISTORY[:1], buffer_s=1.0, deadline_s=9.0)))
+    await begun.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert sessions.computing == 1
+    go.set()
+    while sessions.computing:
+        await asyncio.sleep(0)
+    sessions.shutdown()
+
+
 @pytest.mark.parametrize(
     ("policies", "sentence"),
     [
