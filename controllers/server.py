@@ -18,7 +18,7 @@ from aiohttp import web
 from controllers.config import ControllerConfig, ControllerReady, read_config
 from controllers.dialects import DIALECTS, AnyPolicy
 from controllers.loader import claim_stdout, empty_stdin, load
-from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
+from controllers.protocol import IDEMPOTENCY_KEY, MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
 from controllers.sessions import Factory, Sessions
 from testbed.clock import now_s
 from testbed.errors import UserError, suggestion
@@ -41,7 +41,8 @@ def application(sessions: Sessions) -> web.Application:
         return _json(Opened(session_id=message.session.session_id), 201)
 
     async def decide(request: web.Request) -> web.Response:
-        return _json(await sessions.decide(request.match_info["id"], sessions.dialect.decode_decide(await request.read())))
+        message = sessions.dialect.decode_decide(await request.read())
+        return _json(await sessions.decide(request.match_info["id"], message, request.headers.get(IDEMPOTENCY_KEY, "")))
 
     async def close(request: web.Request) -> web.Response:
         sessions.close(request.match_info["id"])

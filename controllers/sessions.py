@@ -36,9 +36,14 @@ class _Session:
     """One playback, or one workload."""
 
     constants: AnySession
-    policy: AnyPolicy
+    policy: asyncio.Task[AnyPolicy]
+    """Done once the session is open."""
     loaded: _Loaded
     last_used_s: float
+    key: str = ""
+    """Of the newest decision."""
+    answer: asyncio.Task[AnyAnswer] | None = None
+    """To the newest decision."""
 
 
 class Sessions:
@@ -70,7 +75,7 @@ class Sessions:
         self._loaded[reference] = _Loaded(factory, first, worker, PolicyCounters(now_s() - started_s))
 
     async def open(self, message: AnyOpen) -> None:
-        """Start a session with a fresh policy, in place of one with the same id."""
+        """Start a session with a fresh policy, in place of one with the same id. It counts, and can be closed, before it has started."""
         loaded = self._loaded.get(message.policy)
         if loaded is None:
             raise Refusal("unknown_policy", f"policy is {message.policy!r}, wanted one of {', '.join(sorted(self._loaded)) or 'none'}")
@@ -84,24 +89,39 @@ class Sessions:
             policy.reset(message.session, message.seed)
             return policy
 
-        policy = await self._compute(loaded, start)
-        self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
+        policy = asyncio.ensure_future(self._compute(loaded, start))
+        session = self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
+        try:
+            await asyncio.shield(policy)
+        except Refusal:
+            if self._sessions.get(session_id) is session:
+                del self._sessions[session_id]
+            raise
+        if self._sessions.get(session_id) is not session:
+            raise Refusal("unknown_session", f"session {session_id} was closed or opened anew before it had started")
+        session.last_used_s = now_s()
 
-    async def decide(self, session_id: str, message: Any) -> AnyAnswer:
-        """The policy's answer."""
+    async def decide(self, session_id: str, message: Any, key: str = "") -> AnyAnswer:
+        """The policy's answer, once the session has started. A decision with the `key` of the newest one is that one, asked again."""
         session = self._sessions.get(session_id)
         if session is None:
             raise Refusal("unknown_session", f"session {session_id[:200]!r} is not open")
         session.last_used_s = now_s()
+        if session.answer is None or not key or key != session.key:
+            session.key, session.answer = key, asyncio.ensure_future(self._decided(session, message))
+        return await asyncio.shield(session.answer)
+
+    async def _decided(self, session: _Session, message: Any) -> AnyAnswer:
         seen = self.dialect.observation(session.constants, message)
         counters = session.loaded.counters
         give_up_s = now_s() + message.deadline_s
+        policy = await session.policy
 
         def timed() -> tuple[object, float]:
             started_s = now_s()
             if started_s > give_up_s:
                 raise Refusal("late", f"the deadline of {message.deadline_s} s passed before the policy was free")
-            return session.policy.decide(seen), now_s() - started_s
+            return policy.decide(seen), now_s() - started_s
 
         try:
             decided, policy_s = await self._compute(session.loaded, timed)

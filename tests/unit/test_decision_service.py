@@ -228,6 +228,121 @@ async def test_idle_sessions_expire_and_too_many_are_refused() -> None:
         assert (await health(url)).sessions == 1
 
 
+class Held(Dice):
+    """Starts, with `failing` set not even that, once it may."""
+
+    go = threading.Event()
+    failing = False
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        super().reset(session, seed)
+        assert self.go.wait(30)
+        if self.failing:
+            raise RuntimeError("no")
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> type[Held]:
+    monkeypatch.setattr(Held, "go", threading.Event())
+    return Held
+
+
+def opening(session_id: str = "s", seed: int = 1) -> Open:
+    return Open(session=AbrSession(session_id, VIDEO, 12), policy="held", seed=seed)
+
+
+ASK = Decide(history=HISTORY[:1], buffer_s=1.0, deadline_s=5.0)
+
+
+async def begun(sessions: Sessions, *messages: Open) -> list[asyncio.Task[None]]:
+    """Openings that are under way."""
+    tasks = [asyncio.create_task(sessions.open(message)) for message in messages]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def preloaded(held: type[Held], max_sessions: int = 9) -> Sessions:
+    sessions = Sessions(max_sessions, 100.0)
+    await sessions.preload("held", lambda reference: held)
+    return sessions
+
+
+async def test_sessions_that_are_being_opened_count(held: type[Held]) -> None:
+    sessions = await preloaded(held, 1)
+    tasks = await begun(sessions, *(opening(f"s{i}") for i in range(4)))
+    held.go.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert ended[0] is None
+    assert [error.code for error in ended[1:] if isinstance(error, Refusal)] == ["busy"] * 3
+    assert sessions.health(0).sessions == 1
+    sessions.shutdown()
+
+
+async def test_a_session_closed_while_it_is_opened_stays_closed(held: type[Held]) -> None:
+    sessions = await preloaded(held)
+    (task,) = await begun(sessions, opening())
+    sessions.close("s")
+    held.go.set()
+    with pytest.raises(Refusal, match="session s was closed or opened anew before it had started"):
+        await task
+    assert sessions.health(0).sessions == 0
+    sessions.shutdown()
+
+
+async def test_of_two_openings_the_second_stands_and_a_decision_waits_for_it(held: type[Held]) -> None:
+    sessions = await preloaded(held)
+    first, second = await begun(sessions, opening(seed=1), opening(seed=2))
+    decision = asyncio.create_task(sessions.decide("s", ASK))
+    await asyncio.sleep(0)
+    held.go.set()
+    with pytest.raises(Refusal):
+        await first
+    await second
+    assert (await decision).level == alone(SESSION, 2, [1.0])[0]
+    sessions.shutdown()
+
+
+async def test_a_session_that_fails_to_start_leaves_nothing(held: type[Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "failing", True)
+    sessions = await preloaded(held)
+    (task,) = await begun(sessions, opening())
+    decision = asyncio.create_task(sessions.decide("s", ASK))
+    await asyncio.sleep(0)
+    held.go.set()
+    for waiting in (task, decision):
+        with pytest.raises(Refusal, match="the policy raised RuntimeError: no"):
+            await waiting
+    assert sessions.health(0).sessions == 0
+    sessions.shutdown()
+
+
+async def test_an_answer_lost_on_its_way_is_given_again_and_not_drawn_again() -> None:
+    lost = 0
+
+    @web.middleware
+    async def losing(request: web.Request, handler: Any) -> web.StreamResponse:
+        """Every second answer to a decision is lost with its connection."""
+        nonlocal lost
+        response = await handler(request)
+        if request.path.endswith("/decide"):
+            lost += 1
+            if lost % 2 and request.transport:
+                request.transport.abort()
+        return response
+
+    sessions = Sessions(9, 100.0)
+    await sessions.preload("dice", lambda reference: Dice)
+    app = application(sessions)
+    app.middlewares.insert(0, losing)
+    buffers_s = [0.3 * i for i in range(11)]
+    async with listening(app) as url, client(url, "dice") as asking:
+        await asking.open(5.0)
+        levels = [(await asking.decide(HISTORY[: i + 1], buffer_s, 5.0)).level for i, buffer_s in enumerate(buffers_s)]
+    assert lost == 22
+    assert levels == alone(SESSION, 1, buffers_s)
+    sessions.shutdown()
+
+
 # --- the messages ---
 
 OPEN: dict[str, Any] = json.loads(msgspec.json.encode(Open(session=SESSION, policy="dice", seed=1)))
