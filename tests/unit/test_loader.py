@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import msgspec
 import pytest
@@ -173,12 +173,32 @@ class _Typed(AbrPolicy):
         return 0
 
 
+class _OrNone(AbrPolicy):
+    def __init__(
+        self,
+        mode: Literal["a", "b"] | None = None,
+        first: None | Literal[1, 2] = None,  # noqa: RUF036 (either order)
+        flag: bool | None = None,
+        text: Optional[str] = None,  # noqa: UP045 (the older way to write it)
+    ) -> None:
+        pass
+
+    def decide(self, observation: AbrObservation) -> int:
+        return 0
+
+
 def test_options_take_the_annotated_types() -> None:
     given = (("needed", "3"), ("maybe", "0.5"), ("mode", "2"), ("text", "a b"), ("flag", "Yes"))
     assert typed_options(_Typed, given, "here") == (("needed", 3), ("maybe", 0.5), ("mode", 2), ("text", "a b"), ("flag", True))
     assert typed_options(Fixed, (), "here") == ()
     with pytest.raises(UserError, match=r"here: option 'needed' has no default, wanted \+needed=value"):
         typed_options(_Typed, (), "here")
+
+    given = (("mode", "b"), ("first", "2"), ("flag", "no"), ("text", "a b"))
+    assert typed_options(_OrNone, given, "here") == (("mode", "b"), ("first", 2), ("flag", False), ("text", "a b"))
+    for name, wanted in (("mode", "one of a, b"), ("first", "one of 1, 2"), ("flag", "true or false")):
+        with pytest.raises(UserError, match=f"here: option '{name}' is 'zzz', wanted {wanted}"):
+            typed_options(_OrNone, ((name, "zzz"),), "here")
 
     class Bare(AbrPolicy):
         def decide(self, observation: AbrObservation) -> int:
