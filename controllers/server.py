@@ -17,9 +17,10 @@ from aiohttp import web
 
 from controllers.config import ControllerConfig, ControllerReady, read_config
 from controllers.dialects import DIALECTS, AnyPolicy
-from controllers.loader import claim_stdout, empty_stdin, load
+from controllers.loader import load
 from controllers.protocol import IDEMPOTENCY_KEY, MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
 from controllers.sessions import Factory, Sessions
+from controllers.stdio import claim_stdout, empty_stdin
 from testbed.clock import now_s
 from testbed.errors import UserError, suggestion
 

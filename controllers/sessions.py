@@ -5,15 +5,14 @@ one delays only its own sessions, and state that a policy keeps in its module (a
 """
 
 import asyncio
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from controllers.dialects import DIALECTS, AnyAnswer, AnyOpen, AnyPolicy, AnySession, Dialect
 from controllers.health import Health, PolicyCounters
+from controllers.loader import raised
 from controllers.protocol import VERSION, Refusal
 from testbed.clock import now_s
 
@@ -175,7 +174,7 @@ class Sessions:
             except Refusal:
                 raise
             except BaseException as error:  # this thread runs nothing but the policy, and may not take the service with it
-                raise Refusal("error", _told(error)) from None
+                raise Refusal("error", f"the policy {raised(error)}") from None
 
         return await self._call(loaded.worker, guarded)
 
@@ -185,9 +184,3 @@ class Sessions:
         self._calls.add(future)
         future.add_done_callback(self._calls.discard)
         return await asyncio.wrap_future(future)
-
-
-def _told(error: BaseException) -> str:
-    """One sentence on what a policy raised, and where."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"the policy raised {type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"

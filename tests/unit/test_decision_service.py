@@ -145,6 +145,8 @@ async def test_opening_again_starts_afresh_and_a_lost_session_is_opened_by_the_c
         (None, "invalid", "the policy answered None"),
         ("2", "invalid", "the policy answered '2'"),
         (raises(ZeroDivisionError("by nothing")), "error", "the policy raised ZeroDivisionError: by nothing (test_decision_service.py:"),
+        (raises(ValueError("two\nlines")), "error", "the policy raised ValueError: two lines (test_decision_service.py:"),
+        (raises(ValueError("x" * 9999)), "error", f"the policy raised ValueError: {'x' * 500} (test_decision_service.py:"),
         (raises(SystemExit(3)), "error", "the policy raised SystemExit: 3"),
         (raises(MemoryError()), "error", "the policy raised MemoryError"),
         (raises(StopIteration(7)), "error", "the policy raised StopIteration"),

@@ -13,7 +13,8 @@ import pytest
 from controllers.abr.fixed import Fixed
 from controllers.abr.robust_mpc import RobustMPC
 from controllers.api import AbrObservation, AbrPolicy
-from controllers.loader import ABR_FOLDER, PolicyReference, Question, discover, load, load_all, parse_reference
+from controllers.describe import Question
+from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, parse_reference
 from controllers.options import typed_options
 from testbed.errors import UserError
 from testbed.sim.abr import run_session
@@ -211,7 +212,7 @@ def test_options_take_the_annotated_types() -> None:
 def asked(*references: str, start: bool = True) -> tuple[int, Any, str]:
     """Exit code, answer and standard error of the process that describes policies."""
     question = Question(references=references, session=session(3) if start else None, seed=1)
-    command = [sys.executable, "-m", "controllers.loader"]
+    command = [sys.executable, "-m", "controllers.describe"]
     done = subprocess.run(command, input=msgspec.json.encode(question), capture_output=True, env=ENVIRONMENT, timeout=60, check=False)
     return done.returncode, json.loads(done.stdout), done.stderr.decode()
 
