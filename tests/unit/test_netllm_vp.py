@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from controllers.vp.netllm import NetLLM
 from netllm.adapter import load_adapter, new_model, read_settings, save_adapter
 from netllm.command import ablate_command, adapt_command
 from netllm.context import Context
-from netllm.images import VitReader, image_reader
+from netllm.images import Preparation, VitReader, image_reader, preparation
 from netllm.lora import LoraSettings
 from netllm.tasks.vp import IMAGE, MOTION, VpTask, extended, features, predict_turns_deg
 from netllm.training import OptimiserSettings
@@ -340,6 +341,59 @@ def test_a_vit_turns_frames_into_features(vit, frames):
         image_reader(vit, 0)
     with pytest.raises(UserError, match="there is no config.json"):
         image_reader("nowhere", 8)
+
+
+def test_frames_that_differ_anywhere_or_in_shape_have_features_of_their_own(vit):
+    reader = VitReader(Path(vit))
+    plain = np.random.default_rng(3).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    other = plain.copy()
+    other[1::2] = 0
+    for frame in (other, plain.reshape(64, 256, 3)):
+        first, second = reader([plain, frame])
+        assert np.abs(first - second).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("told", "sides"),
+    [
+        ({"size": 32}, (32, 32)),
+        ({"size": {"height": 32, "width": 16}}, (32, 16)),
+        ({"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
+        ({"size": {"shortest_edge": 32, "longest_edge": None}, "do_center_crop": False, "crop_size": {"height": 8, "width": 8}}, (32, 32)),
+    ],
+)
+def test_pictures_are_prepared_as_the_vit_says(vit, told, sides):
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    (Path(vit) / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": deviation, "resample": 3} | told))
+    assert preparation(Path(vit), 99) == Preparation(sides, mean, deviation)
+
+
+def test_a_vit_is_fed_what_its_preprocessor_says(vit):
+    frame = np.full((32, 32, 3), (51, 102, 204), dtype=np.uint8)
+    halves, model = VitReader(Path(vit))([frame])[0], ViTModel.from_pretrained(vit, add_pooling_layer=False).eval()
+    (Path(vit) / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.4, 1.0], "size": 32})
+    )
+    told = VitReader(Path(vit))([frame])[0]
+    for found, colour in ((halves, (-0.6, -0.2, 0.6)), (told, (0.5, 0.5, 0.5))):
+        pixels = torch.tensor(colour)[None, :, None, None].expand(1, 3, 32, 32)
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(pixel_values=pixels).last_hidden_state[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("no json", "JSON is malformed"),
+        ('{"size": 32}', "missing required field `image_mean`"),
+        ('{"image_mean": [0, 0, 0], "image_std": [1, 0, 1], "size": 32}', "wanted numbers above 0"),
+        ('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": {"longest_edge": 32}}', "wanted height and width, or shortest_edge"),
+    ],
+)
+def test_a_preprocessor_without_sense_is_refused(vit, text, sentence):
+    (Path(vit) / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json: .*{sentence}"):
+        VitReader(Path(vit))
 
 
 def test_frames_are_told_with_the_newest_token_and_change_the_answer(settings, data, vit, frames):
