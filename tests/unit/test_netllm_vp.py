@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTModel
 
 from controllers.api import VpSession
 from controllers.learning.vp_data import VpData
+from controllers.loader import load
 from controllers.vp.linear_l1 import LinearL1
 from controllers.vp.mlp import Mlp
 from controllers.vp.netllm import NetLLM
@@ -406,6 +407,16 @@ def test_frames_are_told_with_the_newest_token_and_change_the_answer(settings, d
     with_frames, without = predict(policy, known, frames=Frames(frames)), predict(policy, known)
     assert np.abs(with_frames - without).max() > 1e-4
     np.testing.assert_array_equal(predict(NetLLM(str(folder), dtype="float32"), known), without)
+
+
+@pytest.mark.parametrize("task", ["abr", "cjs", "vp"])
+def test_what_ships_is_named_when_it_is_of_another_task(task, adapter, monkeypatch, tmp_path):
+    from netllm.adapter import SHIPPED
+
+    (tmp_path / task).symlink_to(SHIPPED / "abr" if task == "vp" else adapter)
+    monkeypatch.setattr("netllm.adapter.SHIPPED", tmp_path)
+    with pytest.raises(UserError, match=rf"^adapter {tmp_path}/{task} is for task (abr|vp), wanted {task}$"):
+        load("netllm", task)()
 
 
 def test_one_pass_answers_the_whole_horizon(adapter, llm, monkeypatch):
