@@ -313,7 +313,7 @@ DECLINE = CjsAction(-1)
 
 
 class CjsPolicy(ABC):
-    """A scheduler. One file in `controllers/cjs/` named like the policy.
+    """A scheduler. One file in `controllers/cjs/` named like the policy, or any file given to `--policies`.
 
     It is asked again at the same instant until all executors on offer are given or declined, or no stage can be chosen. `__init__` takes
     the policy's options as keyword arguments with defaults; all randomness comes from `self.rng`.

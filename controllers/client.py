@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import uuid4
 
 import aiohttp
 import msgspec
 
 from controllers.api import AbrSession, Chunk
-from controllers.protocol import Answer, Decide, Open, Refusal, decode_answer, decode_failure
+from controllers.protocol import IDEMPOTENCY_KEY, Answer, Decide, Open, Refusal, decode_answer, decode_failure
 
 CONNECT_SHARE = 0.5
 """A controller that accepts no connection within this share of the deadline is `unreachable`, not `late`."""
@@ -44,12 +45,12 @@ class Client:
     async def ask(self, message: msgspec.Struct, deadline_s: float) -> bytes:
         """The body of the answer to a decide message, or `DecisionFailed`."""
         body = msgspec.json.encode(message)
-        path = f"/sessions/{self._session_id}/decide"
+        path, key = f"/sessions/{self._session_id}/decide", uuid4().hex
         async with _deadline(deadline_s):
-            status, answer = await self._post(path, body, deadline_s)
+            status, answer = await self._post(path, body, deadline_s, key)
             if status == 404 and decode_failure(answer).code == "unknown_session":
                 await self._opened(deadline_s)
-                status, answer = await self._post(path, body, deadline_s)
+                status, answer = await self._post(path, body, deadline_s, key)
         if status != 200:
             raise _failed(answer)
         return answer
@@ -68,11 +69,15 @@ class Client:
         if status != 201:
             raise _failed(answer)
 
-    async def _post(self, path: str, body: bytes, deadline_s: float, again: bool = True) -> tuple[int, bytes]:
-        """Status and body. A connection that broke is made anew once: it may be one that a restart of the service left behind."""
+    async def _post(self, path: str, body: bytes, deadline_s: float, key: str = "", again: bool = True) -> tuple[int, bytes]:
+        """Status and body. A connection that broke is made anew once: it may be one that a restart of the service left behind.
+
+        It may also have broken on the way back. By the `key` the service then knows a decision that it has made.
+        """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=deadline_s * CONNECT_SHARE)
+        headers = {IDEMPOTENCY_KEY: key} if key else {}
         try:
-            async with self._http.post(self._url + path, data=body, timeout=timeout) as response:
+            async with self._http.post(self._url + path, data=body, headers=headers, timeout=timeout) as response:
                 return response.status, await response.read()
         except aiohttp.ClientConnectorError as error:
             raise DecisionFailed("unreachable", f"{self._url}: {error.strerror or error}") from None
@@ -83,7 +88,7 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             if not again:
                 raise DecisionFailed("unreachable", f"{self._url}: {type(error).__name__} {error}") from None
-        return await self._post(path, body, deadline_s, again=False)
+        return await self._post(path, body, deadline_s, key, again=False)
 
 
 class DecisionClient(Client):

@@ -12,18 +12,15 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgspec
-
-from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy, VpSession
+from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
@@ -226,80 +223,8 @@ def _is_policy(value: object, base: type[Any]) -> bool:
     return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
 
 
-def claim_stdout() -> BinaryIO:
-    """The process's standard output for messages alone. Call it before a policy is imported: what that prints goes to standard error."""
-    out = os.fdopen(os.dup(1), "wb")  # not inherited by what a policy may start
-    os.dup2(2, 1)
-    return out
-
-
-def take_stdin() -> bytes:
-    """All of standard input, which is empty from then on: a policy that reads it can neither take a message nor wait for one."""
-    text = sys.stdin.buffer.read()
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    return text
-
-
-class Fault(msgspec.Struct, frozen=True, kw_only=True, tag="fault", tag_field="event"):
-    """The last message of a process that met a user's mistake."""
-
-    sentence: str
-
-
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """`python -m controllers.loader`, on its stdin: what do `references` name, and can each start this session?"""
-
-    references: tuple[str, ...]
-    task: str = "abr"
-    session: AbrSession | None = None
-    """Without this, `scheduling` and `viewing` nothing is made, only described."""
-    scheduling: CjsSession | None = None
-    viewing: VpSession | None = None
-    seed: int = 0
-
-
-def describe(question: Question) -> list[dict[str, str]]:
-    """Name, label, colour, citation and reference of each policy. Raises `UserError` for one that can't be found, made or reset."""
-    found = load_all(question.references, question.task)
-    if session := question.session or question.scheduling or question.viewing:
-        for factory in found:
-            shipped = factory.policy_class.__module__ == f"{KINDS[question.task].package}.netllm" and not factory.arguments
-            if not shipped:  # what ships starts, and would take torch and seconds to say so
-                _try(factory, session, question.seed)
-    return [
-        {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found
-    ]
-
-
-def _try(factory: PolicyFactory, session: AbrSession | CjsSession | VpSession, seed: int) -> None:
-    try:
-        factory().reset(session, seed)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's policy may raise
-        raise UserError(f"policy {factory.name!r}: starting a session with it failed, it {raised(error)}") from error
-
-
 def raised(error: BaseException) -> str:
     """What a policy raised and where, on one line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())[:500]
     return f"raised {type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-def main() -> int:
-    """Answer a `Question` with a JSON list, or a `Fault` and exit code 2."""
-    out = claim_stdout()
-    answer: list[dict[str, str]] | Fault
-    try:
-        answer = describe(msgspec.json.decode(take_stdin(), type=Question))
-    except UserError as error:
-        answer = Fault(sentence=" ".join(str(error).split()))
-    out.write(msgspec.json.encode(answer))
-    out.flush()
-    return 2 if isinstance(answer, Fault) else 0
-
-
-if __name__ == "__main__":
-    os._exit(main())  # a thread that a policy started doesn't hold it

@@ -2,7 +2,8 @@
 
 import inspect
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from testbed.errors import UserError, suggestion
 
@@ -36,9 +37,10 @@ def _parameters(policy: type) -> dict[str, inspect.Parameter]:
 
 
 def _value(text: str, hint: Any, where: str) -> Any:
-    if get_origin(hint) is Literal:
-        return _choice(text, get_args(hint), where)
-    kind = next((arg for arg in get_args(hint) if arg in _TYPES), hint)  # `int | None` takes an int
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = next(arg for arg in alternatives if arg is not NoneType)  # `int | None` takes an int
+    if get_origin(kind) is Literal:
+        return _choice(text, get_args(kind), where)
     if kind is bool:
         if text.lower() not in _BOOLS:
             raise UserError(f"{where} is {text!r}, wanted true or false")

@@ -9,6 +9,9 @@ Scheduling and viewport prediction have the same paths and failures, with messag
 | `DELETE /sessions/{id}` | | 200 `Closed`, also when there was none |
 | `GET /health` | | 200, `controllers.health.Health` |
 
+A decision is asked once for all by its header `Idempotency-Key`: a request with the key of the session's newest decision, as a client sends
+it again after a broken connection, gets that one's answer, and the policy draws no second time.
+
 Whatever goes wrong is a `Failure` with the status of `STATUS`. A `Decide` holds the whole history, so a session that the service lost
 (it was restarted) goes on after a second `Open`.
 """
@@ -24,6 +27,7 @@ import msgspec
 
 from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
 
+IDEMPOTENCY_KEY = "Idempotency-Key"
 VERSION = 1
 """Of the messages; another one is refused."""
 MAX_MESSAGE_BYTES = 4 << 20

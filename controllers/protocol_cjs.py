@@ -6,6 +6,7 @@ afresh: its random draws begin anew).
 
 import math
 from dataclasses import fields
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -14,6 +15,8 @@ from controllers.api import CjsAction, CjsObservation, CjsSession
 from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
 
 MAX_EXECUTORS = 10_000
+MAX_COUNT = 10**9
+"""Of tasks, executors or jobs."""
 _INTEGERS = ("job_id", "job_first", "supply", "stage_id", "stage_job", "unstarted", "running", "demand")
 _REALS = ("job_age_s", "mean_task_s", "last_task_s")
 _FLAGS = ("runnable", "schedulable")
@@ -85,7 +88,7 @@ def decode_open(body: bytes) -> OpenCjs:
 
 
 def decode_decide(body: bytes) -> DecideCjs:
-    """A checked `DecideCjs`: lengths agree, rows lie in range, numbers are finite."""
+    """A checked `DecideCjs`: lengths agree, numbers are in range, stages lie by job, and edges lead to later stages of the same job."""
     message = decode(body, DecideCjs)
     check_version(message.version)
     check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
@@ -98,8 +101,16 @@ def decode_decide(body: bytes) -> DecideCjs:
     firsts = message.job_first
     rising = len(firsts) == jobs + 1 and firsts[0] == 0 and firsts[-1] == stages and firsts == sorted(firsts)
     check("job_first", firsts[:20], rising, f"{jobs + 1} rising rows from 0 to {stages}")
-    check("stage_job", "out of range", all(0 <= row < jobs for row in message.stage_job), f"rows from 0 to {jobs - 1}")
-    check("edges", "out of range", all(0 <= a < stages and 0 <= b < stages for a, b in message.edges), f"rows from 0 to {stages - 1}")
+    by_job = [row for row, (first, end) in enumerate(pairwise(firsts)) for _ in range(first, end)]
+    check("stage_job", message.stage_job[:20], message.stage_job == by_job, "the row of the job that job_first says")
+    for parent, child in message.edges:
+        down = 0 <= parent < child < stages and by_job[parent] == by_job[child]
+        check("edges", (parent, child), down, f"rows of a stage and a later one of the same job, from 0 to {stages - 1}")
+    for name in _INTEGERS:
+        least = -MAX_COUNT if name == "demand" else 0
+        values = getattr(message, name)
+        for value in (min(values, default=0), max(values, default=0)):
+            check(name, value, least <= value <= MAX_COUNT, f"{least} to {MAX_COUNT}")
     for name in _REALS:
         for value in getattr(message, name):
             _check_s(name, value)

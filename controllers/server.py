@@ -4,21 +4,23 @@ Messages and paths: `controllers.protocol`. It loads only the policies of its co
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import msgspec
 from aiohttp import web
 
 from controllers.config import ControllerConfig, ControllerReady, read_config
 from controllers.dialects import DIALECTS, AnyPolicy
-from controllers.loader import claim_stdout, load, take_stdin
-from controllers.protocol import MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
+from controllers.loader import load
+from controllers.protocol import IDEMPOTENCY_KEY, MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
 from controllers.sessions import Factory, Sessions
+from controllers.stdio import claim_stdout, empty_stdin
 from testbed.clock import now_s
 from testbed.errors import UserError, suggestion
 
@@ -40,7 +42,8 @@ def application(sessions: Sessions) -> web.Application:
         return _json(Opened(session_id=message.session.session_id), 201)
 
     async def decide(request: web.Request) -> web.Response:
-        return _json(await sessions.decide(request.match_info["id"], sessions.dialect.decode_decide(await request.read())))
+        message = sessions.dialect.decode_decide(await request.read())
+        return _json(await sessions.decide(request.match_info["id"], message, request.headers.get(IDEMPOTENCY_KEY, "")))
 
     async def close(request: web.Request) -> web.Response:
         sessions.close(request.match_info["id"])
@@ -93,31 +96,37 @@ def _loader(task: str, torch_threads: int) -> Callable[[str], Factory]:
 
 
 async def serve(config: ControllerConfig, out: BinaryIO) -> int:
-    """Load, listen, say so on `out`, serve until SIGTERM or SIGINT; raises `UserError`.
+    """Load, listen, say so on `out`, serve; SIGTERM or SIGINT ends any of these. Raises `UserError`.
 
     Returns how many calls into policies have not returned.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if config.task not in DIALECTS:
         raise UserError(f"decision service: task is {config.task!r}, {suggestion(config.task, DIALECTS)}")
     sessions = Sessions(config.max_sessions, config.session_idle_s, DIALECTS[config.task])
     runner = web.AppRunner(application(sessions), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
+    serving = asyncio.create_task(_serve(sessions, runner, config, out))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
     try:
-        for reference in config.policies:
-            await sessions.preload(reference, _loader(config.task, config.torch_threads))
-        await _listen(runner, config)
-        ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
-        out.write(msgspec.json.encode(ready) + b"\n")
-        out.flush()
-        while not await _is_set(stop, EXPIRE_EVERY_S):
-            sessions.expire(now_s())
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
     finally:
         await runner.cleanup()
         sessions.shutdown()
     return sessions.computing
+
+
+async def _serve(sessions: Sessions, runner: web.AppRunner, config: ControllerConfig, out: BinaryIO) -> NoReturn:
+    await runner.setup()
+    for reference in config.policies:
+        await sessions.preload(reference, _loader(config.task, config.torch_threads))
+    await _listen(runner, config)
+    ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
+    out.write(msgspec.json.encode(ready) + b"\n")
+    out.flush()
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        sessions.expire(now_s())
 
 
 async def _listen(runner: web.AppRunner, config: ControllerConfig) -> None:
@@ -132,20 +141,12 @@ async def _listen(runner: web.AppRunner, config: ControllerConfig) -> None:
         raise UserError(f"decision service: can't listen on {where}: {reason}") from None
 
 
-async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True
-
-
 def main() -> int:
     """Read the config, serve; a config, policy or address that can't be used is one sentence and exit code 2."""
     out = claim_stdout()
     try:
         config = read_config(ControllerConfig, sys.argv[1:])
-        take_stdin()
+        empty_stdin()
         busy = asyncio.run(serve(config, out))
     except UserError as error:
         sys.stderr.write(f"{error}\n")

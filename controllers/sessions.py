@@ -5,15 +5,14 @@ one delays only its own sessions, and state that a policy keeps in its module (a
 """
 
 import asyncio
-import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from controllers.dialects import DIALECTS, AnyAnswer, AnyOpen, AnyPolicy, AnySession, Dialect
 from controllers.health import Health, PolicyCounters
+from controllers.loader import raised
 from controllers.protocol import VERSION, Refusal
 from testbed.clock import now_s
 
@@ -36,9 +35,14 @@ class _Session:
     """One playback, or one workload."""
 
     constants: AnySession
-    policy: AnyPolicy
+    policy: asyncio.Task[AnyPolicy]
+    """Done once the session is open."""
     loaded: _Loaded
     last_used_s: float
+    key: str = ""
+    """Of the newest decision."""
+    answer: asyncio.Task[AnyAnswer] | None = None
+    """To the newest decision."""
 
 
 class Sessions:
@@ -50,8 +54,12 @@ class Sessions:
         self._loaded: dict[str, _Loaded] = {}
         self._workers: dict[str, ThreadPoolExecutor] = {}
         self._sessions: dict[str, _Session] = {}
-        self.computing = 0
+        self._calls: set[Future[Any]] = set()
+
+    @property
+    def computing(self) -> int:
         """Calls into policies that have not returned."""
+        return len(self._calls)
 
     async def preload(self, reference: str, load: Callable[[str], Factory]) -> None:
         """Load a policy and make one of it, so that its first session finds models in memory. What `load` raises is passed on."""
@@ -62,11 +70,11 @@ class Sessions:
 
         started_s = now_s()
         worker = self._worker(reference)
-        factory, first = await asyncio.get_running_loop().run_in_executor(worker, warm)
+        factory, first = await self._call(worker, warm)
         self._loaded[reference] = _Loaded(factory, first, worker, PolicyCounters(now_s() - started_s))
 
     async def open(self, message: AnyOpen) -> None:
-        """Start a session with a fresh policy, in place of one with the same id."""
+        """Start a session with a fresh policy, in place of one with the same id. It counts, and can be closed, before it has started."""
         loaded = self._loaded.get(message.policy)
         if loaded is None:
             raise Refusal("unknown_policy", f"policy is {message.policy!r}, wanted one of {', '.join(sorted(self._loaded)) or 'none'}")
@@ -80,24 +88,39 @@ class Sessions:
             policy.reset(message.session, message.seed)
             return policy
 
-        policy = await self._compute(loaded, start)
-        self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
+        policy = asyncio.ensure_future(self._compute(loaded, start))
+        session = self._sessions[session_id] = _Session(message.session, policy, loaded, now_s())
+        try:
+            await asyncio.shield(policy)
+        except Refusal:
+            if self._sessions.get(session_id) is session:
+                del self._sessions[session_id]
+            raise
+        if self._sessions.get(session_id) is not session:
+            raise Refusal("unknown_session", f"session {session_id} was closed or opened anew before it had started")
+        session.last_used_s = now_s()
 
-    async def decide(self, session_id: str, message: Any) -> AnyAnswer:
-        """The policy's answer."""
+    async def decide(self, session_id: str, message: Any, key: str = "") -> AnyAnswer:
+        """The policy's answer, once the session has started. A decision with the `key` of the newest one is that one, asked again."""
         session = self._sessions.get(session_id)
         if session is None:
             raise Refusal("unknown_session", f"session {session_id[:200]!r} is not open")
         session.last_used_s = now_s()
+        if session.answer is None or not key or key != session.key:
+            session.key, session.answer = key, asyncio.ensure_future(self._decided(session, message))
+        return await asyncio.shield(session.answer)
+
+    async def _decided(self, session: _Session, message: Any) -> AnyAnswer:
         seen = self.dialect.observation(session.constants, message)
         counters = session.loaded.counters
         give_up_s = now_s() + message.deadline_s
+        policy = await session.policy
 
         def timed() -> tuple[object, float]:
             started_s = now_s()
             if started_s > give_up_s:
                 raise Refusal("late", f"the deadline of {message.deadline_s} s passed before the policy was free")
-            return session.policy.decide(seen), now_s() - started_s
+            return policy.decide(seen), now_s() - started_s
 
         try:
             decided, policy_s = await self._compute(session.loaded, timed)
@@ -151,16 +174,13 @@ class Sessions:
             except Refusal:
                 raise
             except BaseException as error:  # this thread runs nothing but the policy, and may not take the service with it
-                raise Refusal("error", _told(error)) from None
+                raise Refusal("error", f"the policy {raised(error)}") from None
 
-        self.computing += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(loaded.worker, guarded)
-        finally:
-            self.computing -= 1
+        return await self._call(loaded.worker, guarded)
 
-
-def _told(error: BaseException) -> str:
-    """One sentence on what a policy raised, and where."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"the policy raised {type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+    async def _call(self, worker: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        """`call` in a policy's thread. It counts until it returns, even if nobody awaits it any more."""
+        future = worker.submit(call)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return await asyncio.wrap_future(future)

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import shutil
 import tempfile
 import threading
 from dataclasses import dataclass, field
@@ -203,14 +202,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         for name in ("config.json", "model.safetensors"):  # the weights last: their presence says the folder is whole
             (Path(scratch) / name).chmod(READABLE)
             os.replace(Path(scratch) / name, folder / name)
-
-
-def forget() -> None:
-    """Drop the loaded backbones (tests)."""
-    _load.cache_clear()
-
-
-def remove_cache() -> None:
-    """Delete the converted embedded model."""
-    for folder in cache_folder().glob(f"{EMBEDDED}-*"):
-        shutil.rmtree(folder)

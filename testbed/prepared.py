@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from controllers.api import AbrSession, CjsSession, Manifest, VpSession
-from controllers.loader import Fault, Question
+from controllers.describe import Question
+from controllers.stdio import Fault
 from players.config import OriginConfig, PlayerConfig
 from players.dash.messages import DashConfig
 from players.dash.stock import STOCK
@@ -299,7 +300,7 @@ def _stock_cards(experiment: Experiment, to_play: bool) -> dict[str, PolicyCard]
 
 
 def _loaded_cards(question: Question, llm: str | None) -> tuple[PolicyCard, ...]:
-    command = [sys.executable, "-m", "controllers.loader"]
+    command = [sys.executable, "-m", "controllers.describe"]
     process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         try:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from controllers.loader import Fault
+from controllers.stdio import Fault
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
 from testbed.twin import AnyJob, Finished

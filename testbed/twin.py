@@ -14,7 +14,8 @@ from typing import BinaryIO
 import msgspec
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
-from controllers.loader import Fault, PolicyFactory, claim_stdout, load, parse_reference, raised, take_stdin
+from controllers.loader import PolicyFactory, load, parse_reference, raised
+from controllers.stdio import Fault, claim_stdout, take_stdin
 from testbed.cache import cache_folder
 from testbed.clock import now_s
 from testbed.errors import UserError

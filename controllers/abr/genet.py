@@ -1,12 +1,11 @@
 """Genet: a policy network that goes one level down, stays or goes one up, trained by an automatic curriculum."""
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from controllers.api import AbrObservation, AbrPolicy
-from controllers.weights import Weights, read_weights
+from controllers.weights import Weights, find_weights, read_weights
 from testbed.errors import UserError
 
 SAMPLES = 6
@@ -24,7 +23,6 @@ LONGEST = 48
 """Chunks left beyond this many are not told apart."""
 DRAWS = 1000
 """A draw is u / 1000 with u from 1 to 999, as in Pensieve's and Genet's code."""
-SHIPPED = Path(__file__).parent / "weights" / "genet.safetensors"
 
 
 class Seen(NamedTuple):
@@ -118,7 +116,7 @@ class Genet(AbrPolicy):
 
     | option | meaning |
     | --- | --- |
-    | `weights` | a file made by `scripts/train genet`; default: the one that ships |
+    | `weights` | a file made by `scripts/train genet`, or the name of one that ships; default: `genet` |
     | `decode` | `sample`: drawn from the probabilities; `greedy`: the most probable action |
 
     Trained on a ladder of six levels; on any other it still goes one level at a time, and is shown six of its sizes.
@@ -129,7 +127,7 @@ class Genet(AbrPolicy):
     citation = "Xia et al., Genet: Automatic Curriculum Generation for Learning Adaptation in Networking, SIGCOMM 2022"
 
     def __init__(self, weights: str = "", decode: Literal["sample", "greedy"] = "sample") -> None:
-        path = Path(weights).expanduser() if weights else SHIPPED
+        path = find_weights(weights, "genet")
         self._weights = read_weights(path)
         for name, shape in SHAPES.items():
             if name not in self._weights or self._weights[name].shape != shape:

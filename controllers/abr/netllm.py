@@ -8,7 +8,7 @@ class NetLLM(AbrPolicy):
     """NetLLM (Wu et al., SIGCOMM 2024) with cached keys and values: a decision reads only its new tokens. Decodes greedily.
 
     Differs from the paper's code: a session never sees another one's tokens, all of the session is in the context (not 20 steps), the most
-    probable level is taken (not a sampled one), and the adapter learnt from a teacher's answers to every state it met.
+    probable level is taken (not a sampled one), and the adapter learnt from teachers' answers to every state of its training sessions.
 
     | option | meaning |
     | --- | --- |
@@ -29,9 +29,10 @@ class NetLLM(AbrPolicy):
         from netllm.tasks.abr import AbrTask
 
         torch.set_num_threads(threads)
-        self._model = load_adapter(adapter or SHIPPED / "abr", llm, dtype)
+        folder = adapter or SHIPPED / "abr"
+        self._model = load_adapter(folder, llm, dtype)
         if not isinstance(self._model.task, AbrTask):
-            raise UserError(f"adapter {adapter} is for task {self._model.task.name}, wanted abr")
+            raise UserError(f"adapter {folder} is for task {self._model.task.name}, wanted abr")
         self._task = self._model.task
 
     def reset(self, session: AbrSession, seed: int) -> None:

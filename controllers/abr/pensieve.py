@@ -145,12 +145,11 @@ class Pensieve(AbrPolicy):
     citation = "Mao et al., Neural Adaptive Video Streaming with Pensieve, SIGCOMM 2017 (PPO, as in its later releases)"
 
     def __init__(self, weights: str = "", decode: Literal["greedy", "sample"] = "greedy") -> None:
-        self._weights = read_weights(find_weights(weights, "pensieve"))
+        path = find_weights(weights, "pensieve")
+        self._weights = read_weights(path)
         first = self._weights.get("actor.0.weight")
         if first is None or first.shape[1] != FEATURES:
-            raise UserError(
-                f"policy pensieve: {weights} holds no actor with {FEATURES} inputs, wanted a file made by scripts/train pensieve"
-            )
+            raise UserError(f"policy pensieve: {path} holds no actor with {FEATURES} inputs, wanted a file made by scripts/train pensieve")
         self.decode = decode
 
     def decide(self, observation: AbrObservation) -> int:

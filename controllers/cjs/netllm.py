@@ -31,9 +31,10 @@ class NetLLM(CjsPolicy):
         from netllm.cjs.graph import CjsModel
 
         torch.set_num_threads(threads)
-        model = load_adapter(adapter or SHIPPED / "cjs", llm, dtype)
+        folder = adapter or SHIPPED / "cjs"
+        model = load_adapter(folder, llm, dtype)
         if not isinstance(model, CjsModel):
-            raise UserError(f"adapter {adapter} is for task {model.task.name}, wanted cjs")
+            raise UserError(f"adapter {folder} is for task {model.task.name}, wanted cjs")
         self.model: CjsModel = model
 
     def reset(self, session: CjsSession, seed: int) -> None:

@@ -38,9 +38,10 @@ class NetLLM(VpPolicy):
         from netllm.tasks.vp import VpTask
 
         torch.set_num_threads(threads)
-        self._model = load_adapter(adapter or SHIPPED / "vp", llm, dtype)
+        folder = adapter or SHIPPED / "vp"
+        self._model = load_adapter(folder, llm, dtype)
         if not isinstance(self._model.task, VpTask):
-            raise UserError(f"adapter {adapter} is for task {self._model.task.name}, wanted vp")
+            raise UserError(f"adapter {folder} is for task {self._model.task.name}, wanted vp")
         self._task = self._model.task
         self._images = image_reader(vit, self._task.image_features)
 

@@ -11,7 +11,7 @@ import msgspec
 
 from controllers.client_cjs import SchedulingClient
 from controllers.config import read_config
-from controllers.loader import claim_stdout
+from controllers.stdio import claim_stdout
 from testbed.errors import TestbedError, UserError
 from testbed.execution.config import DriverConfig
 from testbed.execution.dask_cluster import DaskCluster

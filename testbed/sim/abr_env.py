@@ -1,4 +1,7 @@
-"""Gymnasium's view of the ABR simulator, for training: `gymnasium.make("netllm_testbed/Abr-v1", traces=..., video=...)`."""
+"""Gymnasium's view of the ABR simulator, for training.
+
+`gymnasium.make("testbed.sim.abr_env:netllm_testbed/Abr-v1", traces=..., video=...)`: importing this module is what registers the id.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""Gymnasium's view of the scheduling simulator, for training: `gymnasium.make("netllm_testbed/Cjs-v1", workloads=..., session=...)`."""
+"""Gymnasium's view of the scheduling simulator, for training.
+
+`gymnasium.make("testbed.sim.cjs_env:netllm_testbed/Cjs-v1", workloads=..., session=...)`: importing this module is what registers the id.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -145,6 +145,8 @@ async def test_opening_again_starts_afresh_and_a_lost_session_is_opened_by_the_c
         (None, "invalid", "the policy answered None"),
         ("2", "invalid", "the policy answered '2'"),
         (raises(ZeroDivisionError("by nothing")), "error", "the policy raised ZeroDivisionError: by nothing (test_decision_service.py:"),
+        (raises(ValueError("two\nlines")), "error", "the policy raised ValueError: two lines (test_decision_service.py:"),
+        (raises(ValueError("x" * 9999)), "error", f"the policy raised ValueError: {'x' * 500} (test_decision_service.py:"),
         (raises(SystemExit(3)), "error", "the policy raised SystemExit: 3"),
         (raises(MemoryError()), "error", "the policy raised MemoryError"),
         (raises(StopIteration(7)), "error", "the policy raised StopIteration"),
@@ -226,6 +228,121 @@ async def test_idle_sessions_expire_and_too_many_are_refused() -> None:
         await first.open(5.0)
         await second.open(5.0)
         assert (await health(url)).sessions == 1
+
+
+class Held(Dice):
+    """Starts, with `failing` set not even that, once it may."""
+
+    go = threading.Event()
+    failing = False
+
+    def reset(self, session: AbrSession, seed: int) -> None:
+        super().reset(session, seed)
+        assert self.go.wait(30)
+        if self.failing:
+            raise RuntimeError("no")
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> type[Held]:
+    monkeypatch.setattr(Held, "go", threading.Event())
+    return Held
+
+
+def opening(session_id: str = "s", seed: int = 1) -> Open:
+    return Open(session=AbrSession(session_id, VIDEO, 12), policy="held", seed=seed)
+
+
+ASK = Decide(history=HISTORY[:1], buffer_s=1.0, deadline_s=5.0)
+
+
+async def begun(sessions: Sessions, *messages: Open) -> list[asyncio.Task[None]]:
+    """Openings that are under way."""
+    tasks = [asyncio.create_task(sessions.open(message)) for message in messages]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def preloaded(held: type[Held], max_sessions: int = 9) -> Sessions:
+    sessions = Sessions(max_sessions, 100.0)
+    await sessions.preload("held", lambda reference: held)
+    return sessions
+
+
+async def test_sessions_that_are_being_opened_count(held: type[Held]) -> None:
+    sessions = await preloaded(held, 1)
+    tasks = await begun(sessions, *(opening(f"s{i}") for i in range(4)))
+    held.go.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert ended[0] is None
+    assert [error.code for error in ended[1:] if isinstance(error, Refusal)] == ["busy"] * 3
+    assert sessions.health(0).sessions == 1
+    sessions.shutdown()
+
+
+async def test_a_session_closed_while_it_is_opened_stays_closed(held: type[Held]) -> None:
+    sessions = await preloaded(held)
+    (task,) = await begun(sessions, opening())
+    sessions.close("s")
+    held.go.set()
+    with pytest.raises(Refusal, match="session s was closed or opened anew before it had started"):
+        await task
+    assert sessions.health(0).sessions == 0
+    sessions.shutdown()
+
+
+async def test_of_two_openings_the_second_stands_and_a_decision_waits_for_it(held: type[Held]) -> None:
+    sessions = await preloaded(held)
+    first, second = await begun(sessions, opening(seed=1), opening(seed=2))
+    decision = asyncio.create_task(sessions.decide("s", ASK))
+    await asyncio.sleep(0)
+    held.go.set()
+    with pytest.raises(Refusal):
+        await first
+    await second
+    assert (await decision).level == alone(SESSION, 2, [1.0])[0]
+    sessions.shutdown()
+
+
+async def test_a_session_that_fails_to_start_leaves_nothing(held: type[Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "failing", True)
+    sessions = await preloaded(held)
+    (task,) = await begun(sessions, opening())
+    decision = asyncio.create_task(sessions.decide("s", ASK))
+    await asyncio.sleep(0)
+    held.go.set()
+    for waiting in (task, decision):
+        with pytest.raises(Refusal, match="the policy raised RuntimeError: no"):
+            await waiting
+    assert sessions.health(0).sessions == 0
+    sessions.shutdown()
+
+
+async def test_an_answer_lost_on_its_way_is_given_again_and_not_drawn_again() -> None:
+    lost = 0
+
+    @web.middleware
+    async def losing(request: web.Request, handler: Any) -> web.StreamResponse:
+        """Every second answer to a decision is lost with its connection."""
+        nonlocal lost
+        response = await handler(request)
+        if request.path.endswith("/decide"):
+            lost += 1
+            if lost % 2 and request.transport:
+                request.transport.abort()
+        return response
+
+    sessions = Sessions(9, 100.0)
+    await sessions.preload("dice", lambda reference: Dice)
+    app = application(sessions)
+    app.middlewares.insert(0, losing)
+    buffers_s = [0.3 * i for i in range(11)]
+    async with listening(app) as url, client(url, "dice") as asking:
+        await asking.open(5.0)
+        levels = [(await asking.decide(HISTORY[: i + 1], buffer_s, 5.0)).level for i, buffer_s in enumerate(buffers_s)]
+    assert lost == 22
+    assert levels == alone(SESSION, 1, buffers_s)
+    sessions.shutdown()
 
 
 # --- the messages ---
@@ -516,6 +633,53 @@ async def test_what_a_policy_prints_and_reads_is_no_message(tmp_path: Path) -> N
             child.terminate()
         assert (child.stdout.read(), child.wait()) == (b"", 0)
     assert (tmp_path / "said").stat().st_size > 900_000
+
+
+def test_a_config_as_argument_leaves_an_open_stdin_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import sys\nassert sys.stdin.read() == ''\n" + MINE)
+    config = msgspec.json.encode(ControllerConfig(host="127.0.0.1", policies=(f"{tmp_path}/mine.py",)))
+    with subprocess.Popen([sys.executable, "-m", "controllers.server", config], stdin=-1, stdout=-1) as child:
+        assert child.stdin and child.stdout
+        watch = threading.Timer(30, child.kill)
+        watch.start()
+        try:
+            assert msgspec.json.decode(child.stdout.readline(), type=ControllerReady).pid == child.pid
+            assert not child.stdin.closed
+        finally:
+            watch.cancel()
+            child.terminate()
+
+
+def test_sigterm_ends_a_load_that_takes_long(tmp_path: Path) -> None:
+    waits = "sys.stderr.write('loading\\n'); sys.stderr.flush(); threading.Event().wait()"
+    (tmp_path / "mine.py").write_text("import sys, threading\n" + MINE.replace("self.level = level", waits))
+    with running("controllers.server", ControllerConfig(host="127.0.0.1", policies=(f"{tmp_path}/mine.py", "bba"))) as process:
+        assert process.child.stderr and process.child.stderr.readline() == b"loading\n"
+        assert process.end() == (0, [], "")
+
+
+async def test_a_call_that_nobody_awaits_any_more_still_counts() -> None:
+    begun, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> int:
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(30)
+        return 1
+
+    sessions = Sessions(9, 100.0)
+    await sessions.preload("slow", lambda reference: lambda: Numb(slow))
+    await sessions.open(Open(session=SESSION, policy="slow", seed=1))
+    asked = asyncio.create_task(sessions.decide("s", Decide(history=HISTORY[:1], buffer_s=1.0, deadline_s=9.0)))
+    await begun.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert sessions.computing == 1
+    go.set()
+    while sessions.computing:
+        await asyncio.sleep(0)
+    sessions.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,11 @@ def test_other_weights_are_refused_in_one_sentence(weights: dict[str, np.ndarray
         Genet(str(tmp_path / "absent"))
 
 
+def test_the_weights_that_ship_have_a_name() -> None:
+    for name, array in Genet("genet")._weights.items():
+        np.testing.assert_array_equal(array, Genet()._weights[name])
+
+
 @pytest.mark.parametrize("constants", [{}, {"rtt_s": 0.6, "buffer_cap_s": 9.0}])
 def test_the_baseline_decides_as_the_rule_does(constants: dict[str, float]) -> None:
     plays = some_plays(12, 16, **constants)

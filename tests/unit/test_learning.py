@@ -117,13 +117,17 @@ def test_the_policy_computes_what_the_network_was_trained_to_compute(videos, tmp
         assert np.mean(chunk_qoe(chunks, session.video)[1:]) == pytest.approx(qoe[i], abs=1e-9)
 
 
-def test_other_weights_are_refused_in_one_sentence(tmp_path):
+def test_other_weights_are_refused_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "bad").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"bad: can't be read .*, wanted weights made by scripts/train"):
         Pensieve(weights=str(tmp_path / "bad"))
     write_tensors(tmp_path / "other", {"x": torch.zeros(2)}, "made", {})
-    with pytest.raises(UserError, match=r"holds no actor with \d+ inputs, wanted a file made by scripts/train pensieve"):
-        Pensieve(weights=str(tmp_path / "other"))
+    monkeypatch.setattr("controllers.abr.pensieve.find_weights", lambda text, default: tmp_path / "other")
+    for weights in ("other", ""):
+        with pytest.raises(
+            UserError, match=rf"{tmp_path}/other holds no actor with \d+ inputs, wanted a file made by scripts/train pensieve"
+        ):
+            Pensieve(weights=weights)
 
 
 def settings(out, **more):

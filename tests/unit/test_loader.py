@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import msgspec
 import pytest
@@ -13,7 +13,8 @@ import pytest
 from controllers.abr.fixed import Fixed
 from controllers.abr.robust_mpc import RobustMPC
 from controllers.api import AbrObservation, AbrPolicy
-from controllers.loader import ABR_FOLDER, PolicyReference, Question, discover, load, load_all, parse_reference
+from controllers.describe import Question
+from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, parse_reference
 from controllers.options import typed_options
 from testbed.errors import UserError
 from testbed.sim.abr import run_session
@@ -173,12 +174,32 @@ class _Typed(AbrPolicy):
         return 0
 
 
+class _OrNone(AbrPolicy):
+    def __init__(
+        self,
+        mode: Literal["a", "b"] | None = None,
+        first: None | Literal[1, 2] = None,  # noqa: RUF036 (either order)
+        flag: bool | None = None,
+        text: Optional[str] = None,  # noqa: UP045 (the older way to write it)
+    ) -> None:
+        pass
+
+    def decide(self, observation: AbrObservation) -> int:
+        return 0
+
+
 def test_options_take_the_annotated_types() -> None:
     given = (("needed", "3"), ("maybe", "0.5"), ("mode", "2"), ("text", "a b"), ("flag", "Yes"))
     assert typed_options(_Typed, given, "here") == (("needed", 3), ("maybe", 0.5), ("mode", 2), ("text", "a b"), ("flag", True))
     assert typed_options(Fixed, (), "here") == ()
     with pytest.raises(UserError, match=r"here: option 'needed' has no default, wanted \+needed=value"):
         typed_options(_Typed, (), "here")
+
+    given = (("mode", "b"), ("first", "2"), ("flag", "no"), ("text", "a b"))
+    assert typed_options(_OrNone, given, "here") == (("mode", "b"), ("first", 2), ("flag", False), ("text", "a b"))
+    for name, wanted in (("mode", "one of a, b"), ("first", "one of 1, 2"), ("flag", "true or false")):
+        with pytest.raises(UserError, match=f"here: option '{name}' is 'zzz', wanted {wanted}"):
+            typed_options(_OrNone, ((name, "zzz"),), "here")
 
     class Bare(AbrPolicy):
         def decide(self, observation: AbrObservation) -> int:
@@ -191,7 +212,7 @@ def test_options_take_the_annotated_types() -> None:
 def asked(*references: str, start: bool = True) -> tuple[int, Any, str]:
     """Exit code, answer and standard error of the process that describes policies."""
     question = Question(references=references, session=session(3) if start else None, seed=1)
-    command = [sys.executable, "-m", "controllers.loader"]
+    command = [sys.executable, "-m", "controllers.describe"]
     done = subprocess.run(command, input=msgspec.json.encode(question), capture_output=True, env=ENVIRONMENT, timeout=60, check=False)
     return done.returncode, json.loads(done.stdout), done.stderr.decode()
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from transformers import ViTConfig, ViTModel
 
 from controllers.api import VpSession
 from controllers.learning.vp_data import VpData
+from controllers.loader import load
 from controllers.vp.linear_l1 import LinearL1
 from controllers.vp.mlp import Mlp
 from controllers.vp.netllm import NetLLM
 from netllm.adapter import load_adapter, new_model, read_settings, save_adapter
 from netllm.command import ablate_command, adapt_command
 from netllm.context import Context
-from netllm.images import VitReader, image_reader
+from netllm.images import Preparation, VitReader, image_reader, preparation
 from netllm.lora import LoraSettings
 from netllm.tasks.vp import IMAGE, MOTION, VpTask, extended, features, predict_turns_deg
 from netllm.training import OptimiserSettings
@@ -342,6 +344,59 @@ def test_a_vit_turns_frames_into_features(vit, frames):
         image_reader("nowhere", 8)
 
 
+def test_frames_that_differ_anywhere_or_in_shape_have_features_of_their_own(vit):
+    reader = VitReader(Path(vit))
+    plain = np.random.default_rng(3).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    other = plain.copy()
+    other[1::2] = 0
+    for frame in (other, plain.reshape(64, 256, 3)):
+        first, second = reader([plain, frame])
+        assert np.abs(first - second).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("told", "sides"),
+    [
+        ({"size": 32}, (32, 32)),
+        ({"size": {"height": 32, "width": 16}}, (32, 16)),
+        ({"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
+        ({"size": {"shortest_edge": 32, "longest_edge": None}, "do_center_crop": False, "crop_size": {"height": 8, "width": 8}}, (32, 32)),
+    ],
+)
+def test_pictures_are_prepared_as_the_vit_says(vit, told, sides):
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    (Path(vit) / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": deviation, "resample": 3} | told))
+    assert preparation(Path(vit), 99) == Preparation(sides, mean, deviation)
+
+
+def test_a_vit_is_fed_what_its_preprocessor_says(vit):
+    frame = np.full((32, 32, 3), (51, 102, 204), dtype=np.uint8)
+    halves, model = VitReader(Path(vit))([frame])[0], ViTModel.from_pretrained(vit, add_pooling_layer=False).eval()
+    (Path(vit) / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.4, 1.0], "size": 32})
+    )
+    told = VitReader(Path(vit))([frame])[0]
+    for found, colour in ((halves, (-0.6, -0.2, 0.6)), (told, (0.5, 0.5, 0.5))):
+        pixels = torch.tensor(colour)[None, :, None, None].expand(1, 3, 32, 32)
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(pixel_values=pixels).last_hidden_state[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("no json", "JSON is malformed"),
+        ('{"size": 32}', "missing required field `image_mean`"),
+        ('{"image_mean": [0, 0, 0], "image_std": [1, 0, 1], "size": 32}', "wanted numbers above 0"),
+        ('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": {"longest_edge": 32}}', "wanted height and width, or shortest_edge"),
+    ],
+)
+def test_a_preprocessor_without_sense_is_refused(vit, text, sentence):
+    (Path(vit) / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json: .*{sentence}"):
+        VitReader(Path(vit))
+
+
 def test_frames_are_told_with_the_newest_token_and_change_the_answer(settings, data, vit, frames):
     task = replace(TASK, image_features=8)
     images = np.array([[1.0] * 8, [np.nan] * 8], dtype=np.float32)
@@ -352,6 +407,16 @@ def test_frames_are_told_with_the_newest_token_and_change_the_answer(settings, d
     with_frames, without = predict(policy, known, frames=Frames(frames)), predict(policy, known)
     assert np.abs(with_frames - without).max() > 1e-4
     np.testing.assert_array_equal(predict(NetLLM(str(folder), dtype="float32"), known), without)
+
+
+@pytest.mark.parametrize("task", ["abr", "cjs", "vp"])
+def test_what_ships_is_named_when_it_is_of_another_task(task, adapter, monkeypatch, tmp_path):
+    from netllm.adapter import SHIPPED
+
+    (tmp_path / task).symlink_to(SHIPPED / "abr" if task == "vp" else adapter)
+    monkeypatch.setattr("netllm.adapter.SHIPPED", tmp_path)
+    with pytest.raises(UserError, match=rf"^adapter {tmp_path}/{task} is for task (abr|vp), wanted {task}$"):
+        load("netllm", task)()
 
 
 def test_one_pass_answers_the_whole_horizon(adapter, llm, monkeypatch):

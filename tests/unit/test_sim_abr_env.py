@@ -22,7 +22,7 @@ class _Scripted(AbrPolicy):
 
 @pytest.mark.filterwarnings("ignore:.*maximum value is infinity")
 def test_it_passes_gymnasiums_check() -> None:
-    check_env(gymnasium.make(ENV_ID, traces=[varied(), steady(2.0)], video=video(), noise=0.1).unwrapped)
+    check_env(gymnasium.make(f"testbed.sim.abr_env:{ENV_ID}", traces=[varied(), steady(2.0)], video=video(), noise=0.1).unwrapped)
 
 
 def test_the_mean_reward_is_the_sessions_qoe() -> None:

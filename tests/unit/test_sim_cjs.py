@@ -268,7 +268,7 @@ def test_the_environment_truncates_what_starves():
 
 def test_the_environment_is_registered():
     made, profiles = random_workload(7)
-    environment = gymnasium.make("netllm_testbed/Cjs-v1", workloads=[made], session=session(2), profiles=profiles)
+    environment = gymnasium.make("testbed.sim.cjs_env:netllm_testbed/Cjs-v1", workloads=[made], session=session(2), profiles=profiles)
     assert environment.reset(seed=3)[1]["workload"] == 0
 
 
