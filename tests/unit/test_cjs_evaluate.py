@@ -1,6 +1,7 @@
 """An evaluation of schedulers: paired on workloads, taken up again, shown as it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from controllers.loader import load
-from netllm.adapter import new_model, save_adapter
+from netllm import identity as identities
+from netllm.adapter import SHIPPED, new_model, save_adapter
 from netllm.cjs_suite import page, run
 from netllm.cjs_suite.analysis import analyse
-from netllm.cjs_suite.header import SIMULATION, cjs_header
+from netllm.cjs_suite.header import MODEL, SIMULATION, cjs_header, identity
 from netllm.cjs_suite.play import Played
 from netllm.cjs_suite.run import CjsEvaluateSettings
 from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
@@ -80,13 +82,37 @@ def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
 
 
 def test_every_source_of_a_schedule_is_in_its_key():
-    program = (
-        "import sys, testbed.sim.cjs, testbed.sim.cjs_compiled; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({})))"
-    )
-    code = program.format("('testbed.sim.', 'testbed.cluster.')")
-    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
-    loaded = {Path(file) for file in told if not file.endswith("__init__.py")}
+    loaded = modules_with("testbed.sim.cjs", "testbed.sim.cjs_compiled", among=("testbed.sim.", "testbed.cluster."))
     assert loaded and loaded <= {file for pattern in SIMULATION for file in CHECKOUT.glob(pattern)}
+
+
+def test_every_source_of_an_answer_is_in_a_language_models_key():
+    loaded = modules_with("netllm.cjs.reader", "controllers.cjs.netllm", among=("netllm.", "controllers.cjs."))
+    own = {CHECKOUT / "controllers/cjs/netllm.py"}  # the policy's own file, as of any policy
+    assert loaded - own <= {file for pattern in MODEL for file in CHECKOUT.glob(pattern)}
+    assert CHECKOUT / "controllers/cjs/srpt_cap.py" in loaded
+
+
+def modules_with(*imported: str, among: tuple[str, ...]) -> set[Path]:
+    """Files of the modules that these bring along."""
+    code = f"import sys, {', '.join(imported)}; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({among})))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    return {Path(file) for file in told if not file.endswith("__init__.py")}
+
+
+def test_an_adapter_that_was_changed_is_another_policy(tmp_path, monkeypatch):
+    """`scripts/adapt cjs-trust` rewrites netllm.json alone."""
+    folder = shutil.copytree(SHIPPED / "cjs", tmp_path / "adapter")
+    policy = load(f"netllm+adapter={folder}", "cjs")
+    before = identity(policy)
+    (folder / "README.md").write_text("a card")
+    assert identity(policy) == before
+    content = json.loads((folder / "netllm.json").read_text())
+    content["settings"]["trust"] += 1
+    (folder / "netllm.json").write_text(json.dumps(content))
+    changed = identity(policy)
+    monkeypatch.setattr(identities.importlib.metadata, "version", lambda package: f"another {package}")
+    assert len({before, changed, identity(policy)}) == 3
 
 
 def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypatch):
