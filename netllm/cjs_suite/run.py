@@ -128,8 +128,8 @@ def _summary(result: SettingResult) -> dict[str, Any]:
         "policies": {
             name: {
                 "trials": len(each.sessions),
-                "starved": each.starved,
-                "mean": float(each.jct_s.mean()),
+                "invalid": each.starved,
+                "mean": each.mean_s,
                 "over_published_decima": asdict(each.over_decima) if each.over_decima else None,
             }
             for name, each in result.outcomes.items()

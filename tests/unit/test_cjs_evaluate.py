@@ -58,13 +58,21 @@ def test_policies_are_compared_on_the_same_workloads():
     assert [each.policy for each in result.ranked()] == ["a", "b"]
 
 
-def test_who_starved_jobs_comes_last_and_is_shown_so():
-    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
-    sessions = [played("quick", seed, 1.0, STARVED if seed == 2 else COMPLETE) for seed in toy.seeds]
-    sessions += [played("slow", seed, 50.0 + seed) for seed in toy.seeds]
-    (result,) = analyse([toy], sessions, ["quick", "slow"], ["slow"])
-    assert [each.policy for each in result.ranked()] == ["slow", "quick"]
-    assert "1.0 (1 starved)" in page.section([result], cjs_header([], "published"))
+def test_who_starved_jobs_comes_last_and_has_no_mean_and_no_difference():
+    """However quick the jobs that did end."""
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3), (50.0, 51.0, 52.0), goal=0.9)
+    sessions = [played("netllm", seed, 1.0 + 0.1 * seed, STARVED if seed == 2 else COMPLETE) for seed in toy.seeds]
+    sessions += [played("slow", seed, 50.0 + seed) for seed in toy.seeds] + [played("same", seed, 50.0 + seed) for seed in toy.seeds]
+    (result,) = analyse([toy], sessions, ["netllm", "slow", "same"], ["slow", "netllm"])
+    assert [each.policy for each in result.ranked()] == ["slow", "same", "netllm"]
+    assert [(each.a, each.b) for each in result.differences] == [("same", "slow")]
+    starved = result.outcomes["netllm"]
+    assert starved.mean_s is None and starved.over_decima is None
+    header = cjs_header([], "published")
+    for text in (page.section([result], header), page.card([result], "netllm")):
+        assert "| 1 of 3 starved |" in text and "1.2" not in text
+    told = run._summary(result)["policies"]
+    assert (told["netllm"]["invalid"], told["netllm"]["mean"]) == (1, None) and (told["slow"]["invalid"], told["slow"]["mean"]) == (0, 52.0)
 
 
 def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
