@@ -37,7 +37,7 @@ def section(results: Sequence[SettingResult], header: CjsHeader) -> str:
     return "\n".join([*parts, *table(("", ""), made)])
 
 
-def card(results: Sequence[SettingResult], name: str) -> str:
+def card(results: Sequence[SettingResult], name: str, header: CjsHeader) -> str:
     """Results of the policy `name`, for the adapter's card."""
     rows = []
     for result in results:
@@ -48,7 +48,8 @@ def card(results: Sequence[SettingResult], name: str) -> str:
         over = words.within(own.over_decima) + goal if own.over_decima else words.DASH
         rows.append((result.setting.title, _counted(result), _mean(own), over, "; ".join(against)))
     headings = ("setting", "workloads", "mean JCT s", "over published Decima", "paired, as a ratio")
-    return "\n".join(["## Results", "Simulator, published rules; docs/cjs.md has the whole evaluation.", "", *table(headings, rows)])
+    said = f"Simulator, {header.semantics} rules; docs/cjs.md has the whole evaluation."
+    return "\n".join(["## Results", said, "", *table(headings, rows)])
 
 
 def _counted(result: SettingResult) -> str:

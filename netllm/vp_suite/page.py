@@ -83,7 +83,9 @@ def card(results: Sequence[SettingResult], name: str, header: VpHeader) -> str:
         found = {reference: each for reference, all_of in result.differences.items() for each in all_of if each.a == name}
         against = [f"{words.number(each.over_users.mean, 2, True)} to `{key}`: {each.verdict}" for key, each in found.items()]
         rows.append((result.setting.title, words.within(result.outcomes[name].mae_deg, 2), "; ".join(against)))
-    said = f"Test viewings, `{header.command}` at commit `{header.commit[:12]}`; docs/vp.md has the whole evaluation."
+    said = (
+        f"{header.split.capitalize()} viewings, `{header.command}` at commit `{header.commit[:12]}`; docs/vp.md has the whole evaluation."
+    )
     return "\n".join(["## Results", said, "", *table(("setting", "MAE, degrees", "paired, degrees"), rows)])
 
 

@@ -65,6 +65,8 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     settings = settings or VpEvaluateSettings()
     console = console or Console()
     check_least(settings, 0, ["seed", "timed"])
+    if settings.write and settings.split != TEST:
+        raise UserError(f"--write is for results on test viewings, seen --split {settings.split}, wanted one of the two")
     policies, ablated = _policies(settings), families(settings.adapters, settings.reference)
     asked = _windows(settings, console)
     frames = Frames(settings.frames)

@@ -69,7 +69,7 @@ def test_who_starved_jobs_comes_last_and_has_no_mean_and_no_difference():
     starved = result.outcomes["netllm"]
     assert starved.mean_s is None and starved.over_decima is None
     header = cjs_header([], "published")
-    for text in (page.section([result], header), page.card([result], "netllm")):
+    for text in (page.section([result], header), page.card([result], "netllm", header)):
         assert "| 1 of 3 starved |" in text and "1.2" not in text
     told = run._summary(result)["policies"]
     assert (told["netllm"]["invalid"], told["netllm"]["mean"]) == (1, None) and (told["slow"]["invalid"], told["slow"]["mean"]) == (0, 52.0)
@@ -171,6 +171,19 @@ def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
     path.write_text("nothing")
     with pytest.raises(UserError, match="wanted both"):
         run._write(settings, results, cjs_header([], "published"), ["fair"])
+
+
+def test_what_is_published_is_what_was_run(tmp_path):
+    """No page and no card of other rules, and no ratio to what was measured under the published ones."""
+    with pytest.raises(UserError, match="--write is for results under the published rules, seen --semantics conserving"):
+        run.test(CjsEvaluateSettings(semantics="conserving", write=True, out=tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out").exists()
+    (setting,) = chosen(["default"], "conserving")
+    assert setting.decima_s == () and setting.goal is None and setting.seeds == NAMED["default"].seeds
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
+    results = analyse([toy], [played("netllm", seed, 5.0 + seed) for seed in toy.seeds], ["netllm"], [])
+    for semantics in ("published", "conserving"):
+        assert f"Simulator, {semantics} rules" in page.card(results, "netllm", cjs_header([], semantics))
 
 
 def test_settings_of_ones_own_and_unknown_ones(capsys):

@@ -232,7 +232,16 @@ def test_a_card_tells_each_setting_and_what_it_was_compared_with():
     header = run.vp_header([load("static", "vp")], "test")
     text = page.card([setting_result(NAMED["code"], outcomes, {}, ["static"])], "netllm", header)
     assert "| 6.50 ± " in text and "| \N{MINUS SIGN}2.00 to `static`: better |" in text
-    assert NAMED["code"].title in text and header.command in text
+    assert NAMED["code"].title in text and header.command in text and "\nTest viewings, " in text
+    assert "\nValid viewings, " in page.card(
+        [setting_result(NAMED["code"], outcomes, {}, ["static"])], "netllm", replace(header, split="valid")
+    )
+
+
+def test_no_page_is_written_of_other_viewings_than_the_test_s(recorded, tmp_path):
+    with pytest.raises(UserError, match="--write is for results on test viewings, seen --split valid"):
+        run.test(run.VpEvaluateSettings(("code",), ("static",), split="valid", out=tmp_path / "out", write=True), QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finding_says_no_more_than_the_interval_allows():
