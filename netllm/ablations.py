@@ -142,8 +142,11 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
+TRAINED = ("variant", "what is changed", "trained by")
+
+
 def trainings(families: Mapping[str, Sequence[Path]], changes: Mapping[str, Change[Any]]) -> list[tuple[str, str, str]]:
-    """How the adapters of each row of a table were trained: the row, what is changed in it, and the command that makes it alone."""
+    """How the adapters of each row of a table were trained, as `TRAINED` has it; the command makes those of the row alone."""
     rows = []
     for row, adapters in families.items():
         commands: dict[tuple[str, str], list[str]] = {}

@@ -1,10 +1,9 @@
 """An evaluation in Markdown: the page `docs/abr.md`, and the results in an adapter's model card."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from netllm import ablations
 from netllm.cards import set_results
 from netllm.suite import words
 from netllm.suite.analysis import Analysis, Difference, SettingResult
@@ -28,9 +27,6 @@ Each variant minus `{reference}`, paired on each trace after averaging training 
 ({count} comparisons in all).
 """
 
-_OF_ONE_RUN = re.compile(r" --(?:names|seeds)(?: (?!--)\S+)*")
-"""Words of a command of `scripts/ablate` that say which of its runs it does."""
-
 
 def document(analysis: Analysis, header: Header) -> str:
     """The whole page."""
@@ -51,7 +47,7 @@ def document(analysis: Analysis, header: Header) -> str:
     parts += [_PAIRED.format(count=analysis.comparisons, main=main), *_forest(analysis)]
     for result in analysis.settings:
         parts += ["", f"## {result.name}: {result.prepared.setting.title}", "", *_policies(analysis, result)]
-    parts += [*_ablations(analysis), *trainings(analysis, header.policies), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
+    parts += [*_ablations(analysis), *trainings(analysis), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
     return "\n".join(parts) + "\n"
 
 
@@ -190,17 +186,17 @@ def _ablations(analysis: Analysis) -> list[str]:
     return ["", "## Ablations", said, *table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
 
 
-def trainings(analysis: Analysis, policies: Iterable[dict[str, Any]]) -> list[str]:
-    """The commands that made the ablations' adapters: but for names and seeds most share one. `policies` are a header's."""
+def trainings(analysis: Analysis) -> list[str]:
+    """What each ablation changes, and the command that trains it."""
     ablated = {found.a for result in analysis.settings for found in result.ablations}
-    variants: dict[str, list[str]] = {}
-    for each in policies:
-        command = each["story"].get("trained", {}).get("command", "") if each["name"] in ablated | {analysis.reference} else ""
-        names = variants.setdefault(_OF_ONE_RUN.sub("", command), [])
-        if command and each["name"] not in names:
-            names.append(each["name"])
-    rows = [(", ".join(names), f"`{command}`") for command, names in variants.items() if names]
-    return ["", *table(("variants", "trained by, with `--names` and `--seeds`"), rows)] if ablated and rows else []
+    if not ablated:
+        return []
+    from netllm.ablate import CHANGES  # torch takes seconds: only who measures ablations pays
+
+    measured = [analysis.named(analysis.reference), *(each for each in analysis.role(ABLATION) if each.name in ablated)]
+    folders = {each.name: [path for member in each.members for path in member.weights[:1] if path.is_dir()] for each in measured}
+    rows = ablations.trainings(folders, CHANGES)
+    return ["", *table(ablations.TRAINED, rows)] if rows else []
 
 
 def _seeds(analysis: Analysis) -> list[str]:

@@ -102,6 +102,8 @@ class Evaluation:
     seeds: tuple[SettingResult, ...] = ()
     """The same settings with further training seeds."""
     ablations: tuple[AblationResult, ...] = ()
+    trainings: tuple[tuple[str, str, str], ...] = ()
+    """How the adapters of the ablations were trained (`netllm.ablations.TRAINED`)."""
     times_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Seconds of single decisions, by policy."""
 

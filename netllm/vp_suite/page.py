@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from netllm.ablations import TRAINED
 from netllm.suite import words
 from netllm.suite.markdown import table
 from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, AblationResult, Difference, Evaluation, Outcome, SettingResult
@@ -69,6 +70,7 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
         parts += ["", "## Ablations of the language model", _ABLATIONS]
         for each in evaluation.ablations:
             parts += [f"### {each.result.setting.name}: {each.result.setting.title}", "", *_ablations(each), ""]
+        parts += table(TRAINED, evaluation.trainings) if evaluation.trainings else []
     if evaluation.times_s:
         parts += ["", "## Cost of a decision", "", *_times(evaluation.times_s)]
     return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"

@@ -14,8 +14,10 @@ from rich.console import Console
 from controllers.learning.start import check_least
 from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
 from controllers.weights import VP_SHIPPED
+from netllm.ablations import trainings
 from netllm.adapter import SHIPPED
 from netllm.cards import set_results
+from netllm.vp_ablate import CHANGES
 from netllm.vp_suite import page
 from netllm.vp_suite.ablations import NETLLM, Family, families, joined, seeds_deg
 from netllm.vp_suite.analysis import AblationResult, Evaluation, Outcome, SettingResult, setting_result
@@ -74,7 +76,8 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     further = () if settings.policies else _seeds(policies)
     seeds = [_measured(each, seen, further, settings, frames) for each, seen in asked] if further else []
     ablations = [_ablated(each, seen, ablated, settings, frames) for each, seen in asked] if ablated else []
-    evaluation = Evaluation(tuple(results), tuple(seeds), tuple(ablations), _timed(asked[0][1], policies, settings))
+    trained = trainings({each.name: each.adapters for each in ablated}, CHANGES)
+    evaluation = Evaluation(tuple(results), tuple(seeds), tuple(ablations), tuple(trained), _timed(asked[0][1], policies, settings))
     header = vp_header([*policies, *further], settings.split)
     _write(settings, evaluation, header)
     page.show(evaluation, console)

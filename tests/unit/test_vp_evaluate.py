@@ -263,6 +263,9 @@ def test_errors_are_those_of_the_windows():
     assert measure(load("static", "vp")(), windows()).mae_deg.shape == (len(windows()),)
 
 
+CHANGED = {"still": "reference", "lively": "no-lora"}
+
+
 def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(recorded, tmp_path, monkeypatch):
     """Two families of two adapters of a tiny model each; the adapters of one do nothing."""
     import torch
@@ -278,8 +281,8 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
         model = new_model(llm, "float32", VpTask(hidden=8, base="last"), LoraSettings(rank=0), name)
         if name.startswith("lively"):
             torch.nn.init.normal_(model.head.linear.weight, std=0.2)
-        folders[name] = tmp_path / name
-        save_adapter(model, folders[name], {})
+        folders[name] = tmp_path / "made" / f"{CHANGED[name[:-2]]}{name[-2:]}" / "adapter"
+        save_adapter(model, folders[name], {"trained": {"command": "scripts/ablate vp --names reference no-lora --steps 9 --seeds 1 2"}})
         model.switch.remove()
     groups = tuple(f"{name}={folders[f'{name}-1']},{folders[f'{name}-2']}" for name in ("still", "lively"))
     monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
@@ -296,6 +299,7 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
     (compared,) = ablation["comparisons"]
     assert (compared["a"], compared["b"], compared["verdict"]) == ("lively", "still", "worse")
     text = (tmp_path / "vp.md").read_text()
+    assert "| still | `reference`: nothing | `scripts/ablate vp --names reference --seeds 1 2 --out made --steps 9` |" in text
     assert "## Ablations of the language model" in text and "| `lively` |" in text and "## Cost of a decision" in text
     assert summary["decision_ms"]["static"]["p50"] > 0
 
