@@ -18,7 +18,7 @@ from netllm.experience import collect, read_header
 from testbed.errors import UserError
 
 CHANGES: dict[str, Change[AdaptSettings]] = {
-    REFERENCE: Change("nothing", lambda full: full),
+    REFERENCE: Change("nothing but what the command says", lambda full: full),
     "random-backbone": Change(
         "the backbone has the sizes and scales of the pre-trained one, and was never trained",
         lambda full: replace(full, llm=full.llm + RANDOM),

@@ -15,7 +15,7 @@ from netllm.backbone import RANDOM
 from netllm.vp_adapt import VpAdaptSettings, adapt
 
 CHANGES: dict[str, Change[VpAdaptSettings]] = {
-    REFERENCE: Change("nothing", lambda full: full),
+    REFERENCE: Change("nothing but what the command says", lambda full: full),
     "random-backbone": Change("a *random* backbone", lambda full: replace(full, llm=full.llm + RANDOM)),
     "no-lora": Change("no LoRA: the backbone is what it was", lambda full: replace(full, lora=replace(full.lora, rank=0))),
     "random-no-lora": Change(

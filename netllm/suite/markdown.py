@@ -13,8 +13,10 @@ from netllm.suite.header import Header
 _INTRO = """
 Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each
 trace's beginning, without noise. {qoe} Means are over traces with Student's 95 % intervals; sampling and training seeds are averaged first.
-The *offline optimum* knows the whole trace (dynamic programming through the same simulator): no causal policy reaches it.
+The *offline optimum* is the best playback found with the whole trace known (dynamic programming through the same simulator), so a lower
+bound of the true optimum. A policy that decides without that knowledge seldom equals it.
 """
+_UNITS = "A unit is one household's FCC measurement box, a log one commute in Norway: traces of one were measured together."
 _PAIRED = """
 Paired on each trace. The strongest rule and the strongest learned policy of a setting are those with the highest means on these very
 traces, chosen after the fact; where another rule is the strongest of the default setting, that one stands here, too. p is of the paired
@@ -115,7 +117,7 @@ def _settings(analysis: Analysis) -> list[str]:
         modelled = ", modelled, not measured" if result.prepared.source == "model" else ""
         traces = f"{setting.traces} (sha256 `{result.prepared.sha256[:16]}`{modelled})"
         rows.append((setting.name, traces, setting.video, words.sampled(result), (setting.unseen or "nothing but the traces") + note))
-    return table(("setting", "traces", "video", "sampled", "unseen in training"), rows)
+    return [*table(("setting", "traces", "video", "sampled", "unseen in training"), rows), "", _UNITS]
 
 
 def _names(analysis: Analysis) -> list[str]:
@@ -176,14 +178,18 @@ def _policies(analysis: Analysis, result: SettingResult) -> list[str]:
 def _ablations(analysis: Analysis) -> list[str]:
     rows = []
     for result in analysis.settings:
-        for found in result.ablations:
-            outcome = result.outcomes[found.a]
-            seeds = f"{len(outcome.training.means)}, {words.number(outcome.training.sd)}"
-            rows.append((result.name, found.a, words.within(outcome.qoe), seeds, *_against(found)[:5]))
+        if result.ablations:
+            rows.append((*_variant(result, analysis.reference), *[words.DASH] * 5))
+            rows += [(*_variant(result, found.a), *_against(found)[:5]) for found in result.ablations]
     if not rows:
         return []
     said = _ABLATED.format(reference=analysis.reference, count=analysis.ablation_comparisons)
     return ["", "## Ablations", said, *table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
+
+
+def _variant(result: SettingResult, name: str) -> tuple[str, ...]:
+    outcome = result.outcomes[name]
+    return result.name, name, words.within(outcome.qoe), f"{len(outcome.training.means)}, {words.number(outcome.training.sd)}"
 
 
 def trainings(analysis: Analysis) -> list[str]:

@@ -99,6 +99,8 @@ class Evaluation:
     """Everything that one evaluation found."""
 
     results: tuple[SettingResult, ...]
+    left_out: tuple[VpSetting, ...] = ()
+    """Settings whose data were not there."""
     seeds: tuple[SettingResult, ...] = ()
     """The same settings with further training seeds."""
     ablations: tuple[AblationResult, ...] = ()

@@ -11,7 +11,9 @@ from netllm.suite import words
 from netllm.suite.markdown import table
 from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, AblationResult, Difference, Evaluation, Outcome, SettingResult
 from netllm.vp_suite.header import VpHeader
+from netllm.vp_suite.settings import VpSetting
 from testbed.units import ms_from_s
+from traces.viewport_splits import find_split
 from traces.viewports import ANGLES
 
 _INTRO = """
@@ -55,6 +57,7 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
         "## Settings",
         "",
         *_settings(results),
+        *(f"\n{_left_out(each)}" for each in evaluation.left_out),
         _PAIRED.rstrip(),
     ]
     for result in results:
@@ -125,6 +128,11 @@ def _settings(results: Sequence[SettingResult]) -> list[str]:
         lengths = f"{setting.history_s:g} s", f"{setting.horizon_s:g} s"
         rows.append((setting.name, *lengths, where, f"{result.windows}", f"{result.users}", f"{result.videos}"))
     return table(("setting", "history", "horizon", "first future sample", "windows", "viewers", "videos"), rows)
+
+
+def _left_out(setting: VpSetting) -> str:
+    fetched = f"`scripts/fetch_data {find_split(setting.split).dataset}`"
+    return f"`{setting.name}` ({setting.title}) was left out: its data were not there ({fetched} fetches them). {setting.note}"
 
 
 def _row(each: Outcome) -> tuple[str, ...]:

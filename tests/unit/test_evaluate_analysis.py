@@ -11,6 +11,7 @@ from controllers.loader import PolicyReference
 from netllm.suite.analysis import analyse, holm, ratio_of_means, t_test
 from netllm.suite.cells import CELL, Cell
 from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.suite.markdown import _ablations as ablation_table
 from netllm.suite.markdown import trainings
 from netllm.suite.play import OPTIMUM
 from netllm.suite.settings import Playback, Prepared, Setting
@@ -135,6 +136,11 @@ def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     assert (ablation.a, ablation.b, ablation.verdict) == ("no lora", "full", "worse")
     assert ablation.estimate.mean == pytest.approx(-0.5)
     assert [each.b for each in found.settings[0].differences] == ["bba"]
+    rows = [line for line in ablation_table(found) if line.startswith("| toy")]
+    assert [row.split(" | ")[1] for row in rows] == ["full", "no lora"], "the reference's own values come first"
+    assert rows[0].startswith("| toy | full | 5.000 ± ") and rows[0].endswith(
+        " | 2, 0.707 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |"
+    )
 
 
 def test_the_commands_that_trained_ablations_are_told_row_by_row(tmp_path, monkeypatch):
@@ -151,7 +157,7 @@ def test_the_commands_that_trained_ablations_are_told_row_by_row(tmp_path, monke
     two = {(member, 0): np.arange(10.0) + member for member in (0, 1)}
     lines = trainings(analysis({"netllm": np.arange(10.0), "full": two, "few, no LoRA": two}, who, reference="full"))
     assert lines[3:] == [
-        "| full | `reference`: nothing | `scripts/ablate abr --names reference --seeds 1 2 --out results/out --steps 1` |",
+        "| full | `reference`: nothing but what the command says | `scripts/ablate abr --names reference --seeds 1 2 --out results/out --steps 1` |",
         "| few, no LoRA | `no-lora`: no LoRA: the backbone is what it was "
         "| `scripts/ablate abr --names no-lora --seeds 1 2 --out results/few --steps 2` |",
     ]

@@ -73,3 +73,19 @@ def test_who_is_chosen_does_not_inherit_what_lay_there(folder, tmp_path):
     assert MEASURED in card(folder), "the one that lay there was chosen again"
     choose._ship(better, [same, better], folder, 3)
     assert MEASURED not in card(folder)
+
+
+def test_a_card_says_what_was_done_not_what_is_usual(folder):
+    """The adapter that ships had no round of DAgger, and no running mean."""
+    write_card(folder)
+    text = card(folder)
+    assert "| sessions | 3000 collected, all states labelled" in text and "student" not in text
+    assert "| weights | those of the step itself |" in text
+    content = json.loads((folder / "netllm.json").read_text())
+    content["trained"] |= {"dagger_rounds": 2, "sessions": [3000, 800]}
+    content["trained"]["optimiser"]["keep"] = 0.98
+    (folder / "netllm.json").write_text(json.dumps(content))
+    write_card(folder)
+    text = card(folder)
+    assert "| sessions | 3000 collected and 800 of 2 DAgger rounds, all states" in text and "; in DAgger rounds the student |" in text
+    assert "| weights | running mean, factor 0.98 a step |" in text

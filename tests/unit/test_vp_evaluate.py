@@ -299,7 +299,10 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
     (compared,) = ablation["comparisons"]
     assert (compared["a"], compared["b"], compared["verdict"]) == ("lively", "still", "worse")
     text = (tmp_path / "vp.md").read_text()
-    assert "| still | `reference`: nothing | `scripts/ablate vp --names reference --seeds 1 2 --out made --steps 9` |" in text
+    assert (
+        "| still | `reference`: nothing but what the command says | `scripts/ablate vp --names reference --seeds 1 2 --out made --steps 9` |"
+        in text
+    )
     assert "## Ablations of the language model" in text and "| `lively` |" in text and "## Cost of a decision" in text
     assert summary["decision_ms"]["static"]["p50"] > 0
 
@@ -324,7 +327,10 @@ def test_another_data_set_that_cannot_be_had_is_left_out_unless_it_is_alone(reco
 
     monkeypatch.setattr(run, "load_split", lacking)
     monkeypatch.chdir(tmp_path)
-    assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static"]) == 0
+    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static", "--write"]) == 0
+    text = (tmp_path / "vp.md").read_text()
+    assert "was left out: its data were not there (`scripts/fetch_data viewports_wu2017`" in text and NAMED["wu2017"].note in text
     assert "setting wu2017 is left out" in " ".join(capsys.readouterr().out.split())
     assert evaluate_command(["vp", "--settings", "wu2017", "--policies", "static", "--against", "static"]) == 2
     assert "viewports_wu2017 is not on this machine" in capsys.readouterr().err
