@@ -157,7 +157,8 @@ def test_the_commands_that_trained_ablations_are_told_row_by_row(tmp_path, monke
     two = {(member, 0): np.arange(10.0) + member for member in (0, 1)}
     lines = trainings(analysis({"netllm": np.arange(10.0), "full": two, "few, no LoRA": two}, who, reference="full"))
     assert lines[3:] == [
-        "| full | `reference`: nothing but what the command says | `scripts/ablate abr --names reference --seeds 1 2 --out results/out --steps 1` |",
+        "| full | `reference`: nothing but what the command says "
+        "| `scripts/ablate abr --names reference --seeds 1 2 --out results/out --steps 1` |",
         "| few, no LoRA | `no-lora`: no LoRA: the backbone is what it was "
         "| `scripts/ablate abr --names no-lora --seeds 1 2 --out results/few --steps 2` |",
     ]
