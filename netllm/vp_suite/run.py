@@ -77,7 +77,7 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     seeds = [_measured(each, seen, further, settings, frames) for each, seen in asked] if further else []
     ablations = [_ablated(each, seen, ablated, settings, frames) for each, seen in asked] if ablated else []
     trained = trainings({each.name: each.adapters for each in ablated}, CHANGES)
-    times_s = _timed(asked[0][1], policies, settings)
+    times_s = _timed(asked[0][1], policies, settings, frames)
     evaluation = Evaluation(tuple(results), left_out, tuple(seeds), tuple(ablations), tuple(trained), times_s)
     header = vp_header([*policies, *further], settings.split)
     _write(settings, evaluation, header)
@@ -102,12 +102,14 @@ def _windows(settings: VpEvaluateSettings, console: Console) -> tuple[list[tuple
     return found, tuple(left_out)
 
 
-def _timed(windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings) -> dict[str, tuple[float, ...]]:
+def _timed(
+    windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings, frames: Frames
+) -> dict[str, tuple[float, ...]]:
     """Seconds of single decisions, by policy; those that can't serve are left out."""
     times: dict[str, tuple[float, ...]] = {}
     for policy in policies if settings.timed else ():
         try:
-            times[policy.name] = decision_times_s(policy(), windows, settings.timed)
+            times[policy.name] = decision_times_s(policy(), windows, settings.timed, settings.seed, frames)
         except UserError:
             continue
     return times
