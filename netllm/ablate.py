@@ -1,37 +1,40 @@
-"""`scripts/ablate abr`: one training, repeated with one thing changed each time, over several seeds.
+"""`scripts/ablate abr`: one training, repeated with one thing changed each time, over several seeds (`netllm/ablations.py`).
 
-All runs of a seed read the same experience and take the same number of steps, so that what differs is the change alone. A run that is
-complete is kept, one that was cut goes on from its checkpoint. `scripts/evaluate abr --adapters ...` compares them; the command is printed.
+All runs of a seed read the same experience and take the same number of steps, so that what differs is the change alone.
+`scripts/evaluate abr --adapters ...` compares them; the command is printed.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from controllers.learning.start import check_least
+from netllm import ablations
+from netllm.ablations import REFERENCE, Change
 from netllm.adapt import AdaptSettings, adapt
 from netllm.backbone import RANDOM
-from netllm.cards import CARD
 from netllm.experience import collect, read_header
-from testbed.errors import UserError, suggestion
+from testbed.errors import UserError
 
-REFERENCE = "reference"
-Change = Callable[[AdaptSettings], AdaptSettings]
-
-CHANGES: dict[str, Change] = {
-    REFERENCE: lambda full: full,
-    "random-backbone": lambda full: replace(full, llm=full.llm + RANDOM),
-    "no-lora": lambda full: replace(full, lora=replace(full.lora, rank=0)),
-    "rank-4": lambda full: replace(full, lora=replace(full.lora, rank=4, alpha=8)),
-    "history-5": lambda full: replace(full, task=replace(full.task, context_steps=5)),
-    "no-context": lambda full: replace(full, task=replace(full.task, context_steps=1)),
-    "no-return": lambda full: replace(full, task=replace(full.task, return_token=False)),
-    "separate-tokens": lambda full: replace(full, task=replace(full.task, tokens="separate")),
+CHANGES: dict[str, Change[AdaptSettings]] = {
+    REFERENCE: Change("nothing but what the command says", lambda full: full),
+    "random-backbone": Change(
+        "the backbone has the sizes and scales of the pre-trained one, and was never trained",
+        lambda full: replace(full, llm=full.llm + RANDOM),
+    ),
+    "no-lora": Change("no LoRA: the backbone is what it was", lambda full: replace(full, lora=replace(full.lora, rank=0))),
+    "rank-4": Change("LoRA of rank 4, alpha over rank as before", lambda full: replace(full, lora=replace(full.lora, rank=4, alpha=8))),
+    "history-5": Change("each layer looks back on five chunks only", lambda full: replace(full, task=replace(full.task, context_steps=5))),
+    "no-context": Change(
+        "no chunk but the present one is in the context", lambda full: replace(full, task=replace(full.task, context_steps=1))
+    ),
+    "no-return": Change("the return still wanted is not told", lambda full: replace(full, task=replace(full.task, return_token=False))),
+    "separate-tokens": Change(
+        "a token for each modality, as in NetLLM, not one a chunk", lambda full: replace(full, task=replace(full.task, tokens="separate"))
+    ),
 }
-"""What is changed, by name. The first five changes are those of NetLLM (section 5.4 and its appendix); rank 4 keeps alpha over rank."""
+"""What is changed, by name. The first five changes are those of NetLLM (section 5.4 and its appendix)."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,22 @@ class AblateSettings:
 def ablate(settings: AblateSettings | None = None, console: Console | None = None) -> list[Path]:
     """Train what is missing; returns the adapters' folders."""
     settings, console = settings or AblateSettings(), console or Console(stderr=True)
-    check_least(settings, 1, ["steps"])
-    for name in settings.names:
-        if name not in CHANGES:
-            raise UserError(f"scripts/ablate: change {name!r} is unknown: {suggestion(name, tuple(CHANGES))}")
-    made = {(name, seed): _trained(settings, name, seed, console) for seed in settings.seeds for name in settings.names}
-    groups = [f"{name}={','.join(str(made[name, seed]) for seed in settings.seeds)}" for name in settings.names]
-    console.print(f"compare them: scripts/evaluate abr --reference {settings.names[0]} --adapters {' '.join(groups)}", soft_wrap=True)
-    return list(made.values())
+
+    def reference(seed: int) -> AdaptSettings:
+        return replace(settings.adapt, collect=replace(settings.adapt.collect, seed=seed), steps=settings.steps)
+
+    def train(full: AdaptSettings, seed: int, folder: Path, resume: bool) -> Path:
+        return adapt(replace(full, out=folder, experience=_experience(settings.out, full), resume=resume), console)
+
+    return ablations.run("abr", settings, CHANGES, reference, train, console)
 
 
-def _trained(settings: AblateSettings, name: str, seed: int, console: Console) -> Path:
-    folder = settings.out / f"{name}-{seed}"
-    if (folder / "adapter" / CARD).is_file():
-        return folder / "adapter"
-    console.print(f"{name}, seed {seed}")
-    full = replace(settings.adapt, collect=replace(settings.adapt.collect, seed=seed), steps=settings.steps)
-    experience = settings.out / f"experience-{seed}.parquet"
-    if not experience.is_file():
-        collect(experience, full.collect)
+def _experience(out: Path, full: AdaptSettings) -> Path:
+    """What all runs of a seed read."""
+    path = out / f"experience-{full.collect.seed}.parquet"
+    if not path.is_file():
+        collect(path, full.collect)
     asked = json.loads(json.dumps(asdict(full.collect)))
-    if other := sorted(key for key, value in asked.items() if read_header(experience)["settings"].get(key) != value):
-        raise UserError(f"{experience}: was collected with another {', '.join(other)}, wanted the settings the folder was begun with")
-    begun = folder.is_dir() and any(folder.iterdir())
-    return adapt(replace(CHANGES[name](full), out=folder, experience=experience, resume=begun), console)
+    if other := sorted(key for key, value in asked.items() if read_header(path)["settings"].get(key) != value):
+        raise UserError(f"{path}: was collected with another {', '.join(other)}, wanted the settings the folder was begun with")
+    return path

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import tyro
 
-from controllers.learning.start import exit_code
+from controllers.learning.start import exit_code, usage
 from testbed.errors import UserError
 
 
 class Work(NamedTuple):
     """Where the work lies, which is imported when it is asked for: `function` takes an instance of `settings`."""
 
+    about: str
+    """One line."""
     module: str
     settings: str
     function: str
@@ -23,20 +25,20 @@ class Work(NamedTuple):
 RESUMES, GOES_ON, ANEW = "--resume goes on from the last checkpoint", "the same command goes on from here", "the same command begins anew"
 COMMANDS: dict[str, dict[str, Work]] = {
     "adapt": {
-        "abr": Work("netllm.adapt", "AdaptSettings", "adapt", RESUMES),
-        "abr-choose": Work("netllm.choose", "ChooseSettings", "choose", ANEW),
-        "cjs": Work("netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
-        "cjs-trust": Work("netllm.cjs.trust", "TrustSettings", "choose", ANEW),
-        "vp": Work("netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),
+        "abr": Work("train for adaptive bitrate, on teachers' labels", "netllm.adapt", "AdaptSettings", "adapt", RESUMES),
+        "abr-choose": Work("choose among adapters for adaptive bitrate", "netllm.choose", "ChooseSettings", "choose", ANEW),
+        "cjs": Work("train for cluster job scheduling, on look-ahead", "netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
+        "cjs-trust": Work("choose how far that adapter leans on a rule", "netllm.cjs.trust", "TrustSettings", "choose", ANEW),
+        "vp": Work("train for viewport prediction, on head movement", "netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),
     },
     "ablate": {
-        "abr": Work("netllm.ablate", "AblateSettings", "ablate", GOES_ON),
-        "vp": Work("netllm.vp_ablate", "VpAblateSettings", "ablate", GOES_ON),
+        "abr": Work("adaptive bitrate, one thing changed at a time", "netllm.ablate", "AblateSettings", "ablate", GOES_ON),
+        "vp": Work("viewport prediction, one thing changed at a time", "netllm.vp_ablate", "VpAblateSettings", "ablate", GOES_ON),
     },
     "evaluate": {
-        "abr": Work("netllm.suite.run", "EvaluateSettings", "test", GOES_ON),
-        "cjs": Work("netllm.cjs_suite.run", "CjsEvaluateSettings", "test", GOES_ON),
-        "vp": Work("netllm.vp_suite.run", "VpEvaluateSettings", "test", ANEW),
+        "abr": Work("policies for adaptive bitrate", "netllm.suite.run", "EvaluateSettings", "test", GOES_ON),
+        "cjs": Work("policies for cluster job scheduling", "netllm.cjs_suite.run", "CjsEvaluateSettings", "test", GOES_ON),
+        "vp": Work("policies for viewport prediction", "netllm.vp_suite.run", "VpEvaluateSettings", "test", ANEW),
     },
 }
 
@@ -57,18 +59,18 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    """The first argument is the task; without one, the help of the first task is shown."""
-    tasks = COMMANDS[name]
-    task = arguments[0] if arguments and arguments[0] in tasks else next(iter(tasks))
+    """The first argument is the task; without one, the tasks are told."""
+    tasks, program = COMMANDS[name], f"scripts/{name}"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(program, {task: work.about for task, work in tasks.items()}))  # noqa: T201
+        return 0
+    task = arguments[0]
 
     def work() -> None:
-        rest = list(arguments[1:])
-        if not arguments or arguments[0] in ("-h", "--help"):
-            rest = ["--help"]
-        elif arguments[0] not in tasks:
-            raise UserError(f"scripts/{name}: task {arguments[0]!r} is unknown, wanted one of {', '.join(tasks)}")
+        if task not in tasks:
+            raise UserError(f"{program}: task {task!r} is unknown, wanted one of {', '.join(tasks)}")
         module = import_module(tasks[task].module)
-        settings = tyro.cli(getattr(module, tasks[task].settings), prog=f"scripts/{name} {task}", args=rest)
+        settings = tyro.cli(getattr(module, tasks[task].settings), prog=f"{program} {task}", args=arguments[1:])
         getattr(module, tasks[task].function)(settings)
 
-    return exit_code(work, tasks[task].interrupted)
+    return exit_code(work, tasks[task].interrupted if task in tasks else "")

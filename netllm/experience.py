@@ -275,7 +275,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(pl.read_parquet_metadata(path)[HEADER])
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: is no experience file ({error!r}), wanted one written by netllm.collect") from error
+        raise UserError(f"{path}: is no experience file ({error!r}), wanted one written by scripts/adapt abr") from error
     if facts.get("format") != FORMAT:
         raise UserError(f"{path}: has format {facts.get('format')!r}, wanted {FORMAT}")
     return facts

@@ -1,27 +1,56 @@
 """Scheduling sessions to learn on: clusters and workloads of many sizes, apart from all that is evaluated.
 
-Workloads have seeds from `FIRST_SEED` on, which no evaluation and no published result uses. Clusters of `LEFT_OUT` executors are never
-learnt on, nor are more than 200 jobs: those settings stay unseen.
+Workloads have seeds from `FIRST_SEED` on, which no evaluation and no published result uses; who learns from which is told by
+`workloads`, and validation has seeds of its own. Clusters of `LEFT_OUT` executors are never learnt on, nor are more than 200 jobs: those
+settings stay unseen.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from controllers.api import CjsSession
+from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 from testbed.sim.cjs_compiled import CompiledCjs
 from traces.workload import INTERARRIVAL_S, JOBS, draw_workload
 
 FIRST_SEED = 1_000_000
-"""Of training; validation begins at twice this."""
-VALIDATION_SEED = 2 * FIRST_SEED
+"""Of training."""
+TRAINING_SEEDS, WORKLOADS = 50, 10_000
+"""Training seeds there are, and workloads that each has of each kind."""
+LANE, LANES = 400, 25
+"""Workloads that a lane of Decima's training has, and how many lanes there may be."""
+_KIND = TRAINING_SEEDS * WORKLOADS
+VALIDATION_SEED = FIRST_SEED + 2 * _KIND
+_ROUNDS_SEED = VALIDATION_SEED + 2 * _KIND
 EXECUTORS = (8, 60)
 USUAL_EXECUTORS = 50
 LEFT_OUT = (25, 35)
 LOAD = (0.6, 1.15)
 WORK_S = 700.0
 """Executor time that a job takes on average (24 to 37 busy executors at 25 s between arrivals, docs/cjs.md): turns load into arrivals."""
+
+
+def workloads(kind: Literal["collected", "decima"], seed: int, part: int = 0, count: int = WORKLOADS) -> range:
+    """Seeds of the workloads to learn from with training seed `seed`; those of any two trainings, and of validation, are disjoint.
+
+    `collected`: part 0 is collected first, part n by the student in round n, `count` of each. `decima`: part n is lane n.
+    """
+    if not 0 <= seed < TRAINING_SEEDS:
+        raise UserError(f"training seed {seed} has no workloads to learn from, wanted 0 to {TRAINING_SEEDS - 1}")
+    if not 0 < count <= WORKLOADS:
+        raise UserError(f"{count} workloads are wanted of training seed {seed}, which has {WORKLOADS}")
+    if kind == "decima":
+        if not 0 <= part < LANES:
+            raise UserError(
+                f"lane {part} of training seed {seed} has no workloads to learn from, wanted at most {LANES} sessions side by side"
+            )
+        first = FIRST_SEED + _KIND + WORKLOADS * seed + LANE * part
+        return range(first, first + LANE)
+    first = (_ROUNDS_SEED + _KIND * (part - 1) if part else FIRST_SEED) + WORKLOADS * seed
+    return range(first, first + count)
 
 
 @dataclass(frozen=True)

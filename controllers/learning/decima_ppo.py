@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import nn
 from controllers.api import CjsAction, CjsPolicy
 from controllers.cjs.decima import Decima
 from controllers.cjs.srpt_cap import NUMBERS, SrptCap
-from controllers.learning.cjs_sessions import FIRST_SEED, CjsJob, draw_session, validation_sessions
+from controllers.learning.cjs_sessions import CjsJob, draw_session, validation_sessions, workloads
 from controllers.learning.decima import CLUSTER_FEATURES, Critic, Graphs, Network, Seen, joined, seen_by
 from controllers.learning.saved import add_row, cut_curve, write_tensors
 from controllers.learning.start import check_least, open_folder
@@ -42,8 +43,6 @@ from testbed.sim.cjs_compiled import CompiledCjs
 
 NAME = "decima"
 CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"
-SEEDS = 500_000
-"""Decima's training workloads begin so far from those of other students."""
 REWARD_UNIT_S = 100.0
 SPANS_S = (25.0, 50.0, 100.0, 200.0, 400.0)
 """The critic is told the work that arrives within each of these from now."""
@@ -125,13 +124,12 @@ class Lane:
     def __init__(self, number: int, settings: DecimaSettings, rule: LookAhead) -> None:
         self._rule = rule
         self._rng = np.random.default_rng([settings.seed, 21, number])
-        self._settings, self._next = settings, FIRST_SEED + SEEDS + 10_000 * settings.seed + 400 * number
+        self._settings, self._seeds = settings, cycle(workloads("decima", settings.seed, number))
         self.begin(int(self._rng.integers(2000)))
 
     def begin(self, ahead: int = 0) -> None:
         """A new session, a while after its beginning if the rule is to decide `ahead` times first: lanes should not all be young."""
-        self.job = draw_session(self._rng, self._next, self._settings.usual, self._settings.small)
-        self._next += 1
+        self.job = draw_session(self._rng, next(self._seeds), self._settings.usual, self._settings.small)
         self.simulator: CompiledCjs = self.job.simulator()
         jobs = self.simulator.workload.jobs
         self._arrivals_s = np.array([job.arrival_s for job in jobs])

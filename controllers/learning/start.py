@@ -1,8 +1,8 @@
-"""How training and evaluation begin and end: numbers that make sense, a folder that may be written to, the exit code."""
+"""How training and evaluation begin and end: what can be asked for, numbers that make sense, a folder to write to, the exit code."""
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,6 +20,14 @@ def exit_code(work: Callable[[], object], interrupted: str) -> int:
         print(f"interrupted; {interrupted}", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def usage(program: str, known: Mapping[str, str]) -> str:
+    """What a program does by its first word, a line each."""
+    width = max(map(len, known))
+    lines = [f"  {name:{width}}  {about}" for name, about in known.items()]
+    first = next(iter(known))
+    return "\n".join([f"usage: {program} {{{','.join(known)}}} [options]", "", *lines, "", f"Options of one: {program} {first} --help"])
 
 
 def check_least(settings: object, least: float, names: Iterable[str]) -> None:

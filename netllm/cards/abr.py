@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from netllm.cards.frame import LOSSES, Card
+from netllm.cards.frame import LOSSES, Card, weights_kept
 
 
 def _about(facts: dict[str, Any]) -> str:
@@ -30,12 +30,17 @@ def _training(trained: dict[str, Any]) -> dict[str, str]:
     sets = "; ".join(f"{each['name']}/{each['split']}, {each['traces']} traces, sha256 `{each['sha256'][:16]}`" for each in source["sets"])
     kinds = Counter(each.partition(":")[0] for each in source["held_out"])
     held_out = ", ".join(f"{count} {kind}s" for kind, count in sorted(kinds.items()))
+    collected, played, rounds = trained["sessions"][0], sum(trained["sessions"][1:]), trained["dagger_rounds"]
+    sessions, student = f"{collected} collected", ""
+    if rounds:
+        sessions, student = f"{sessions} and {played} of {rounds} DAgger rounds", "; in DAgger rounds the student"
     return {
         "data": f"{sets}; synthetic traces drawn from them ({source['settings']['synthetic']:.0%})",
         "held out for validation": f"{held_out} (named in `netllm.json`); fcc/valid",
-        "sessions": f"{' + '.join(map(str, trained['sessions']))} (collected + DAgger), all states labelled by the teachers",
-        "who decided": f"{_behaviours(source['settings']['behaviours'])}; then the student",
+        "sessions": f"{sessions}, all states labelled by the teachers",
+        "who decided": _behaviours(source["settings"]["behaviours"]) + student,
         "length": f"{trained['steps']} steps of {trained['optimiser']['batch']} sessions, {trained['minutes']} min",
+        "weights": weights_kept(trained),
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from netllm.cards.frame import LOSSES, Card
+from netllm.cards.frame import LOSSES, Card, weights_kept
 from netllm.tasks.cjs import TRUST_ABOVE
 
 
@@ -28,12 +28,14 @@ def _leaning(facts: dict[str, Any]) -> str:
 def _training(trained: dict[str, Any]) -> dict[str, str]:
     sources = trained["experience"]
     sessions = " + ".join(str(each["settings"]["sessions"]) for each in sources)
+    dagger = " (and DAgger)" if trained["dagger_rounds"] else ""
     seeds = ", ".join(str(each["settings"]["seed"]) for each in sources)
     return {
         "sessions": f"{sessions}, drawn from seeds {seeds}; no workload of an evaluation or of the published results",
-        "labelled windows": f"{' + '.join(map(str, trained['windows']))} (and DAgger) of {trained['collect']['window']} decisions",
+        "labelled windows": f"{' + '.join(map(str, trained['windows']))}{dagger} of {trained['collect']['window']} decisions",
         "labels": ", ".join(f"{name} {value}" for name, value in trained["labels"].items()),
         "length": f"{trained['steps']} steps of {trained['optimiser']['batch']} windows, {trained['minutes']} min",
+        "weights": weights_kept(trained),
         "without the language model": f"the first {trained['bare']:.0%}: encoder and heads alone",
     }
 

@@ -11,6 +11,12 @@ LOSSES = {"step": "step", "elapsed_s": "seconds", "train_loss": "training loss",
 """Columns that the learning curve of a task learnt from sessions begins with."""
 
 
+def weights_kept(trained: Facts) -> str:
+    """Which weights of a step the adapter has."""
+    keep = trained["optimiser"].get("keep")
+    return f"running mean, factor {keep} a step" if keep else "those of the step itself"
+
+
 @dataclass(frozen=True)
 class Card:
     """What a task says of its adapters. `facts` are those of `netllm.json`."""

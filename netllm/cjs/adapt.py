@@ -21,7 +21,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
 from controllers.api import CjsAction
-from controllers.learning.cjs_sessions import VALIDATION, CjsJob, validation_sessions
+from controllers.learning.cjs_sessions import VALIDATION, CjsJob, validation_sessions, workloads
 from controllers.learning.start import check_least
 from netllm.adaptation import Adaptation
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
@@ -100,6 +100,7 @@ def _check(settings: CjsAdaptSettings) -> None:
     check_least(settings, 1, ["threads", "round_sessions", "collect.sessions", "collect.windows", "task.context", "task.hidden"])
     check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
     check_least(settings, 2, ["collect.window"])
+    workloads("collected", settings.collect.seed, count=max(settings.collect.sessions, settings.round_sessions))  # now, not in a round
     if not settings.steps and not settings.minutes > 0:
         raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --steps)")
     if settings.collect.window > settings.task.context:
@@ -197,9 +198,8 @@ class CjsRun(Adaptation):
 
     def _play_round(self, number: int, path: Path) -> list[CjsEpisode]:
         """See `Adaptation`."""
-        settings = self.settings
-        collect = replace(settings.collect, seed=settings.collect.seed + 50 * (number + 1), sessions=settings.round_sessions)
-        found = list(experience.play(experience.jobs(collect), collect, CjsReader(self.model)))
+        collect = replace(self.settings.collect, sessions=self.settings.round_sessions)
+        found = list(experience.play(experience.jobs(collect, number + 1), collect, CjsReader(self.model)))
         experience.write(path, found, experience.header(collect, dagger_round=number + 1))
         return found
 

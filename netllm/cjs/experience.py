@@ -22,7 +22,7 @@ import polars as pl
 
 from controllers.api import CjsAction, CjsObservation
 from controllers.cjs.srpt_cap import NUMBERS
-from controllers.learning.cjs_sessions import FIRST_SEED, CjsJob, draw_session
+from controllers.learning.cjs_sessions import CjsJob, draw_session, workloads
 from testbed.errors import UserError
 from testbed.processes import in_processes
 from testbed.sim.cjs import STARVED
@@ -31,8 +31,6 @@ from testbed.sim.cjs_compiled import CompiledCjs
 from traces.tpch import load_profiles
 
 HEADER, FORMAT = "netllm", 1
-SEEDS = 10_000
-"""Workloads that a seed may draw."""
 NOISE = 0.15
 """Share of decisions that the behaviour `noisy` draws from the candidates."""
 BEHAVIOURS = ("ahead", "noisy", "ahead", "rule")
@@ -90,14 +88,14 @@ class CjsEpisode:
     window: int
 
 
-def jobs(settings: CjsCollectSettings) -> list[CjsJob]:
-    """Sessions to play, all drawn from the seed."""
-    rng = np.random.default_rng([settings.seed, 11])
-    first = FIRST_SEED + SEEDS * settings.seed
+def jobs(settings: CjsCollectSettings, dagger_round: int = 0) -> list[CjsJob]:
+    """Sessions to play, all drawn from the seed: those collected first, or those of a round of DAgger (1, 2, ...)."""
+    rng = np.random.default_rng([settings.seed, 11, *([dagger_round] if dagger_round else [])])
+    seeds = workloads("collected", settings.seed, dagger_round, settings.sessions)
     shares = settings.usual, settings.small, settings.conserving
     imitated = round(settings.rule_only * settings.sessions)
     turns = [RULE_ONLY] * imitated + [BEHAVIOURS[i % len(BEHAVIOURS)] for i in range(settings.sessions - imitated)]
-    return [draw_session(rng, first + i, *shares, behaviour) for i, behaviour in enumerate(turns)]
+    return [draw_session(rng, seed, *shares, behaviour) for seed, behaviour in zip(seeds, turns, strict=True)]
 
 
 def look_ahead() -> LookAhead:

@@ -1,4 +1,7 @@
-"""From sessions to what is said of them. The unit of sampling is the workload: every policy meets the same ones."""
+"""From sessions to what is said of them. The unit of sampling is the workload: every policy meets the same ones.
+
+The JCT of a session that starved means nothing. Who starved jobs has no mean, and is compared with nobody.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +23,17 @@ class Outcome:
     sessions: tuple[Played, ...]
     """By seed, as the setting has them."""
     over_decima: Estimate | None
-    """Mean JCT over that of the published Decima on the same workloads."""
+    """Mean JCT over that of the published Decima on the same workloads, where all ended."""
 
     @property
     def jct_s(self) -> np.ndarray:
-        """Of each workload, (n,)."""
+        """Of each workload, (n,), where all ended."""
         return np.array([each.avg_jct_s for each in self.sessions])
+
+    @property
+    def mean_s(self) -> float | None:
+        """Mean JCT; None where a session starved."""
+        return None if self.starved else float(self.jct_s.mean())
 
     @property
     def starved(self) -> int:
@@ -64,7 +72,7 @@ class SettingResult:
 
     def ranked(self) -> list[Outcome]:
         """Best first; what starved comes last."""
-        return sorted(self.outcomes.values(), key=lambda each: (each.starved, float(each.jct_s.mean())))
+        return sorted(self.outcomes.values(), key=lambda each: (each.starved, each.mean_s or 0.0))
 
 
 def analyse(
@@ -75,7 +83,8 @@ def analyse(
     for setting in settings:
         rows: Mapping[tuple[str, int], Played] = {(each.policy, each.seed): each for each in played if each.setting == setting.name}
         outcomes = {name: _outcome(setting, name, tuple(rows[name, seed] for seed in setting.seeds)) for name in policies}
-        pairs = [(a, b) for b in references if b in outcomes for a in policies if a != b]
+        ended = [name for name in policies if not outcomes[name].starved]
+        pairs = [(a, b) for b in references if b in ended for a in ended if a != b]
         found.append(SettingResult(setting, outcomes, tuple(_difference(outcomes[a], outcomes[b]) for a, b in pairs)))
     for reference in references:
         places = [(i, j) for i, result in enumerate(found) for j, each in enumerate(result.differences) if each.b == reference]
@@ -87,9 +96,10 @@ def analyse(
 
 
 def _outcome(setting: CjsSetting, name: str, sessions: tuple[Played, ...]) -> Outcome:
-    jct_s = np.array([each.avg_jct_s for each in sessions])
-    over = ratio_of_means(jct_s, np.array(setting.decima_s)) if setting.decima_s else None
-    return Outcome(name, sessions, over)
+    found = Outcome(name, sessions, None)
+    if found.starved or not setting.decima_s:
+        return found
+    return replace(found, over_decima=ratio_of_means(found.jct_s, np.array(setting.decima_s)))
 
 
 def _difference(a: Outcome, b: Outcome) -> Difference:

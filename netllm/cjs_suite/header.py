@@ -1,16 +1,15 @@
 """What a reader needs in order to trust an evaluation of schedulers and to repeat it."""
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from controllers.cjs.netllm import NetLLM
 from controllers.loader import PolicyFactory
-from controllers.weights import CJS_SHIPPED, find_weights
-from netllm.adapter import LORA, MODULES, SHIPPED
-from netllm.suite.contenders import MODEL, hash_file, hash_tree
+from controllers.weights import CJS_SHIPPED
+from netllm import identity as identities
+from netllm.adapter import SHIPPED
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field
@@ -38,7 +37,7 @@ def cjs_header(policies: Sequence[PolicyFactory], semantics: str) -> CjsHeader:
         command=command_line("scripts/evaluate", sys.argv[1:]) if program == "evaluate" else "netllm.cjs_suite.run.test(...)",
         semantics=semantics,
         hardware=cpu_field("model name") or "unknown processor",
-        weights={each.name: sha256 for each in policies if (sha256 := weights_sha256(each))},
+        weights={each.name: identities.weights_sha256(found[0]) for each in policies if (found := weights_of(each))},
     )
 
 
@@ -56,23 +55,15 @@ SIMULATION = (
     "controllers/weights.py",
 )
 """Sources that decide what any schedule gives."""
+MODEL = (*identities.MODEL, "netllm/cjs/*.py", "controllers/cjs/srpt_cap.py")
+"""Sources that decide what a language model answers."""
 
 
 def identity(policy: PolicyFactory) -> str:
-    """Hash of the sources and weights that decide what the policy answers, and what comes of it."""
-    sources = (*SIMULATION, *((*MODEL, "netllm/cjs/*.py") if policy.name.partition("+")[0] == "netllm" else ()))
-    parts = [repr(policy.arguments), hash_tree(sources), hash_file(inspect.getfile(policy.policy_class)), weights_sha256(policy)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    """Hash of all that decides what the policy answers, and what comes of it."""
+    return identities.identity(policy, SIMULATION, weights_of(policy), MODEL if policy.policy_class is NetLLM else ())
 
 
-def weights_sha256(policy: PolicyFactory) -> str:
-    """Of the files that the policy has learnt; empty for a rule."""
-    arguments = dict(policy.arguments)
-    target = policy.name.partition("+")[0]
-    if target == "netllm":
-        folder = Path(str(arguments.get("adapter") or SHIPPED / "cjs")).expanduser()
-        files = [folder / LORA, folder / MODULES]
-    else:
-        files = [find_weights(str(arguments.get("weights", "")), target, CJS_SHIPPED)]
-    found = [path.read_bytes() for path in files if path.is_file()]
-    return hashlib.sha256(b"".join(found)).hexdigest() if found else ""
+def weights_of(policy: PolicyFactory) -> list[Path]:
+    """What the policy has learnt: a file, or an adapter's folder; nothing for a rule."""
+    return identities.weights_of(policy, CJS_SHIPPED, SHIPPED / "cjs" if policy.policy_class is NetLLM else None)

@@ -37,7 +37,7 @@ def section(results: Sequence[SettingResult], header: CjsHeader) -> str:
     return "\n".join([*parts, *table(("", ""), made)])
 
 
-def card(results: Sequence[SettingResult], name: str) -> str:
+def card(results: Sequence[SettingResult], name: str, header: CjsHeader) -> str:
     """Results of the policy `name`, for the adapter's card."""
     rows = []
     for result in results:
@@ -46,9 +46,10 @@ def card(results: Sequence[SettingResult], name: str) -> str:
         found = [each for each in result.differences if each.a == name]
         against = [f"{words.within(each.ratio)} of `{each.b}`: {each.verdict}" for each in found]
         over = words.within(own.over_decima) + goal if own.over_decima else words.DASH
-        rows.append((result.setting.title, _counted(result), f"{own.jct_s.mean():.1f}", over, "; ".join(against)))
+        rows.append((result.setting.title, _counted(result), _mean(own), over, "; ".join(against)))
     headings = ("setting", "workloads", "mean JCT s", "over published Decima", "paired, as a ratio")
-    return "\n".join(["## Results", "Simulator, published rules; docs/cjs.md has the whole evaluation.", "", *table(headings, rows)])
+    said = f"Simulator, {header.semantics} rules; docs/cjs.md has the whole evaluation."
+    return "\n".join(["## Results", said, "", *table(headings, rows)])
 
 
 def _counted(result: SettingResult) -> str:
@@ -66,19 +67,17 @@ def _row(each: Outcome, goal: float | None) -> tuple[str, ...]:
     timed = next((s for s in sessions if s.decision_ms_p50 is not None), None)
     took = f"{timed.decision_ms_p50:.2f} / {timed.decision_ms_p99:.2f}" if timed else words.DASH
     over = words.within(each.over_decima) if each.over_decima else words.DASH
-    over += f" ({goal})" if goal and each.policy.startswith("netllm") else ""
-    mean = f"{each.jct_s.mean():.1f}" + (f" ({each.starved} starved)" if each.starved else "")
+    over += f" ({goal})" if goal and each.over_decima and each.policy.startswith("netllm") else ""
 
-    def averaged(name: str) -> float:
-        return sum(getattr(session, name) for session in sessions) / len(sessions)
+    def averaged(name: str, digits: int) -> str:
+        return words.DASH if each.starved else f"{sum(getattr(session, name) for session in sessions) / len(sessions):.{digits}f}"
 
-    figures = (
-        f"{averaged('p50_jct_s'):.1f}",
-        f"{averaged('p95_jct_s'):.1f}",
-        f"{averaged('busy_share'):.2f}",
-        f"{averaged('decisions'):.0f}",
-    )
-    return f"`{each.policy}`", mean, *figures, took, over
+    figures = averaged("p50_jct_s", 1), averaged("p95_jct_s", 1), averaged("busy_share", 2), averaged("decisions", 0)
+    return f"`{each.policy}`", _mean(each), *figures, took, over
+
+
+def _mean(each: Outcome) -> str:
+    return f"{each.starved} of {len(each.sessions)} starved" if each.mean_s is None else f"{each.mean_s:.1f}"
 
 
 def _against(each: Difference) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from netllm.cjs_suite import page
 from netllm.cjs_suite.analysis import SettingResult, analyse
 from netllm.cjs_suite.header import CjsHeader, cjs_header, identity
 from netllm.cjs_suite.play import Played, play
-from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
+from netllm.cjs_suite.settings import NAMED, PUBLISHED, CjsSetting, chosen
 from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 
@@ -36,7 +36,7 @@ class CjsEvaluateSettings:
     """Names, files (mine.py) or package.module:Class, with +option=value."""
     against: tuple[str, ...] = ("srpt_cap", "decima")
     """What all others are compared with, workload by workload, if it is among the policies."""
-    semantics: Semantics = "published"
+    semantics: Semantics = PUBLISHED
     """Rules of the simulator; docs/cjs.md tells them."""
     threads: int = 1
     """CPU threads."""
@@ -51,7 +51,9 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
     settings = settings or CjsEvaluateSettings()
     console = console or Console()
     check_least(settings, 1, ["threads"])
-    asked = chosen(settings.settings)
+    if settings.write and settings.semantics != PUBLISHED:
+        raise UserError(f"--write is for results under the published rules, seen --semantics {settings.semantics}, wanted one of the two")
+    asked = chosen(settings.settings, settings.semantics)
     policies = load_all(settings.policies, "cjs")
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], head
             raise UserError(f"{PAGE}: has no {page.START} and {page.END}, wanted both, to write between them")
         PAGE.write_text(f"{before}{page.START}\n{page.section(results, header)}\n{page.END}{after}", encoding="utf-8")
         if NETLLM in names:
-            set_results(SHIPPED / "cjs", page.card(results, NETLLM))
+            set_results(SHIPPED / "cjs", page.card(results, NETLLM, header))
 
 
 def _summary(result: SettingResult) -> dict[str, Any]:
@@ -128,8 +130,8 @@ def _summary(result: SettingResult) -> dict[str, Any]:
         "policies": {
             name: {
                 "trials": len(each.sessions),
-                "starved": each.starved,
-                "mean": float(each.jct_s.mean()),
+                "invalid": each.starved,
+                "mean": each.mean_s,
                 "over_published_decima": asdict(each.over_decima) if each.over_decima else None,
             }
             for name, each in result.outcomes.items()

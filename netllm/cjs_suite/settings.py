@@ -1,9 +1,10 @@
 """The clusters and workloads that schedulers are measured on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from testbed.errors import UserError, suggestion
+from testbed.sim.cjs import Semantics
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class CjsSetting:
         return f"{self.executors} executors, {self.jobs} jobs"
 
 
+PUBLISHED: Semantics = "published"
+"""The rules that Decima's published JCTs were measured under."""
 UNSEEN = "unseen in training"
 NAMED = {
     setting.name: setting
@@ -44,11 +47,15 @@ NAMED = {
 of Decima stand here, for the data are not committed. On the held-out seeds nothing was tuned or chosen."""
 
 
-def chosen(names: Sequence[str]) -> list[CjsSetting]:
-    """The settings called so; each once. EXECUTORS:JOBS:FIRST-LAST is a setting of one's own."""
+def chosen(names: Sequence[str], semantics: Semantics = PUBLISHED) -> list[CjsSetting]:
+    """The settings called so; each once. EXECUTORS:JOBS:FIRST-LAST is a setting of one's own.
+
+    Under other rules than the published ones nothing published is comparable.
+    """
     if not names:
         raise UserError(f"--settings names none, wanted some of {', '.join(NAMED)}, or EXECUTORS:JOBS:FIRST-LAST (20:50:1-10)")
-    return [NAMED.get(name) or _own(name) for name in dict.fromkeys(names)]
+    found = [NAMED.get(name) or _own(name) for name in dict.fromkeys(names)]
+    return found if semantics == PUBLISHED else [replace(each, decima_s=(), goal=None) for each in found]
 
 
 def _own(name: str) -> CjsSetting:

@@ -13,19 +13,17 @@
 | `seeds` | further weights of a learned policy, `controllers/abr/weights/NAME-2.safetensors` | the table of seeds |
 """
 
-import hashlib
-import importlib.metadata
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controllers.abr.netllm import NetLLM
 from controllers.api import AbrPolicy
-from controllers.loader import ABR_FOLDER, PolicyFactory, PolicyReference, discover, load, parse_reference
+from controllers.loader import PolicyFactory, PolicyReference, discover, load, parse_reference
+from controllers.weights import SHIPPED as NETWORKS
+from netllm.identity import CHECKOUT, MODEL, WEIGHTS, defaults_of, identity, weights_of
 from testbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ NETLLM, LEARNED, RULE = "netllm", "learned", "rule"
 COMPARED, ABLATION, SEEDS = "compared", "ablation", "seeds"
 CONTROLS = frozenset({"fixed"})
 """Policies that are controls for tests of the testbed, not contenders; name one to have it measured."""
-WEIGHTS = "weights"
-CHECKOUT = Path(__file__).resolve().parents[2]
 SHIPPED = CHECKOUT / "netllm" / "adapters" / "abr"
 SIMULATION = (
     "testbed/sim/abr.py",
@@ -47,9 +43,6 @@ SIMULATION = (
     "traces/formats.py",
 )
 """Sources that decide what any playback gives."""
-_MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised cjs/graph tasks/*"
-MODEL = tuple(f"netllm/{name}.py" for name in _MODULES.split())
-"""Sources that decide what a language model answers."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")
 _COLOURS = ("#7048e8", "#0c8599", "#e8590c", "#5c940d", "#a61e4d", "#1864ab", "#862e9c", "#495057", "#d9480f", "#2b8a3e")
 
@@ -166,8 +159,14 @@ def _contender(named: Named, role: str, number: int = 0) -> Contender:
             _check_adapter(reference)
     label = name if name and name != NETLLM else first.policy_class.label if name else first.label
     colour = _COLOURS[number % len(_COLOURS)] if role == ABLATION else first.colour
-    members = tuple(Member(factory.reference, _identity(factory), tuple(weights_of(factory))) for factory in factories)
+    members = tuple(_member(factory) for factory in factories)
     return Contender(name or first.name, label or first.name, colour, first.citation, kinds.pop(), role, members)
+
+
+def _member(factory: PolicyFactory) -> Member:
+    adapted = _kind(factory) == NETLLM
+    weights = weights_of(factory, NETWORKS, SHIPPED if adapted else None)
+    return Member(factory.reference, identity(factory, SIMULATION, weights, MODEL if adapted else ()), tuple(weights))
 
 
 def _check_adapter(reference: PolicyReference) -> None:
@@ -180,7 +179,7 @@ def _check_adapter(reference: PolicyReference) -> None:
 def _kind(factory: PolicyFactory) -> str:
     if factory.policy_class is NetLLM:
         return NETLLM
-    return LEARNED if WEIGHTS in _defaults(factory) else RULE
+    return LEARNED if WEIGHTS in defaults_of(factory) else RULE
 
 
 def _further_seeds(contender: Contender) -> list[Contender]:
@@ -188,59 +187,12 @@ def _further_seeds(contender: Contender) -> list[Contender]:
     first = contender.members[0].reference
     if contender.kind != LEARNED or len(contender.members) > 1 or first.options:
         return []
-    files = sorted((ABR_FOLDER / WEIGHTS).glob(f"{first.target}-[0-9]*.safetensors"))
+    files = sorted(NETWORKS.glob(f"{first.target}-[0-9]*.safetensors"))
     others = [PolicyReference(file.stem, first.target, ((WEIGHTS, str(file)),)) for file in files]
     if not others:
         return []
     name = f"{contender.name}, all seeds"
     return [_contender((name, (first, *others)), SEEDS)]
-
-
-def _defaults(factory: PolicyFactory) -> dict[str, object]:
-    if factory.policy_class.__init__ is object.__init__:  # type: ignore[misc]
-        return {}
-    return {name: parameter.default for name, parameter in inspect.signature(factory.policy_class).parameters.items()}
-
-
-def _identity(factory: PolicyFactory) -> str:
-    parts = [repr(factory.arguments), hash_tree(SIMULATION), hash_file(inspect.getfile(factory.policy_class))]
-    if _kind(factory) == NETLLM:
-        parts += [hash_tree(MODEL), *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
-    parts += [_hash_path(path) for path in weights_of(factory)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def weights_of(factory: PolicyFactory) -> list[Path]:
-    """Files and folders that the policy's options name, given or by default; for a language model its adapter."""
-    given = _defaults(factory) | dict(factory.arguments)
-    if _kind(factory) == NETLLM:
-        given["adapter"] = given.get("adapter") or str(SHIPPED)
-    found = []
-    if WEIGHTS in given:
-        named = str(given[WEIGHTS] or factory.reference.target)
-        found += [ABR_FOLDER / WEIGHTS / f"{named}.safetensors", ABR_FOLDER / WEIGHTS / named]
-    found += [Path(value).expanduser() for value in given.values() if isinstance(value, str | Path) and str(value)]
-    return [path for path in dict.fromkeys(found) if path.is_file() or (path.is_dir() and any(path.glob("*.json")))]
-
-
-@cache
-def hash_tree(patterns: tuple[str, ...]) -> str:
-    """Of the sources that `patterns` find in the checkout."""
-    files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern)})
-    return hashlib.sha256("".join(f"{file.name} {hash_file(str(file))}\n" for file in files).encode()).hexdigest()
-
-
-def _hash_path(path: Path) -> str:
-    """Of a file; of a folder its weights and settings (a model card may change)."""
-    files = (
-        [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".bin", ".gguf"))
-    )
-    return "".join(hash_file(str(file)) for file in files)
-
-
-def hash_file(path: str) -> str:
-    """Of a file's content."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _relative(sentence: str) -> str:

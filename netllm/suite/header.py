@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from netllm.identity import weights_sha256
 from netllm.suite.contenders import NETLLM, Contender, Member
 from netllm.suite.settings import Prepared
 from testbed.clock import utc_now
@@ -94,7 +95,7 @@ def _described(contender: Contender, member: Member) -> dict[str, Any]:
         "kind": contender.kind,
         "reference": _without_folders(member.reference.canonical),
         "identity": member.identity,
-        "weights": {path.name: _sha256(path) for path in member.weights},
+        "weights": {path.name: weights_sha256(path) for path in member.weights},
         "story": story(member),
     }
 
@@ -155,8 +156,3 @@ def _command() -> str:
 
 def _without_folders(text: str) -> str:
     return _FOLDERS.sub("", text)
-
-
-def _sha256(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,10 +1,9 @@
 """An evaluation in Markdown: the page `docs/abr.md`, and the results in an adapter's model card."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from netllm import ablations
 from netllm.cards import set_results
 from netllm.suite import words
 from netllm.suite.analysis import Analysis, Difference, SettingResult
@@ -14,8 +13,10 @@ from netllm.suite.header import Header
 _INTRO = """
 Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each
 trace's beginning, without noise. {qoe} Means are over traces with Student's 95 % intervals; sampling and training seeds are averaged first.
-The *offline optimum* knows the whole trace (dynamic programming through the same simulator): no causal policy reaches it.
+The *offline optimum* is the best playback found with the whole trace known (dynamic programming through the same simulator), so a lower
+bound of the true optimum. A policy that decides without that knowledge seldom equals it.
 """
+_UNITS = "A unit is one household's FCC measurement box, a log one commute in Norway: traces of one were measured together."
 _PAIRED = """
 Paired on each trace. The strongest rule and the strongest learned policy of a setting are those with the highest means on these very
 traces, chosen after the fact; where another rule is the strongest of the default setting, that one stands here, too. p is of the paired
@@ -27,9 +28,6 @@ _ABLATED = """
 Each variant minus `{reference}`, paired on each trace after averaging training seeds; p adjusted by Holm for the variants on one setting
 ({count} comparisons in all).
 """
-
-_OF_ONE_RUN = re.compile(r" --(?:names|seeds)(?: (?!--)\S+)*")
-"""Words of a command of `scripts/ablate` that say which of its runs it does."""
 
 
 def document(analysis: Analysis, header: Header) -> str:
@@ -51,7 +49,7 @@ def document(analysis: Analysis, header: Header) -> str:
     parts += [_PAIRED.format(count=analysis.comparisons, main=main), *_forest(analysis)]
     for result in analysis.settings:
         parts += ["", f"## {result.name}: {result.prepared.setting.title}", "", *_policies(analysis, result)]
-    parts += [*_ablations(analysis), *trainings(analysis, header.policies), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
+    parts += [*_ablations(analysis), *trainings(analysis), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
     return "\n".join(parts) + "\n"
 
 
@@ -119,7 +117,7 @@ def _settings(analysis: Analysis) -> list[str]:
         modelled = ", modelled, not measured" if result.prepared.source == "model" else ""
         traces = f"{setting.traces} (sha256 `{result.prepared.sha256[:16]}`{modelled})"
         rows.append((setting.name, traces, setting.video, words.sampled(result), (setting.unseen or "nothing but the traces") + note))
-    return table(("setting", "traces", "video", "sampled", "unseen in training"), rows)
+    return [*table(("setting", "traces", "video", "sampled", "unseen in training"), rows), "", _UNITS]
 
 
 def _names(analysis: Analysis) -> list[str]:
@@ -180,27 +178,31 @@ def _policies(analysis: Analysis, result: SettingResult) -> list[str]:
 def _ablations(analysis: Analysis) -> list[str]:
     rows = []
     for result in analysis.settings:
-        for found in result.ablations:
-            outcome = result.outcomes[found.a]
-            seeds = f"{len(outcome.training.means)}, {words.number(outcome.training.sd)}"
-            rows.append((result.name, found.a, words.within(outcome.qoe), seeds, *_against(found)[:5]))
+        if result.ablations:
+            rows.append((*_variant(result, analysis.reference), *[words.DASH] * 5))
+            rows += [(*_variant(result, found.a), *_against(found)[:5]) for found in result.ablations]
     if not rows:
         return []
     said = _ABLATED.format(reference=analysis.reference, count=analysis.ablation_comparisons)
     return ["", "## Ablations", said, *table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
 
 
-def trainings(analysis: Analysis, policies: Iterable[dict[str, Any]]) -> list[str]:
-    """The commands that made the ablations' adapters: but for names and seeds most share one. `policies` are a header's."""
+def _variant(result: SettingResult, name: str) -> tuple[str, ...]:
+    outcome = result.outcomes[name]
+    return result.name, name, words.within(outcome.qoe), f"{len(outcome.training.means)}, {words.number(outcome.training.sd)}"
+
+
+def trainings(analysis: Analysis) -> list[str]:
+    """What each ablation changes, and the command that trains it."""
     ablated = {found.a for result in analysis.settings for found in result.ablations}
-    variants: dict[str, list[str]] = {}
-    for each in policies:
-        command = each["story"].get("trained", {}).get("command", "") if each["name"] in ablated | {analysis.reference} else ""
-        names = variants.setdefault(_OF_ONE_RUN.sub("", command), [])
-        if command and each["name"] not in names:
-            names.append(each["name"])
-    rows = [(", ".join(names), f"`{command}`") for command, names in variants.items() if names]
-    return ["", *table(("variants", "trained by, with `--names` and `--seeds`"), rows)] if ablated and rows else []
+    if not ablated:
+        return []
+    from netllm.ablate import CHANGES  # torch takes seconds: only who measures ablations pays
+
+    measured = [analysis.named(analysis.reference), *(each for each in analysis.role(ABLATION) if each.name in ablated)]
+    folders = {each.name: [path for member in each.members for path in member.weights[:1] if path.is_dir()] for each in measured}
+    rows = ablations.trainings(folders, CHANGES)
+    return ["", *table(ablations.TRAINED, rows)] if rows else []
 
 
 def _seeds(analysis: Analysis) -> list[str]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession
 from controllers.loader import raised
+from netllm.identity import CHECKOUT, hash_tree
 from netllm.suite.cells import CELL, Cell, CellStore
-from netllm.suite.contenders import CHECKOUT, NETLLM, SIMULATION, Contender, hash_tree
+from netllm.suite.contenders import NETLLM, SIMULATION, Contender
 from netllm.suite.settings import Setting, prepare
 from testbed.clock import thread_cpu_s
 from testbed.errors import UserError

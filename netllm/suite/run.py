@@ -16,7 +16,7 @@ from netllm.suite.cells import CELL, CellStore, write_results
 from netllm.suite.contenders import CHECKOUT, NETLLM, SHIPPED, Contender, contenders
 from netllm.suite.header import Header, header
 from netllm.suite.play import OPTIMUM, Task, play_all
-from netllm.suite.settings import DEFAULT, UNSEEN, Prepared, chosen, prepare
+from netllm.suite.settings import DEFAULT, SETTINGS, UNSEEN, Prepared, chosen, prepare
 from netllm.suite.table import as_dict
 from testbed.errors import UserError
 from testbed.typography import FORMATS
@@ -93,6 +93,8 @@ def _check(settings: EvaluateSettings) -> None:
         raise UserError(f"--figures is {settings.figures}, wanted one of {', '.join(FORMATS)}")
     if settings.quick and (settings.write or settings.card):
         raise UserError("--quick is no result, wanted without --write and --card")
+    if (settings.write or settings.card) and (own := [each.name for each in chosen(settings.settings) if each.name not in SETTINGS]):
+        raise UserError(f"--write and --card are for test traces, seen --settings {own[0]}, wanted some of {', '.join(SETTINGS)}")
     if settings.out.exists() and not settings.out.is_dir():
         raise UserError(f"{settings.out}: is a file, wanted a folder for the results")
 

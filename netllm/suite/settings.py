@@ -80,7 +80,7 @@ SETTINGS: dict[str, Setting] = {
             "FCC, video1, 300 ms, 20 s",
             "fcc/test",
             "video1",
-            "300 ms and 20 s as such; training may vary round trip and buffer cap, too",
+            "round trip 300 ms (elsewhere 80), buffer cap 20 s (elsewhere 60); training may vary both, too",
             0.3,
             20.0,
         ),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from controllers.loader import PolicyFactory, load
+from netllm.adapter import SHIPPED
 from netllm.vp_suite.analysis import Outcome
 from testbed.errors import UserError, suggestion
 from testbed.sim.vp import WindowErrors
@@ -24,6 +25,11 @@ class Family:
 
     name: str
     members: tuple[PolicyFactory, ...]
+
+    @property
+    def adapters(self) -> list[Path]:
+        """Folders of the members."""
+        return [Path(str(dict(each.arguments).get("adapter") or SHIPPED / "vp")) for each in self.members]
 
 
 def families(adapters: Sequence[str], reference: str) -> tuple[Family, ...]:

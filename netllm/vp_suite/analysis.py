@@ -99,9 +99,13 @@ class Evaluation:
     """Everything that one evaluation found."""
 
     results: tuple[SettingResult, ...]
+    left_out: tuple[VpSetting, ...] = ()
+    """Settings whose data were not there."""
     seeds: tuple[SettingResult, ...] = ()
     """The same settings with further training seeds."""
     ablations: tuple[AblationResult, ...] = ()
+    trainings: tuple[tuple[str, str, str], ...] = ()
+    """How the adapters of the ablations were trained (`netllm.ablations.TRAINED`)."""
     times_s: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Seconds of single decisions, by policy."""
 

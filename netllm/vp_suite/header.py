@@ -1,6 +1,5 @@
 """What a reader needs in order to trust an evaluation of predictors and to repeat it."""
 
-import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -8,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controllers.loader import PolicyFactory
-from controllers.weights import VP_SHIPPED, find_weights
+from controllers.vp.netllm import NetLLM
+from controllers.weights import VP_SHIPPED
+from netllm.adapter import SHIPPED
+from netllm.identity import weights_of, weights_sha256
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field, versions
 from traces.catalog import load_catalog
 from traces.viewport_splits import DATASET
 
-ADAPTER = Path(__file__).resolve().parents[1] / "adapters" / "vp"
 _FOLDERS = re.compile(r"(?<![\w.])[~/][^\s,=+]*/")
 
 
@@ -31,7 +32,7 @@ class VpHeader:
     split: str
     data_sha256: str
     weights: dict[str, str]
-    """Sha256 by name of policy; of an adapter that of its encoders and head."""
+    """Sha256 by name of policy."""
 
 
 def vp_header(policies: Sequence[PolicyFactory], split: str) -> VpHeader:
@@ -45,16 +46,9 @@ def vp_header(policies: Sequence[PolicyFactory], split: str) -> VpHeader:
         versions=versions(),
         split=split,
         data_sha256=load_catalog()[DATASET].splits[0].sha256,
-        weights={each.name: _sha256(path) for each in policies if (path := _weights(each)).is_file()},
+        weights={each.name: weights_sha256(found[0]) for each in policies if (found := _weights(each))},
     )
 
 
-def _weights(policy: PolicyFactory) -> Path:
-    given, name = dict(policy.arguments).get("weights", ""), policy.name.partition("+")[0]
-    if name == "netllm":
-        return Path(str(dict(policy.arguments).get("adapter", "") or ADAPTER)).expanduser() / "modules.safetensors"
-    return find_weights(str(given), name, VP_SHIPPED)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _weights(policy: PolicyFactory) -> list[Path]:
+    return weights_of(policy, VP_SHIPPED, SHIPPED / "vp" if policy.policy_class is NetLLM else None)

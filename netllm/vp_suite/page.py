@@ -6,11 +6,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from netllm.ablations import TRAINED
 from netllm.suite import words
 from netllm.suite.markdown import table
 from netllm.vp_suite.analysis import PUBLISHED, RMSE, SPHERE, AblationResult, Difference, Evaluation, Outcome, SettingResult
 from netllm.vp_suite.header import VpHeader
+from netllm.vp_suite.settings import VpSetting
 from testbed.units import ms_from_s
+from traces.viewport_splits import find_split
 from traces.viewports import ANGLES
 
 _INTRO = """
@@ -54,6 +57,7 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
         "## Settings",
         "",
         *_settings(results),
+        *(f"\n{_left_out(each)}" for each in evaluation.left_out),
         _PAIRED.rstrip(),
     ]
     for result in results:
@@ -69,6 +73,7 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
         parts += ["", "## Ablations of the language model", _ABLATIONS]
         for each in evaluation.ablations:
             parts += [f"### {each.result.setting.name}: {each.result.setting.title}", "", *_ablations(each), ""]
+        parts += table(TRAINED, evaluation.trainings) if evaluation.trainings else []
     if evaluation.times_s:
         parts += ["", "## Cost of a decision", "", *_times(evaluation.times_s)]
     return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
@@ -83,7 +88,9 @@ def card(results: Sequence[SettingResult], name: str, header: VpHeader) -> str:
         found = {reference: each for reference, all_of in result.differences.items() for each in all_of if each.a == name}
         against = [f"{words.number(each.over_users.mean, 2, True)} to `{key}`: {each.verdict}" for key, each in found.items()]
         rows.append((result.setting.title, words.within(result.outcomes[name].mae_deg, 2), "; ".join(against)))
-    said = f"Test viewings, `{header.command}` at commit `{header.commit[:12]}`; docs/vp.md has the whole evaluation."
+    said = (
+        f"{header.split.capitalize()} viewings, `{header.command}` at commit `{header.commit[:12]}`; docs/vp.md has the whole evaluation."
+    )
     return "\n".join(["## Results", said, "", *table(("setting", "MAE, degrees", "paired, degrees"), rows)])
 
 
@@ -121,6 +128,11 @@ def _settings(results: Sequence[SettingResult]) -> list[str]:
         lengths = f"{setting.history_s:g} s", f"{setting.horizon_s:g} s"
         rows.append((setting.name, *lengths, where, f"{result.windows}", f"{result.users}", f"{result.videos}"))
     return table(("setting", "history", "horizon", "first future sample", "windows", "viewers", "videos"), rows)
+
+
+def _left_out(setting: VpSetting) -> str:
+    fetched = f"`scripts/fetch_data {find_split(setting.split).dataset}`"
+    return f"`{setting.name}` ({setting.title}) was left out: its data were not there ({fetched} fetches them). {setting.note}"
 
 
 def _row(each: Outcome) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from rich.console import Console
 from controllers.learning.start import check_least
 from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
 from controllers.weights import VP_SHIPPED
+from netllm.ablations import trainings
 from netllm.adapter import SHIPPED
 from netllm.cards import set_results
+from netllm.vp_ablate import CHANGES
 from netllm.vp_suite import page
 from netllm.vp_suite.ablations import NETLLM, Family, families, joined, seeds_deg
 from netllm.vp_suite.analysis import AblationResult, Evaluation, Outcome, SettingResult, setting_result
@@ -65,14 +67,18 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     settings = settings or VpEvaluateSettings()
     console = console or Console()
     check_least(settings, 0, ["seed", "timed"])
+    if settings.write and settings.split != TEST:
+        raise UserError(f"--write is for results on test viewings, seen --split {settings.split}, wanted one of the two")
     policies, ablated = _policies(settings), families(settings.adapters, settings.reference)
-    asked = _windows(settings, console)
+    asked, left_out = _windows(settings, console)
     frames = Frames(settings.frames)
     results = [_measured(each, seen, policies, settings, frames) for each, seen in asked]
     further = () if settings.policies else _seeds(policies)
     seeds = [_measured(each, seen, further, settings, frames) for each, seen in asked] if further else []
     ablations = [_ablated(each, seen, ablated, settings, frames) for each, seen in asked] if ablated else []
-    evaluation = Evaluation(tuple(results), tuple(seeds), tuple(ablations), _timed(asked[0][1], policies, settings))
+    trained = trainings({each.name: each.adapters for each in ablated}, CHANGES)
+    times_s = _timed(asked[0][1], policies, settings, frames)
+    evaluation = Evaluation(tuple(results), left_out, tuple(seeds), tuple(ablations), tuple(trained), times_s)
     header = vp_header([*policies, *further], settings.split)
     _write(settings, evaluation, header)
     page.show(evaluation, console)
@@ -80,9 +86,9 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     return results
 
 
-def _windows(settings: VpEvaluateSettings, console: Console) -> list[tuple[VpSetting, Windows]]:
+def _windows(settings: VpEvaluateSettings, console: Console) -> tuple[list[tuple[VpSetting, Windows]], tuple[VpSetting, ...]]:
     """The windows of each setting. One on another data set is left out, with a note, where that can't be had (unless it is alone)."""
-    found, asked = [], chosen(settings.settings)
+    found, left_out, asked = [], [], chosen(settings.settings)
     for each in asked:
         try:
             viewings, front_deg = load_split(each.split or settings.split), find_split(each.split or settings.split).front_deg
@@ -90,17 +96,20 @@ def _windows(settings: VpEvaluateSettings, console: Console) -> list[tuple[VpSet
             if not each.split or len(asked) == 1:
                 raise
             console.print(f"setting {each.name} is left out: {error}", style="yellow", markup=False)
+            left_out.append(each)
             continue
         found.append((each, cut(viewings, each.rule, each.history_s, each.horizon_s, front_deg)))
-    return found
+    return found, tuple(left_out)
 
 
-def _timed(windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings) -> dict[str, tuple[float, ...]]:
+def _timed(
+    windows: Windows, policies: Sequence[PolicyFactory], settings: VpEvaluateSettings, frames: Frames
+) -> dict[str, tuple[float, ...]]:
     """Seconds of single decisions, by policy; those that can't serve are left out."""
     times: dict[str, tuple[float, ...]] = {}
     for policy in policies if settings.timed else ():
         try:
-            times[policy.name] = decision_times_s(policy(), windows, settings.timed)
+            times[policy.name] = decision_times_s(policy(), windows, settings.timed, settings.seed, frames)
         except UserError:
             continue
     return times

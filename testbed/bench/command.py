@@ -3,26 +3,20 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from controllers.learning.start import usage
 from testbed.errors import TestbedError, UserError, suggestion
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run a benchmark."""
-    known: dict[str, Callable[[list[str]], object]] = {
-        "cjs-faults": _cjs_faults,
-        "cjs-sim": _cjs_sim,
-        "dashjs": _dashjs,
-        "links": _links,
-        "live": _live,
-        "netllm": _netllm,
-        "sim": _sim,
-    }
+    """Run a benchmark; without one, they are told."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage("scripts/bench", {name: about for name, (about, _) in BENCHMARKS.items()}) + "\n")
+        return 0
+    name, *options = arguments
     try:
-        if not arguments or arguments[0].startswith("-"):
-            raise UserError(f"which benchmark is not said, wanted one of {', '.join(known)}; each has a --help")
-        if arguments[0] not in known:
-            raise UserError(f"unknown benchmark {arguments[0]!r}, {suggestion(arguments[0], known)}")
-        known[arguments[0]](list(arguments[1:]))
+        if name not in BENCHMARKS:
+            raise UserError(f"unknown benchmark {name!r}, {suggestion(name, BENCHMARKS)}")
+        BENCHMARKS[name][1](options)
     except UserError as error:
         return _say(f"error: {error}", 2)
     except TestbedError as error:
@@ -92,3 +86,15 @@ def _sim(arguments: list[str]) -> None:
 def _say(text: str, code: int) -> int:
     sys.stderr.write(text + "\n")
     return code
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "cjs-faults": ("inject faults into an emulated cluster; needs root", _cjs_faults),
+    "cjs-sim": ("speed of the scheduling simulator, beside NetLLM's", _cjs_sim),
+    "dashjs": ("the headless player beside dash.js in Chromium, on the same chunks; needs root", _dashjs),
+    "links": ("emulated links beside Mininet's TCLink and Mahimahi; needs root", _links),
+    "live": ("emulated runs beside the simulator, from their results", _live),
+    "netllm": ("cost of a decision and of training, beside NetLLM's published code", _netllm),
+    "sim": ("speed of the bitrate simulator, beside NetLLM's", _sim),
+}
+"""By name: one line, and what runs it."""

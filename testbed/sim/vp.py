@@ -64,12 +64,12 @@ def predict(policy: VpPolicy, windows: Windows, seed: int = 0, frames: Frames = 
     return predicted_deg
 
 
-def decision_times_s(policy: VpPolicy, windows: Windows, most: int, seed: int = 0) -> tuple[float, ...]:
+def decision_times_s(policy: VpPolicy, windows: Windows, most: int, seed: int = 0, frames: Frames = NO_FRAMES) -> tuple[float, ...]:
     """How long single decisions take, seconds, of the first `most` windows; one decision goes before them, untimed."""
     times: list[float] = []
     for rows, session in sessions(windows):
         policy.reset(session, seed)
-        seen = observations(windows, rows, session)
+        seen = observations(windows, rows, session, frames)
         if not times:
             policy.decide(seen[0])
         for each in seen[: most - len(times)]:

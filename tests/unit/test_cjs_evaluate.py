@@ -1,6 +1,7 @@
 """An evaluation of schedulers: paired on workloads, taken up again, shown as it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from controllers.loader import load
-from netllm.adapter import new_model, save_adapter
+from netllm import identity as identities
+from netllm.adapter import SHIPPED, new_model, save_adapter
 from netllm.cjs_suite import page, run
 from netllm.cjs_suite.analysis import analyse
-from netllm.cjs_suite.header import SIMULATION, cjs_header
+from netllm.cjs_suite.header import MODEL, SIMULATION, cjs_header, identity
 from netllm.cjs_suite.play import Played
 from netllm.cjs_suite.run import CjsEvaluateSettings
 from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
@@ -56,13 +58,21 @@ def test_policies_are_compared_on_the_same_workloads():
     assert [each.policy for each in result.ranked()] == ["a", "b"]
 
 
-def test_who_starved_jobs_comes_last_and_is_shown_so():
-    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
-    sessions = [played("quick", seed, 1.0, STARVED if seed == 2 else COMPLETE) for seed in toy.seeds]
-    sessions += [played("slow", seed, 50.0 + seed) for seed in toy.seeds]
-    (result,) = analyse([toy], sessions, ["quick", "slow"], ["slow"])
-    assert [each.policy for each in result.ranked()] == ["slow", "quick"]
-    assert "1.0 (1 starved)" in page.section([result], cjs_header([], "published"))
+def test_who_starved_jobs_comes_last_and_has_no_mean_and_no_difference():
+    """However quick the jobs that did end."""
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3), (50.0, 51.0, 52.0), goal=0.9)
+    sessions = [played("netllm", seed, 1.0 + 0.1 * seed, STARVED if seed == 2 else COMPLETE) for seed in toy.seeds]
+    sessions += [played("slow", seed, 50.0 + seed) for seed in toy.seeds] + [played("same", seed, 50.0 + seed) for seed in toy.seeds]
+    (result,) = analyse([toy], sessions, ["netllm", "slow", "same"], ["slow", "netllm"])
+    assert [each.policy for each in result.ranked()] == ["slow", "same", "netllm"]
+    assert [(each.a, each.b) for each in result.differences] == [("same", "slow")]
+    starved = result.outcomes["netllm"]
+    assert starved.mean_s is None and starved.over_decima is None
+    header = cjs_header([], "published")
+    for text in (page.section([result], header), page.card([result], "netllm", header)):
+        assert "| 1 of 3 starved |" in text and "1.2" not in text
+    told = run._summary(result)["policies"]
+    assert (told["netllm"]["invalid"], told["netllm"]["mean"]) == (1, None) and (told["slow"]["invalid"], told["slow"]["mean"]) == (0, 52.0)
 
 
 def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
@@ -80,13 +90,37 @@ def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
 
 
 def test_every_source_of_a_schedule_is_in_its_key():
-    program = (
-        "import sys, testbed.sim.cjs, testbed.sim.cjs_compiled; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({})))"
-    )
-    code = program.format("('testbed.sim.', 'testbed.cluster.')")
-    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
-    loaded = {Path(file) for file in told if not file.endswith("__init__.py")}
+    loaded = modules_with("testbed.sim.cjs", "testbed.sim.cjs_compiled", among=("testbed.sim.", "testbed.cluster."))
     assert loaded and loaded <= {file for pattern in SIMULATION for file in CHECKOUT.glob(pattern)}
+
+
+def test_every_source_of_an_answer_is_in_a_language_models_key():
+    loaded = modules_with("netllm.cjs.reader", "controllers.cjs.netllm", among=("netllm.", "controllers.cjs."))
+    own = {CHECKOUT / "controllers/cjs/netllm.py"}  # the policy's own file, as of any policy
+    assert loaded - own <= {file for pattern in MODEL for file in CHECKOUT.glob(pattern)}
+    assert CHECKOUT / "controllers/cjs/srpt_cap.py" in loaded
+
+
+def modules_with(*imported: str, among: tuple[str, ...]) -> set[Path]:
+    """Files of the modules that these bring along."""
+    code = f"import sys, {', '.join(imported)}; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({among})))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    return {Path(file) for file in told if not file.endswith("__init__.py")}
+
+
+def test_an_adapter_that_was_changed_is_another_policy(tmp_path, monkeypatch):
+    """`scripts/adapt cjs-trust` rewrites netllm.json alone."""
+    folder = shutil.copytree(SHIPPED / "cjs", tmp_path / "adapter")
+    policy = load(f"netllm+adapter={folder}", "cjs")
+    before = identity(policy)
+    (folder / "README.md").write_text("a card")
+    assert identity(policy) == before
+    content = json.loads((folder / "netllm.json").read_text())
+    content["settings"]["trust"] += 1
+    (folder / "netllm.json").write_text(json.dumps(content))
+    changed = identity(policy)
+    monkeypatch.setattr(identities.importlib.metadata, "version", lambda package: f"another {package}")
+    assert len({before, changed, identity(policy)}) == 3
 
 
 def test_an_evaluation_is_taken_up_where_it_was_cut(profiles, tmp_path, monkeypatch):
@@ -137,6 +171,19 @@ def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
     path.write_text("nothing")
     with pytest.raises(UserError, match="wanted both"):
         run._write(settings, results, cjs_header([], "published"), ["fair"])
+
+
+def test_what_is_published_is_what_was_run(tmp_path):
+    """No page and no card of other rules, and no ratio to what was measured under the published ones."""
+    with pytest.raises(UserError, match="--write is for results under the published rules, seen --semantics conserving"):
+        run.test(CjsEvaluateSettings(semantics="conserving", write=True, out=tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out").exists()
+    (setting,) = chosen(["default"], "conserving")
+    assert setting.decima_s == () and setting.goal is None and setting.seeds == NAMED["default"].seeds
+    toy = CjsSetting("toy", 5, 4, (1, 2, 3))
+    results = analyse([toy], [played("netllm", seed, 5.0 + seed) for seed in toy.seeds], ["netllm"], [])
+    for semantics in ("published", "conserving"):
+        assert f"Simulator, {semantics} rules" in page.card(results, "netllm", cjs_header([], semantics))
 
 
 def test_settings_of_ones_own_and_unknown_ones(capsys):

@@ -238,6 +238,10 @@ def test_who_refuses_a_setting_is_named_not_counted(settings, mine):
         (("--samples", "0"), "--samples is 0, wanted at least 1"),
         (("--figures", "bmp"), "--figures is bmp, wanted one of pdf, png, svg"),
         (("--quick", "--card"), "--quick is no result, wanted without --write and --card"),
+        (
+            ("--settings", "default", "fcc/valid@video1", "--write"),
+            "--write and --card are for test traces, seen --settings fcc/valid@video1",
+        ),
         (("--out", "{mine}"), "mine.py: is a file, wanted a folder for the results"),
     ],
 )

@@ -1,5 +1,6 @@
 """The statistics of an evaluation, on sessions made by hand."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from controllers.loader import PolicyReference
 from netllm.suite.analysis import analyse, holm, ratio_of_means, t_test
 from netllm.suite.cells import CELL, Cell
 from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.suite.markdown import _ablations as ablation_table
 from netllm.suite.markdown import trainings
 from netllm.suite.play import OPTIMUM
 from netllm.suite.settings import Playback, Prepared, Setting
@@ -134,12 +136,33 @@ def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     assert (ablation.a, ablation.b, ablation.verdict) == ("no lora", "full", "worse")
     assert ablation.estimate.mean == pytest.approx(-0.5)
     assert [each.b for each in found.settings[0].differences] == ["bba"]
-    told = [("full", 1, "full less"), ("full", 2, "full"), ("no lora", 1, "less"), ("bba", 1, "bba")]
-    stories = [
-        {"name": name, "story": {"trained": {"command": f"ablate --seeds {seed} --names {names} --steps 3"}}} for name, seed, names in told
+    rows = [line for line in ablation_table(found) if line.startswith("| toy")]
+    assert [row.split(" | ")[1] for row in rows] == ["full", "no lora"], "the reference's own values come first"
+    assert rows[0].startswith("| toy | full | 5.000 ± ") and rows[0].endswith(
+        " | 2, 0.707 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |"
+    )
+
+
+def test_the_commands_that_trained_ablations_are_told_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    who = [contender("netllm", NETLLM), *(contender(name, NETLLM, ABLATION, 2) for name in ("full", "few, no LoRA"))]
+    for i, (folder, change) in enumerate((("out", "reference"), ("few", "no-lora")), start=1):
+        made = [tmp_path / "results" / folder / f"{change}-{seed}" / "adapter" for seed in (1, 2)]
+        for seed, path in enumerate(made, start=1):
+            path.mkdir(parents=True)
+            told = {"trained": {"command": f"scripts/ablate abr --seeds {seed} --names reference no-lora --steps {i}"}}
+            (path / "netllm.json").write_text(json.dumps(told))
+        members = tuple(replace(member, weights=(path,)) for member, path in zip(who[i].members, made, strict=True))
+        who[i] = replace(who[i], members=members)
+    two = {(member, 0): np.arange(10.0) + member for member in (0, 1)}
+    lines = trainings(analysis({"netllm": np.arange(10.0), "full": two, "few, no LoRA": two}, who, reference="full"))
+    assert lines[3:] == [
+        "| full | `reference`: nothing but what the command says "
+        "| `scripts/ablate abr --names reference --seeds 1 2 --out results/out --steps 1` |",
+        "| few, no LoRA | `no-lora`: no LoRA: the backbone is what it was "
+        "| `scripts/ablate abr --names no-lora --seeds 1 2 --out results/few --steps 2` |",
     ]
-    (row,) = [line for line in trainings(found, [*stories, {"name": "netllm", "story": {}}]) if "ablate" in line]
-    assert row == "| full, no lora | `ablate --steps 3` |"
+    assert trainings(analysis({"netllm": np.arange(10.0)}, who[:1])) == []
 
 
 def test_who_can_not_play_is_left_out_of_means_and_named():

@@ -257,7 +257,7 @@ def test_half_of_what_is_learnt_is_mirrored_and_some_of_it_has_no_front(settings
 
 def test_each_change_changes_one_thing(settings):
     settings = replace(settings, task=VpTask())
-    changed = {name: {k for k, v in vars(change(settings)).items() if v != vars(settings)[k]} for name, change in CHANGES.items()}
+    changed = {name: {k for k, v in vars(change.make(settings)).items() if v != vars(settings)[k]} for name, change in CHANGES.items()}
     assert changed.pop("reference") == set() and changed.pop("random-no-lora") == {"llm", "lora"}
     assert all(len(each) == 1 for each in changed.values()), changed
 

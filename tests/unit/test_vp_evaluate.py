@@ -232,7 +232,16 @@ def test_a_card_tells_each_setting_and_what_it_was_compared_with():
     header = run.vp_header([load("static", "vp")], "test")
     text = page.card([setting_result(NAMED["code"], outcomes, {}, ["static"])], "netllm", header)
     assert "| 6.50 ± " in text and "| \N{MINUS SIGN}2.00 to `static`: better |" in text
-    assert NAMED["code"].title in text and header.command in text
+    assert NAMED["code"].title in text and header.command in text and "\nTest viewings, " in text
+    assert "\nValid viewings, " in page.card(
+        [setting_result(NAMED["code"], outcomes, {}, ["static"])], "netllm", replace(header, split="valid")
+    )
+
+
+def test_no_page_is_written_of_other_viewings_than_the_test_s(recorded, tmp_path):
+    with pytest.raises(UserError, match="--write is for results on test viewings, seen --split valid"):
+        run.test(run.VpEvaluateSettings(("code",), ("static",), split="valid", out=tmp_path / "out", write=True), QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finding_says_no_more_than_the_interval_allows():
@@ -254,6 +263,9 @@ def test_errors_are_those_of_the_windows():
     assert measure(load("static", "vp")(), windows()).mae_deg.shape == (len(windows()),)
 
 
+CHANGED = {"still": "reference", "lively": "no-lora"}
+
+
 def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(recorded, tmp_path, monkeypatch):
     """Two families of two adapters of a tiny model each; the adapters of one do nothing."""
     import torch
@@ -269,8 +281,8 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
         model = new_model(llm, "float32", VpTask(hidden=8, base="last"), LoraSettings(rank=0), name)
         if name.startswith("lively"):
             torch.nn.init.normal_(model.head.linear.weight, std=0.2)
-        folders[name] = tmp_path / name
-        save_adapter(model, folders[name], {})
+        folders[name] = tmp_path / "made" / f"{CHANGED[name[:-2]]}{name[-2:]}" / "adapter"
+        save_adapter(model, folders[name], {"trained": {"command": "scripts/ablate vp --names reference no-lora --steps 9 --seeds 1 2"}})
         model.switch.remove()
     groups = tuple(f"{name}={folders[f'{name}-1']},{folders[f'{name}-2']}" for name in ("still", "lively"))
     monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
@@ -287,6 +299,8 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
     (compared,) = ablation["comparisons"]
     assert (compared["a"], compared["b"], compared["verdict"]) == ("lively", "still", "worse")
     text = (tmp_path / "vp.md").read_text()
+    assert "| still | `reference`: nothing but" in text
+    assert "`scripts/ablate vp --names reference --seeds 1 2 --out made --steps 9` |" in text
     assert "## Ablations of the language model" in text and "| `lively` |" in text and "## Cost of a decision" in text
     assert summary["decision_ms"]["static"]["p50"] > 0
 
@@ -311,7 +325,10 @@ def test_another_data_set_that_cannot_be_had_is_left_out_unless_it_is_alone(reco
 
     monkeypatch.setattr(run, "load_split", lacking)
     monkeypatch.chdir(tmp_path)
-    assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static"]) == 0
+    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static", "--write"]) == 0
+    text = (tmp_path / "vp.md").read_text()
+    assert "was left out: its data were not there (`scripts/fetch_data viewports_wu2017`" in text and NAMED["wu2017"].note in text
     assert "setting wu2017 is left out" in " ".join(capsys.readouterr().out.split())
     assert evaluate_command(["vp", "--settings", "wu2017", "--policies", "static", "--against", "static"]) == 2
     assert "viewports_wu2017 is not on this machine" in capsys.readouterr().err
@@ -329,3 +346,15 @@ def test_videos_of_another_set_have_no_front(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_policies", lambda settings: [replace(load("static", "vp"), policy_class=Spy)])
     run.test(run.VpEvaluateSettings(("figures", "wu2017"), against=("static",), out=tmp_path / "out", timed=0), QUIET)
     assert set(fronts) == {90.0, None}
+
+
+def test_frames_are_there_when_decisions_are_timed_too(recorded, tmp_path):
+    for video in (4, 8):
+        (tmp_path / "frames" / f"video{video}").mkdir(parents=True)
+        np.save(tmp_path / "frames" / f"video{video}" / "0.npy", np.full((2, 4, 3), video, np.uint8))
+    (tmp_path / "mine.py").write_text(MINE.replace("return", "assert observation.frame.shape == (2, 4, 3)\n        return"))
+    asked = run.VpEvaluateSettings(
+        ("figures",), (f"{tmp_path}/mine.py",), ("static",), frames=tmp_path / "frames", out=tmp_path / "out", timed=3
+    )
+    run.test(asked, QUIET)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["decision_ms"]["mine"]["p50"] > 0

@@ -1,0 +1,78 @@
+"""Who a policy is: hashes of the sources, options and weights that decide what it answers. Evaluations know stored sessions by it.
+
+A model card and a report name weights by `weights_sha256`, the same in all of them.
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from controllers.loader import PolicyFactory
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+_MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised cjs/graph tasks/*"
+MODEL = tuple(f"netllm/{name}.py" for name in _MODULES.split())
+"""Sources that decide what a language model answers."""
+WEIGHTS, ADAPTER = "weights", "adapter"
+"""Options of policies that name what they have learnt."""
+
+
+def identity(factory: PolicyFactory, simulation: tuple[str, ...], weights: Sequence[Path], model: tuple[str, ...] = ()) -> str:
+    """Hash of all that decides what the policy answers, and what comes of it. `model` is empty for all but language models."""
+    parts = [repr(factory.arguments), hash_tree(simulation), hash_file(inspect.getfile(factory.policy_class))]
+    if model:
+        parts += [hash_tree(model), *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
+    parts += [_hash_path(path) for path in weights]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def weights_of(factory: PolicyFactory, folder: Path, adapter: Path | None = None) -> list[Path]:
+    """Files and folders that the policy's options name, given or by default.
+
+    `folder` is that of the task's small networks; `adapter` is the one that ships, of a language model.
+    """
+    given = defaults_of(factory) | dict(factory.arguments)
+    if adapter:
+        given[ADAPTER] = given.get(ADAPTER) or str(adapter)
+    found = []
+    if WEIGHTS in given:
+        named = str(given[WEIGHTS] or factory.reference.target)
+        found += [folder / f"{named}.safetensors", folder / named]
+    found += [Path(value).expanduser() for value in given.values() if isinstance(value, str | Path) and str(value)]
+    return [path for path in dict.fromkeys(found) if path.is_file() or (path.is_dir() and any(path.glob("*.json")))]
+
+
+def defaults_of(factory: PolicyFactory) -> dict[str, object]:
+    """The options that the policy takes, with their defaults."""
+    if factory.policy_class.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    return {name: parameter.default for name, parameter in inspect.signature(factory.policy_class).parameters.items()}
+
+
+def weights_sha256(path: Path) -> str:
+    """Of a file, or of an adapter's matrices, encoders and head."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@cache
+def hash_tree(patterns: tuple[str, ...]) -> str:
+    """Of the sources that `patterns` find in the checkout."""
+    files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern)})
+    return hashlib.sha256("".join(f"{file.name} {hash_file(str(file))}\n" for file in files).encode()).hexdigest()
+
+
+def hash_file(path: str) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _hash_path(path: Path) -> str:
+    """Of a file; of a folder its weights and settings (a model card may change)."""
+    files = (
+        [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".bin", ".gguf"))
+    )
+    return "".join(hash_file(str(file)) for file in files)
