@@ -1,8 +1,11 @@
 """Who a policy is: hashes of the sources, options and weights that decide what it answers. Evaluations know stored sessions by it.
 
+Of a Python source what is run counts, not its comments, docstrings and layout: sessions that took hours are not played again for a sentence.
+
 A model card and a report name weights by `weights_sha256`, the same in all of them.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import inspect
@@ -22,7 +25,7 @@ WEIGHTS, ADAPTER = "weights", "adapter"
 
 def identity(factory: PolicyFactory, simulation: tuple[str, ...], weights: Sequence[Path], model: tuple[str, ...] = ()) -> str:
     """Hash of all that decides what the policy answers, and what comes of it. `model` is empty for all but language models."""
-    parts = [repr(factory.arguments), hash_tree(simulation), hash_file(inspect.getfile(factory.policy_class))]
+    parts = [repr(factory.arguments), hash_tree(simulation), hash_source(Path(inspect.getfile(factory.policy_class)))]
     if model:
         parts += [hash_tree(model), *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
     parts += [_hash_path(path) for path in weights]
@@ -62,7 +65,23 @@ def weights_sha256(path: Path) -> str:
 def hash_tree(patterns: tuple[str, ...]) -> str:
     """Of the sources that `patterns` find in the checkout."""
     files = sorted({file for pattern in patterns for file in CHECKOUT.glob(pattern)})
-    return hashlib.sha256("".join(f"{file.name} {hash_file(str(file))}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.name} {hash_source(file)}\n" for file in files).encode()).hexdigest()
+
+
+def hash_source(path: Path) -> str:
+    """Of what a Python file runs; of another file its content."""
+    if path.suffix != ".py":
+        return hash_file(str(path))
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_text(node: ast.stmt) -> bool:
+    """Whether it is a docstring, of whatever."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def hash_file(path: str) -> str:
