@@ -1,8 +1,8 @@
 """What a run owns on this machine: recorded before or as it is made, so that the next run or `clean` can remove it after a kill -9.
 
 Under `STATE_DIR` lie a lock file, which a run holds as long as it lives, and a folder for each run with its sockets and `owned.jsonl`.
-A process is ours if its pid and its start time are recorded, or if its environment bears the run's random token; an interface is ours if
-its name is recorded and its alias is the recorded one. Nothing is ever removed by the look of its name.
+A process is ours if its pid and its start time are recorded, or if its environment bears the run's random token. Nothing is ever removed by
+the look of its name.
 """
 
 import fcntl
@@ -12,7 +12,6 @@ import secrets
 import select
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -54,13 +53,6 @@ class OwnedProcess(msgspec.Struct, frozen=True, tag="process"):
     what: str
 
 
-class OwnedInterface(msgspec.Struct, frozen=True, tag="interface"):
-    """An interface that the run makes in the root network namespace; `alias` marks it as ours."""
-
-    name: str
-    alias: str
-
-
 class OwnedContainers(msgspec.Struct, frozen=True, tag="containers"):
     """Docker containers that bear a label of the run's."""
 
@@ -75,7 +67,7 @@ class ChangedSetting(msgspec.Struct, frozen=True, tag="setting"):
     during: str
 
 
-_Line = Header | OwnedProcess | OwnedInterface | OwnedContainers | ChangedSetting
+_Line = Header | OwnedProcess | OwnedContainers | ChangedSetting
 
 
 def require_root() -> None:
@@ -150,12 +142,6 @@ class Run:
     def add_process(self, pid: int, what: str) -> None:
         """Record a process right after it was started (and before it was waited for)."""
         self._write(OwnedProcess(pid, start_ticks(pid) or 0, what))
-
-    def add_interface(self, name: str) -> str:
-        """Record an interface of the root namespace before it is made; returns the alias that it has to be given."""
-        alias = f"netllm-testbed {self.token}"
-        self._write(OwnedInterface(name, alias))
-        return alias
 
     def add_containers(self, label: str) -> None:
         """Record the label of containers before the first is made."""
@@ -257,7 +243,6 @@ def _clean_run(folder: Path) -> list[str]:
     header = lines[0]
     removed = _kill(_living(header.token, [line for line in lines if isinstance(line, OwnedProcess)]))
     removed += [f"container {name}" for line in lines if isinstance(line, OwnedContainers) for name in sweep(line.label)]
-    removed += [f"interface {line.name}" for line in lines if isinstance(line, OwnedInterface) and _delete(line)]
     return removed + [f"change of {line.path}" for line in lines if isinstance(line, ChangedSetting) and _set_back(line)]
 
 
@@ -348,17 +333,6 @@ def _pidfds(processes: list[OwnedProcess]) -> Iterator[list[tuple[OwnedProcess, 
     finally:
         for _, descriptor in opened:
             os.close(descriptor)
-
-
-def _delete(interface: OwnedInterface) -> bool:
-    """Delete an interface of the root namespace if it is the one recorded."""
-    try:
-        alias = Path(f"/sys/class/net/{interface.name}/ifalias").read_text().strip()
-    except OSError:
-        return False
-    if alias != interface.alias:
-        return False
-    return subprocess.run(["ip", "link", "delete", "dev", interface.name], capture_output=True, check=False).returncode == 0
 
 
 def _set_back(setting: ChangedSetting) -> bool:
