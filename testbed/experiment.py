@@ -176,14 +176,16 @@ def report(folder: Path, figures: str | None, console: Console) -> None:
 
 
 def clean(console: Console) -> None:
-    """Remove what a killed run left, and nothing else."""
+    """Remove what a killed run left, and nothing else. Raises `TestbedError` when containers may be left."""
     from testbed import owned
 
     owned.require_root()
-    removed = owned.clean()
-    for item in removed:
+    cleaned = owned.clean()
+    for item in cleaned.removed:
         console.print(f"removed {item}")
-    if not removed:
+    if cleaned.kept:
+        raise TestbedError("; ".join(cleaned.kept))
+    if not cleaned.removed:
         console.print("nothing to remove")
 
 
