@@ -104,22 +104,41 @@ def test_a_policy_that_hangs_ends_its_trials_and_no_other(tmp_path: Path) -> Non
 
 
 def test_each_decision_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound is on one decision, not on a trial."""
+    """The bound is on one decision, not on a trial. So is the start of a policy."""
     monkeypatch.setattr(twin, "SIGN_OF_LIFE_S", 0.0)
     said = io.BytesIO()
     list(rows_of(*jobs("bba"), twin._Writer(said).alive))
-    assert said.getvalue() == b"\n" * (CHUNKS - 1)
+    assert said.getvalue() == b"\n" * CHUNKS
+
+
+def test_the_start_of_each_trial_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon it comes after the last sign of life."""
+    monkeypatch.setattr(twin, "SIGN_OF_LIFE_S", PATIENCE_S)
+    said = io.BytesIO()
+    writer = twin._Writer(said)
+    for _ in range(2):
+        writer.alive()
+        writer.alive()
+        writer.begin()
+    assert said.getvalue() == b"\n\n"
+
+
+def test_a_policy_that_loads_for_longer_than_it_may_decide_is_no_hung_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "import time\ntime.sleep(2.5)"
+    assert ends(run(jobs(policy(tmp_path, "return 1", slow), 2), silence_s=2.0)) == {"t0": "complete", "t1": "complete"}
+    monkeypatch.setattr("testbed.simulation.LOAD_S", 1.0)
+    assert ends(run(jobs(policy(tmp_path, "return 1", slow)), silence_s=0.5)) == {"t0": "policy did not answer for 1 s"}
 
 
 def test_lines_come_whole_and_silence_ends_them() -> None:
     reader, writer = os.pipe()
     for piece in (b"\n\na", b"b\nc\n", b"\nrest"):
         os.write(writer, piece)
-    lines = _lines(reader, 0.0)
-    assert [next(lines), next(lines)] == [b"ab", b"c"]
-    with pytest.raises(TimeoutError):
+    lines = _lines(reader, lambda: 0.0)
+    assert [next(lines) for _ in range(5)] == [b"", b"", b"ab", b"c", b""]
+    with pytest.raises(TimeoutError, match="0 s"):
         next(lines)
-    lines = _lines(reader, 0.0)
+    lines = _lines(reader, lambda: 0.0)
     os.write(writer, b"last\n")
     os.close(writer)
     assert list(lines) == [b"last"]
