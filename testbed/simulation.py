@@ -1,5 +1,6 @@
 """Trials on the virtual clock, in worker processes that run as the user and may load torch."""
 
+import itertools
 import os
 import select
 import subprocess
@@ -37,8 +38,8 @@ def simulate(jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: f
     trials left. Raises `UserError` when a policy can't be loaded, `TestbedError` when a worker ends before its last trial, and whatever
     `on_row` raises.
     """
-    count = max(1, min(os.cpu_count() or 1, len(jobs) // JOBS_PER_WORKER))
-    workers = [_Worker(jobs[i::count], on_row, SILENCE_S if silence_s is None else silence_s) for i in range(count)]
+    count = max(1, min(len(os.sched_getaffinity(0)), len(jobs) // JOBS_PER_WORKER))
+    workers = [_Worker(hand, on_row, SILENCE_S if silence_s is None else silence_s) for hand in dealt(jobs, count)]
     with ThreadPoolExecutor(count, thread_name_prefix="simulation") as pool:
         try:
             for ended in as_completed([pool.submit(worker.run) for worker in workers]):
@@ -46,6 +47,16 @@ def simulate(jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: f
         finally:
             for worker in workers:
                 worker.stop()
+
+
+def dealt(jobs: Sequence[AnyJob], count: int) -> list[list[AnyJob]]:
+    """`jobs` in `count` hands that keep their order, each policy's evenly spread: policies differ in cost by orders of magnitude."""
+    hands: list[list[AnyJob]] = [[] for _ in range(count)]
+    turns: dict[str, Iterator[int]] = {}
+    for job in jobs:
+        turn = turns.setdefault(job.policy, itertools.count(len(turns)))
+        hands[next(turn) % count].append(job)
+    return hands
 
 
 class _Worker:
