@@ -43,9 +43,15 @@ def run(experiment: Experiment, console: Console) -> None:
         console.print(f"note: {note}")
     if experiment.simulate:
         _recorded(prepared, console, lambda recorder: simulate([prepared.job(trial) for trial in prepared.trials], recorder.row), {})
-    else:
-        with _emulated(prepared) as emulation:
-            _recorded(prepared, console, emulation.run, emulation.facts, emulation.pictures)
+        return
+    with contextlib.ExitStack() as network:
+        emulation = network.enter_context(_emulated(prepared))
+
+        def play(recorder: Recorder) -> None:
+            emulation.run(recorder)
+            network.close()  # what is computed next has the machine for itself
+
+        _recorded(prepared, console, play, emulation.facts, emulation.pictures)
 
 
 def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
