@@ -27,7 +27,7 @@ class Child:
 
     def __init__(self, popen: Callable[..., subprocess.Popen[bytes]], module: str, **keywords: Any) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the object
-        self._begun = b""
+        self._first = self._rest = b""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
         self._process = popen([sys.executable, "-m", module], **pipes, **keywords)
 
@@ -43,19 +43,28 @@ class Child:
         deadline_s = now_s() + wait_s
         poll = select.poll()
         poll.register(self._process.stdout, select.POLLIN)
-        while b"\n" not in self._begun:
+        while not self._first and b"\n" not in self._rest:
             if not poll.poll(ms_from_s(max(deadline_s - now_s(), 0))):
                 return None
             piece = os.read(self._process.stdout.fileno(), 65536)
             if not piece:
                 return b""
-            self._begun += piece
-        return self._begun
+            self._rest += piece
+        if not self._first:
+            first, newline, self._rest = self._rest.partition(b"\n")
+            self._first = first + newline
+        return self._first
 
     def lines(self) -> Iterator[bytes]:
         """Its lines as they come, from the second on if `first_line` was asked for; without the torn one that a killed process leaves."""
         assert self._process.stdout
-        return (line for line in self._process.stdout if line.endswith(b"\n"))
+        *whole, begun = self._rest.split(b"\n")
+        self._rest = b""
+        yield from (line + b"\n" for line in whole)
+        for line in self._process.stdout:
+            if line.endswith(b"\n"):
+                yield begun + line
+            begun = b""
 
     def ended(self) -> bool:
         """Whether it is dead."""

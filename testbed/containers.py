@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.docker import docker, sweep
+from testbed.docker import docker
 from testbed.owned import Run
 from testbed.user import User
 
@@ -32,6 +32,7 @@ class Containers:
         self._label = f"{LABEL}={run.token}"
         self._prefix = f"netllm-{run.token[:8]}"
         self._count = 0
+        self._run = run
         run.add_containers(self._label)
         docker("import", *_changes(), "-", IMAGE, input=_image())
 
@@ -63,8 +64,8 @@ class Containers:
         return "ran out of memory" if told[0] == "true" else f"ended with code {told[1]}"
 
     def close(self) -> None:
-        """Remove them all."""
-        sweep(self._label)
+        """Remove them all. Raises `TestbedError` when docker can't be asked; the run's record stays then, for `clean`."""
+        self._run.remove_containers()
 
 
 def _mounts() -> list[str]:

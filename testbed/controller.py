@@ -18,7 +18,7 @@ from testbed.user import User, home
 PORT = 9000
 """TCP port of the service, inside the controller's namespace."""
 LOAD_S = 300.0
-"""Longest wait for all policies to be loaded: a large model comes from a slow disk at 100 MB/s."""
+"""Longest wait for policies to be loaded and started, wherever: a large model comes from a slow disk at 100 MB/s."""
 HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT_S = 5.0
 END_S = 2.0

@@ -21,9 +21,7 @@ def engine_fault() -> str:
 
 
 def sweep(label: str) -> list[str]:
-    """Remove all containers that bear `label`; their names. Nothing where there is no engine any more."""
-    if engine_fault():
-        return []
+    """Remove all containers that bear `label`; their names. Raises `TestbedError` when the engine can't be asked: some may be there."""
     names = docker("ps", "--all", "--filter", f"label={label}", "--format", "{{.Names}}").split()
     if names:
         docker("rm", "--force", *names)
@@ -34,6 +32,8 @@ def docker(*arguments: str, input: bytes | None = None) -> str:
     """What `docker ARGUMENTS` prints. Raises `TestbedError` when it fails."""
     try:
         done = subprocess.run(["docker", *arguments], input=input, capture_output=True, timeout=ANSWER_S, check=False)
+    except FileNotFoundError:
+        raise TestbedError("there is no docker command") from None
     except subprocess.TimeoutExpired:
         raise TestbedError(f"docker {arguments[0]} did not answer in {ANSWER_S:g} s") from None
     if done.returncode:

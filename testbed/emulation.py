@@ -13,7 +13,7 @@ from testbed import dashjs, owned
 from testbed.controller import Controller
 from testbed.errors import TestbedError
 from testbed.host import browser_version
-from testbed.lane import LanePlayer
+from testbed.lane import END_S, LanePlayer, stop
 from testbed.link import PathSpec
 from testbed.network import Network
 from testbed.prepared import PreparedInLanes
@@ -47,9 +47,10 @@ def emulated(prepared: PreparedInLanes) -> Iterator["Emulation"]:
         controller = Controller(network.popen_controller, served, invoking_user(), shared_folder(run), task=experiment.task)
         stack.callback(controller.stop)
         controller.launch()
-        players = [LanePlayer(lane, prepared, controller, run.folder if experiment.show else None) for lane in network.lanes]
+        pictures = run.folder if experiment.show else None
+        players = [LanePlayer(lane, prepared, controller, run.folder, pictures) for lane in network.lanes]
+        stack.callback(stop, players)
         for player in players:
-            stack.callback(player.stop)
             player.launch()
         for player in players:
             player.wait_ready()
@@ -89,13 +90,21 @@ class Emulation:
         """Folder in which the lanes' pictures lie; None: nobody looks."""
 
     def run(self, recorder: Recorder) -> None:
-        """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play."""
+        """Play all trials; those of one group side by side. Raises what a lane raised, and `TestbedError` when no lane is left to play.
+
+        However it ends, the players have ended and said so in rows.
+        """
         waiting = collections.deque(self._trials)
         threads = [threading.Thread(target=player.play_all, args=(waiting, recorder), daemon=True) for player in self._players]
         with Sampler(recorder.host, self.facts.get("relay_pid")):
             for thread in threads:
                 thread.start()
-            self._watch(threads, recorder)
+            try:
+                self._watch(threads, recorder)
+            finally:
+                stop(self._players)
+                for thread in threads:
+                    thread.join(END_S)
         if waiting:
             raise TestbedError(f"{len(waiting)} trials were not played: the origin of every lane died again and again")
 

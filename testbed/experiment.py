@@ -43,9 +43,15 @@ def run(experiment: Experiment, console: Console) -> None:
         console.print(f"note: {note}")
     if experiment.simulate:
         _recorded(prepared, console, lambda recorder: simulate([prepared.job(trial) for trial in prepared.trials], recorder.row), {})
-    else:
-        with _emulated(prepared) as emulation:
-            _recorded(prepared, console, emulation.run, emulation.facts, emulation.pictures)
+        return
+    with contextlib.ExitStack() as network:
+        emulation = network.enter_context(_emulated(prepared))
+
+        def play(recorder: Recorder) -> None:
+            emulation.run(recorder)
+            network.close()  # what is computed next has the machine for itself
+
+        _recorded(prepared, console, play, emulation.facts, emulation.pictures)
 
 
 def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
@@ -176,14 +182,16 @@ def report(folder: Path, figures: str | None, console: Console) -> None:
 
 
 def clean(console: Console) -> None:
-    """Remove what a killed run left, and nothing else."""
+    """Remove what a killed run left, and nothing else. Raises `TestbedError` when containers may be left."""
     from testbed import owned
 
     owned.require_root()
-    removed = owned.clean()
-    for item in removed:
+    cleaned = owned.clean()
+    for item in cleaned.removed:
         console.print(f"removed {item}")
-    if not removed:
+    if cleaned.kept:
+        raise TestbedError("; ".join(cleaned.kept))
+    if not cleaned.removed:
         console.print("nothing to remove")
 
 

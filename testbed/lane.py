@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -27,13 +29,18 @@ ORIGIN_READY_S = 60.0
 MOST_ORIGINS = 4
 """A lane whose origin died that often plays no further trial."""
 SILENCE_MARGIN_S = 30.0
+END_S = 5.0
+"""From SIGTERM to SIGKILL: for a player's last row, and for its browser's end."""
 
 
 class LanePlayer:
-    """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then."""
+    """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then.
 
-    def __init__(self, lane: Lane, prepared: PreparedInLanes, controller: Controller, pictures: Path | None = None) -> None:
-        self._lane, self._controller, self._prepared, self._pictures = lane, controller, prepared, pictures
+    What a player keeps for a while (a browser's profile) lies in `scratch`, a folder that goes with the run however that ends.
+    """
+
+    def __init__(self, lane: Lane, prepared: PreparedInLanes, controller: Controller, scratch: Path, pictures: Path | None = None) -> None:
+        self._lane, self._controller, self._prepared, self._scratch, self._pictures = lane, controller, prepared, scratch, pictures
         self._origin: Child | None = None
         self._origins = 0
         self._next: Child | None = None
@@ -56,7 +63,7 @@ class LanePlayer:
         self._origins += 1
 
     def _new_player(self) -> Child:
-        return Child(self._lane.popen_client, self._prepared.player, env=LIGHT)
+        return Child(self._lane.popen_client, self._prepared.player, env={**LIGHT, "TMPDIR": str(self._scratch)})
 
     def wait_ready(self) -> None:
         """Block until the origin listens. Raises `TestbedError` when it ends instead."""
@@ -180,11 +187,17 @@ class LanePlayer:
         )
 
     def stop(self) -> None:
-        """End the lane's processes; callable twice."""
+        """End the lane's processes, the player after its last row; callable twice."""
         self._stopped = True
         for child in (self._player, self._next, self._origin):
             if child:
-                child.kill()
+                child.end(END_S)
+
+
+def stop(players: Sequence[LanePlayer]) -> None:
+    """`LanePlayer.stop` in all lanes at once."""
+    with ThreadPoolExecutor(len(players), thread_name_prefix="stop") as pool:
+        list(pool.map(LanePlayer.stop, players))
 
 
 def picture_of(folder: Path, lane: int) -> Path:

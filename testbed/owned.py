@@ -1,8 +1,8 @@
 """What a run owns on this machine: recorded before or as it is made, so that the next run or `clean` can remove it after a kill -9.
 
 Under `STATE_DIR` lie a lock file, which a run holds as long as it lives, and a folder for each run with its sockets and `owned.jsonl`.
-A process is ours if its pid and its start time are recorded, or if its environment bears the run's random token; an interface is ours if
-its name is recorded and its alias is the recorded one. Nothing is ever removed by the look of its name.
+A process is ours if its pid and its start time are recorded, or if its environment bears the run's random token. Nothing is ever removed by
+the look of its name.
 """
 
 import fcntl
@@ -12,11 +12,12 @@ import secrets
 import select
 import shutil
 import signal
-import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, NoReturn, Self
@@ -54,13 +55,6 @@ class OwnedProcess(msgspec.Struct, frozen=True, tag="process"):
     what: str
 
 
-class OwnedInterface(msgspec.Struct, frozen=True, tag="interface"):
-    """An interface that the run makes in the root network namespace; `alias` marks it as ours."""
-
-    name: str
-    alias: str
-
-
 class OwnedContainers(msgspec.Struct, frozen=True, tag="containers"):
     """Docker containers that bear a label of the run's."""
 
@@ -75,7 +69,15 @@ class ChangedSetting(msgspec.Struct, frozen=True, tag="setting"):
     during: str
 
 
-_Line = Header | OwnedProcess | OwnedInterface | OwnedContainers | ChangedSetting
+_Line = Header | OwnedProcess | OwnedContainers | ChangedSetting
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was done about killed runs: a phrase for each thing that was removed, a sentence for each run whose record had to be kept."""
+
+    removed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
 
 def require_root() -> None:
@@ -121,11 +123,14 @@ class Run:
         self._lock: int | None = None
         self._record: IO[bytes] | None = None
         self._handles_sigterm = False
+        self._labels: list[str] = []
 
     def __enter__(self) -> Self:
         self._lock = _lock(self._state_dir)
         try:
-            self.removed = _clean(self._state_dir)
+            cleaned = _clean(self._state_dir)
+            self.removed = cleaned.removed
+            sys.stderr.writelines(f"note: {sentence}\n" for sentence in cleaned.kept)
             self.folder.mkdir(mode=0o755)
             self._record = open(self.folder / "owned.jsonl", "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
             self._write(Header(self.run_id, self.token, _boot_id(), os.getpid(), start_ticks(os.getpid()) or 0))
@@ -151,15 +156,16 @@ class Run:
         """Record a process right after it was started (and before it was waited for)."""
         self._write(OwnedProcess(pid, start_ticks(pid) or 0, what))
 
-    def add_interface(self, name: str) -> str:
-        """Record an interface of the root namespace before it is made; returns the alias that it has to be given."""
-        alias = f"netllm-testbed {self.token}"
-        self._write(OwnedInterface(name, alias))
-        return alias
-
     def add_containers(self, label: str) -> None:
         """Record the label of containers before the first is made."""
         self._write(OwnedContainers(label))
+        self._labels.append(label)
+
+    def remove_containers(self) -> None:
+        """Remove those of all recorded labels. Raises `TestbedError` when docker can't be asked."""
+        while self._labels:
+            sweep(self._labels[-1])
+            self._labels.pop()
 
     @contextmanager
     def changed(self, path: Path, value: str) -> Iterator[None]:
@@ -179,16 +185,25 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with undisturbed():
-            if self._record:
-                self.kill_stragglers()
-                self._record.close()
-                self._record = None
-                shutil.rmtree(self.folder)
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
-        if self._handles_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            try:
+                if self._record:
+                    self._undo(self._record)
+            finally:
+                if self._lock is not None:
+                    os.close(self._lock)
+                    self._lock = None
+                if self._handles_sigterm:
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _undo(self, record: IO[bytes]) -> None:
+        self.kill_stragglers()
+        record.close()
+        self._record = None
+        try:
+            self.remove_containers()
+        except TestbedError as error:
+            raise TestbedError(_kept(self.folder, error)) from error
+        shutil.rmtree(self.folder)
 
 
 @contextmanager
@@ -198,8 +213,8 @@ def run_lock(run_id: str | None = None, state_dir: Path = STATE_DIR) -> Iterator
         yield run
 
 
-def clean(state_dir: Path = STATE_DIR) -> list[str]:
-    """Remove what killed runs left and nothing else; returns a phrase for each thing removed. UserError while a run is under way."""
+def clean(state_dir: Path = STATE_DIR) -> Cleaned:
+    """Remove what killed runs left and nothing else. UserError while a run is under way."""
     lock = _lock(state_dir)
     try:
         return _clean(state_dir)
@@ -240,24 +255,30 @@ def _may_live(holder: str) -> bool:
     return not holder.isdecimal() or _state(int(holder)) not in (None, "Z")
 
 
-def _clean(state_dir: Path) -> list[str]:
-    removed = []
+def _clean(state_dir: Path) -> Cleaned:
+    cleaned = Cleaned()
     for folder in sorted(path for path in state_dir.iterdir() if path.is_dir()):
-        removed += _clean_run(folder)
-        shutil.rmtree(folder)
-        removed.append(f"state of run {folder.name}")
-    return removed
+        lines = list(_read(folder / "owned.jsonl"))
+        if lines and isinstance(lines[0], Header) and lines[0].boot_id == _boot_id():
+            cleaned.removed.extend(_clean_run(lines[0], lines))
+        try:  # unlike processes and settings, containers outlive a boot
+            labels = [line.label for line in lines if isinstance(line, OwnedContainers)]
+            cleaned.removed.extend(f"container {name}" for label in labels for name in sweep(label))
+        except TestbedError as error:
+            cleaned.kept.append(_kept(folder, error))
+        else:
+            shutil.rmtree(folder)
+            cleaned.removed.append(f"state of run {folder.name}")
+    return cleaned
 
 
-def _clean_run(folder: Path) -> list[str]:
-    """End what the record in `folder` names, if it was written since this machine booted."""
-    lines = list(_read(folder / "owned.jsonl"))
-    if not lines or not isinstance(lines[0], Header) or lines[0].boot_id != _boot_id():
-        return []
-    header = lines[0]
+def _kept(folder: Path, error: TestbedError) -> str:
+    return f"{error}: containers of run {folder.name} may be left, so {folder} is kept for the next run or `clean` to try again"
+
+
+def _clean_run(header: Header, lines: Sequence[_Line]) -> list[str]:
+    """End and set back what the record of a run of this boot names."""
     removed = _kill(_living(header.token, [line for line in lines if isinstance(line, OwnedProcess)]))
-    removed += [f"container {name}" for line in lines if isinstance(line, OwnedContainers) for name in sweep(line.label)]
-    removed += [f"interface {line.name}" for line in lines if isinstance(line, OwnedInterface) and _delete(line)]
     return removed + [f"change of {line.path}" for line in lines if isinstance(line, ChangedSetting) and _set_back(line)]
 
 
@@ -348,17 +369,6 @@ def _pidfds(processes: list[OwnedProcess]) -> Iterator[list[tuple[OwnedProcess, 
     finally:
         for _, descriptor in opened:
             os.close(descriptor)
-
-
-def _delete(interface: OwnedInterface) -> bool:
-    """Delete an interface of the root namespace if it is the one recorded."""
-    try:
-        alias = Path(f"/sys/class/net/{interface.name}/ifalias").read_text().strip()
-    except OSError:
-        return False
-    if alias != interface.alias:
-        return False
-    return subprocess.run(["ip", "link", "delete", "dev", interface.name], capture_output=True, check=False).returncode == 0
 
 
 def _set_back(setting: ChangedSetting) -> bool:

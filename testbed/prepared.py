@@ -19,6 +19,7 @@ from players.dash.messages import DashConfig
 from players.dash.stock import STOCK
 from players.media import default_manifest, load_manifest
 from testbed.abr import PathFacts, session, trial_row
+from testbed.controller import LOAD_S
 from testbed.dashjs import library
 from testbed.encode import film_folder
 from testbed.errors import TestbedError, UserError
@@ -34,8 +35,6 @@ from traces.store import TraceSet, resolve, resolve_uplink
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
-POLICY_START_S = 120.0
-"""For importing and starting all policies once."""
 
 
 @dataclass(frozen=True)
@@ -304,10 +303,10 @@ def _loaded_cards(question: Question, llm: str | None) -> tuple[PolicyCard, ...]
     process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         try:
-            out, errors = process.communicate(msgspec.json.encode(question), timeout=POLICY_START_S)
+            out, errors = process.communicate(msgspec.json.encode(question), timeout=LOAD_S)
         except subprocess.TimeoutExpired:
             names = ", ".join(question.references)
-            raise UserError(f"policies {names}: importing and starting them took over {POLICY_START_S:g} s, wanted less") from None
+            raise UserError(f"policies {names}: importing and starting them took over {LOAD_S:g} s, wanted less") from None
         finally:
             process.kill()
     try:

@@ -1,6 +1,7 @@
 """Work in several processes at once, with an end that leaves none behind."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -8,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from testbed.errors import UserError
+from testbed.user import die_with_parent
 
 Key, Task, Result = TypeVar("Key"), TypeVar("Task"), TypeVar("Result")
 CTRL_C_S = 0.5
@@ -17,11 +19,12 @@ CTRL_C_S = 0.5
 def in_processes(call: Callable[[Task], Result], tasks: Mapping[Key, Task], processes: int) -> Iterator[tuple[Key, Result]]:
     """Results as they come, of at most `processes` tasks at once. Ctrl-C, or a task that fails, ends the processes; so does losing one.
 
+    A kill -9 of this process ends them, too; so does the end of the thread that asks for results, for it is the one that starts them.
     `call` and tasks are pickled; the program's own file must be importable (`if __name__ == "__main__"`).
     """
     spawn = multiprocessing.get_context("spawn")  # a fork would share numba's and torch's threads
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_leave_ctrl_c_to_the_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(os.getpid(),)) as pool:
         running: dict[Future[Result], Key] = {}
         waiting = list(tasks.items())
         try:
@@ -40,5 +43,7 @@ def in_processes(call: Callable[[Task], Result], tasks: Mapping[Key, Task], proc
             raise
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
+def _begin(parent_pid: int) -> None:
+    """In a process: Ctrl-C is left to the parent."""
+    die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

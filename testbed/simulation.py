@@ -1,5 +1,6 @@
 """Trials on the virtual clock, in worker processes that run as the user and may load torch."""
 
+import itertools
 import os
 import select
 import subprocess
@@ -14,6 +15,7 @@ from typing import BinaryIO
 import msgspec
 
 from controllers.stdio import Fault
+from testbed.controller import LOAD_S
 from testbed.errors import TestbedError, UserError
 from testbed.records import Row
 from testbed.twin import AnyJob, Finished
@@ -23,7 +25,7 @@ JOBS_PER_WORKER = 8
 """Below this many jobs a further process costs more (its start, its own copy of a model) than it saves."""
 
 SILENCE_S = 60.0
-"""A policy that takes longer to start or to decide has hung."""
+"""A policy that takes longer to decide has hung; while it starts, it may load a model, which has `LOAD_S`."""
 
 EXIT_S = 2.0
 """From the last row to the end of the process; a thread that a policy started may hold it."""
@@ -32,11 +34,12 @@ EXIT_S = 2.0
 def simulate(jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: float | None = None) -> None:
     """Run `jobs`; each row goes to `on_row` (called from several threads) as it is made.
 
-    A policy that says nothing for `silence_s` (else `SILENCE_S`) ends its trial, and is not asked in the trials left. Raises `UserError`
-    when a policy can't be loaded, `TestbedError` when a worker ends before its last trial, and whatever `on_row` raises.
+    A policy that says nothing for `silence_s` (else `SILENCE_S`; `LOAD_S` until it has started) ends its trial, and is not asked in the
+    trials left. Raises `UserError` when a policy can't be loaded, `TestbedError` when a worker ends before its last trial, and whatever
+    `on_row` raises.
     """
-    count = max(1, min(os.cpu_count() or 1, len(jobs) // JOBS_PER_WORKER))
-    workers = [_Worker(jobs[i::count], on_row, SILENCE_S if silence_s is None else silence_s) for i in range(count)]
+    count = max(1, min(len(os.sched_getaffinity(0)), len(jobs) // JOBS_PER_WORKER))
+    workers = [_Worker(hand, on_row, SILENCE_S if silence_s is None else silence_s) for hand in dealt(jobs, count)]
     with ThreadPoolExecutor(count, thread_name_prefix="simulation") as pool:
         try:
             for ended in as_completed([pool.submit(worker.run) for worker in workers]):
@@ -44,6 +47,16 @@ def simulate(jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: f
         finally:
             for worker in workers:
                 worker.stop()
+
+
+def dealt(jobs: Sequence[AnyJob], count: int) -> list[list[AnyJob]]:
+    """`jobs` in `count` hands that keep their order, each policy's evenly spread: policies differ in cost by orders of magnitude."""
+    hands: list[list[AnyJob]] = [[] for _ in range(count)]
+    turns: dict[str, Iterator[int]] = {}
+    for job in jobs:
+        turn = turns.setdefault(job.policy, itertools.count(len(turns)))
+        hands[next(turn) % count].append(job)
+    return hands
 
 
 class _Worker:
@@ -54,7 +67,11 @@ class _Worker:
         self._decoder: msgspec.json.Decoder[Row | Finished | Fault] = msgspec.json.Decoder(Row | Finished | Fault)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopped = self._started = False
+
+    def _patience_s(self) -> float:
+        """How long the process may say nothing; its first word in a trial tells that the policy has started."""
+        return self._silence_s if self._started else max(LOAD_S, self._silence_s)
 
     def run(self) -> None:
         """Work until no job is left. It stays in one thread: the process dies with the thread that starts it."""
@@ -65,9 +82,9 @@ class _Worker:
                 process = self._start(jobs, errors)
                 try:
                     self._listen(process, errors)
-                except TimeoutError:
+                except TimeoutError as error:
                     process.kill()
-                    self._give_up()
+                    self._give_up(str(error))
                 finally:
                     if self._left:
                         process.kill()
@@ -89,8 +106,11 @@ class _Worker:
 
     def _listen(self, process: subprocess.Popen[bytes], errors: BinaryIO) -> None:
         assert process.stdout
-        for line in _lines(process.stdout.fileno(), self._silence_s):
-            self._take(line)
+        self._started = False
+        for line in _lines(process.stdout.fileno(), self._patience_s):
+            self._started = True
+            if line:
+                self._take(line)
             if not self._left:
                 return
         code = process.wait()
@@ -108,13 +128,14 @@ class _Worker:
             raise UserError(message.sentence)
         if isinstance(message, Finished):
             self._left.popleft()
+            self._started = False
         else:
             self._on_row(message)
 
-    def _give_up(self) -> None:
+    def _give_up(self, how_long: str) -> None:
         """End the trial that hangs, and the further ones of its policy: each would hang as long."""
         hung = self._left.popleft()
-        reason = f"{hung.who} did not answer for {self._silence_s:g} s"
+        reason = f"{hung.who} did not answer for {how_long}"
         self._on_row(hung.ended_early(reason))
         others = [job for job in self._left if job.policy == hung.policy and job.asks]
         self._left = deque(job for job in self._left if job not in others)
@@ -129,16 +150,16 @@ class _Worker:
                 self._process.kill()
 
 
-def _lines(descriptor: int, silence_s: float) -> Iterator[bytes]:
-    """Lines as they come, without the empty ones. Raises `TimeoutError` when nothing comes for `silence_s`."""
+def _lines(descriptor: int, patience_s: Callable[[], float]) -> Iterator[bytes]:
+    """Lines as they come. Raises `TimeoutError` that says for how long nothing came when that is `patience_s()`, asked before each wait."""
     rest = b""
     while True:
-        ready, _, _ = select.select([descriptor], [], [], silence_s)
+        ready, _, _ = select.select([descriptor], [], [], limit_s := patience_s())
         if not ready:
-            raise TimeoutError
+            raise TimeoutError(f"{limit_s:g} s")
         data = os.read(descriptor, 1 << 16)
         *lines, rest = (rest + data).split(b"\n")
-        yield from filter(None, lines)
+        yield from lines
         if not data:
             return
 

@@ -1,10 +1,11 @@
 """Runs trials in the simulator twin, in a process of its own: `python -m testbed.twin` reads jobs from stdin and writes rows to stdout.
 
-After the rows of a job it writes `Finished`; while a trial is computed, an empty line now and then is a sign of life.
+After the rows of a job it writes `Finished`. An empty line is a sign of life: one once the job's policy has started, and then now and then.
 
 The process that builds the network is root and must not load a user's policy or torch; this one runs as the user and may.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,7 @@ class _Timed(AbrPolicy):
 
     def reset(self, session: AbrSession, seed: int) -> None:
         self.policy.reset(session, seed)
+        self.alive()
 
     def decide(self, observation: AbrObservation) -> int:
         started_s = now_s()
@@ -103,7 +105,10 @@ AnyJob = SimulationJob | ScheduleJob | ViewerJob
 
 
 def simulate(job: AnyJob, alive: Callable[[], None] = lambda: None) -> Iterator[Row]:
-    """The rows of one simulated trial, as a player or driver would have written them. `alive` is called after each decision."""
+    """The rows of one simulated trial, as a player or driver would have written them.
+
+    `alive` is called once the policy has started, and after each decision.
+    """
     if isinstance(job, ScheduleJob):
         yield from simulate_schedule(job, _factory(job.policy, "cjs"), alive)
         return
@@ -205,6 +210,7 @@ def main() -> int:
     try:
         for job in msgspec.json.decode(take_stdin(), type=list[AnyJob]):
             writer.write(*_guarded(job, writer.alive), Finished(trial_id=job.trial_id))
+            writer.begin()
     except UserError as error:
         writer.write(Fault(sentence=" ".join(str(error).split())))
         return 2
@@ -215,7 +221,11 @@ class _Writer:
     """Messages as lines."""
 
     def __init__(self, out: BinaryIO) -> None:
-        self._out, self._alive_s = out, now_s()
+        self._out, self._alive_s = out, -math.inf
+
+    def begin(self) -> None:
+        """A job begins: its first sign of life is sent at once."""
+        self._alive_s = -math.inf
 
     def write(self, *messages: Row | Finished | Fault) -> None:
         """Send them now."""

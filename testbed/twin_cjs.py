@@ -41,10 +41,11 @@ class ScheduleJob(msgspec.Struct, frozen=True, kw_only=True, tag="cjs", tag_fiel
 
 
 def simulate_schedule(job: ScheduleJob, factory: PolicyFactory, alive: Callable[[], None]) -> Iterator[Row]:
-    """The rows of a simulated schedule, as a driver would have written them. `alive` is called after each decision."""
+    """The rows of a simulated schedule, as a driver would have written them. `alive` is called after the start and each decision."""
     simulator, policy = CjsSimulator(job.workload, job.session, "conserving"), factory()
     simulator.log = []
     policy.reset(job.session, job.seed)
+    alive()
     while not simulator.ended:
         yield _decided(job, simulator, policy)
         alive()

@@ -42,12 +42,13 @@ class ViewerJob(msgspec.Struct, frozen=True, kw_only=True, tag="vp", tag_field="
 
 
 def simulate_viewer(job: ViewerJob, factory: PolicyFactory, alive: Callable[[], None]) -> Iterator[Row]:
-    """A row for each window, one decision after the other. `alive` is called after each."""
+    """A row for each window, one decision after the other. `alive` is called after each, and after each start."""
     viewings = [each for each in load_split(job.split) if each.user == job.viewer]
     windows = cut(viewings, find_rule(job.rule), job.history_s, job.horizon_s, find_split(job.split).front_deg)
     policy, number = factory(), 0
     for order, (rows, session) in enumerate(sessions(windows)):
         policy.reset(session, job.seed * 1_000_003 + order)
+        alive()
         for row, seen in zip(range(rows.start, rows.stop), observations(windows, rows, session), strict=True):
             began_s = now_s()
             answer = policy.decide(seen)

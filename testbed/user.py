@@ -1,7 +1,9 @@
-"""Who called: the person behind sudo owns the results and runs the policies."""
+"""Who called: the person behind sudo owns the results and runs the policies. And processes that die with the one that starts them."""
 
+import ctypes
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +12,7 @@ User = tuple[int, int]
 """User id and group id."""
 
 DIE_WITH_STARTER = ("setpriv", "--pdeathsig", "KILL")
+PR_SET_PDEATHSIG = 1
 
 
 def invoking_user() -> User | None:
@@ -34,6 +37,14 @@ def popen_tied(user: User | None, argv: Sequence[str], **keywords: Any) -> subpr
     Changing the user forgets the death signal, therefore `setpriv` sets it after that; exec keeps it, and the process id.
     """
     return popen_as(user, [*DIE_WITH_STARTER, *argv], **keywords)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; at once if its parent is no longer `parent_pid`."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def home(user: User) -> str:

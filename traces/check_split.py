@@ -47,7 +47,3 @@ def _report(train: TraceSet, test: TraceSet, leaks: Sequence[Leak]) -> str:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -44,7 +44,3 @@ def _have(name: str, into: Path) -> bool:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

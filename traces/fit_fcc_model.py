@@ -248,7 +248,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

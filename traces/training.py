@@ -1,9 +1,11 @@
-"""What policies learn from: train splits, proved to share nothing with any test split, and synthetic traces drawn from them.
+"""What policies learn from: train splits, proved to share nothing with test splits, and synthetic traces drawn from them.
 
 Whole measurement units (FCC) and logs (Norway) are held out for validation. Models are chosen on those, on fcc/valid and on synthetic
-traces together: fcc/valid alone is four traces, too few to rank anything. Test splits are read for one purpose, to refuse leaks.
+traces together: fcc/valid alone is four traces, too few to rank anything. Test splits are read for one purpose, to refuse leaks: who
+trains on a catalogued set must have its test split; a folder of traces of one's own is compared with those that are here.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,17 +52,19 @@ class Sources:
 def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_OUT) -> Sources:
     """Read the sets, refuse what is not for training or shares anything with a test set, and hold out whole units or logs.
 
-    Raises `UserError` that names the trace and what it shares.
+    Raises `UserError` that names the trace and what it shares, or the split that is lacking.
     """
     sets = [_training_set(reference) for reference in references]
     real = [as_rates(trace) for each in sets for trace in each.traces]
-    _refuse_leaks(real)
+    facts = tuple(
+        {"name": each.name, "split": each.split, "source": each.source, "traces": len(each.traces), "sha256": each.sha256} for each in sets
+    )
+    _refuse_leaks(real, facts)
     groups = sorted({group_of(trace) for trace in real})
     rng = np.random.default_rng([HOLD_OUT_SEED, 0])
     if not 0 <= held_out < 1:
         raise UserError(f"the share of units and logs held out is {held_out:g}, wanted one from 0 to below 1")
     kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * held_out)])
-    facts = tuple({"name": each.name, "split": each.split, "traces": len(each.traces), "sha256": each.sha256} for each in sets)
     return Sources(
         train=tuple(trace for trace in real if group_of(trace) not in kept_back),
         held_out=tuple(trace for trace in real if group_of(trace) in kept_back),
@@ -80,6 +84,8 @@ def group_of(trace: RateTrace) -> str:
 
 def _training_set(reference: str) -> TraceSet:
     found = resolve(reference)
+    if found.source == "model":
+        raise UserError(f"{found.note}, wanted the measured ones for training: run scripts/fetch_data {found.name}")
     if found.source == "store" and found.split != TRAIN_SPLIT:
         raise UserError(
             f"trace set {found.name}/{found.split} is not for training, wanted a split named {TRAIN_SPLIT} (or traces of your own)"
@@ -87,20 +93,31 @@ def _training_set(reference: str) -> TraceSet:
     return found
 
 
-def _refuse_leaks(training: Sequence[RateTrace]) -> None:
+def _refuse_leaks(training: Sequence[RateTrace], sets: Sequence[dict[str, Any]]) -> None:
     for entry in load_catalog().values():
-        leaks = find_leaks(training, measured(entry, "test")) if entry.kind == "traces" else ()
+        leaks = find_leaks(training, _measured(entry, "test", sets)) if entry.kind == "traces" else ()
         if leaks:
             shared = f"shares its {leaks[0].kind} with {leaks[0].test} of {entry.name}/test"
             raise UserError(f"trace {leaks[0].train} {shared}, wanted traces unknown to test sets")
 
 
-def measured(entry: CatalogSet, split_name: str) -> list[RateTrace]:
-    """A split's traces; none when the set has no such split or can't be had. Files that are not the catalogued ones raise `UserError`."""
+def _measured(entry: CatalogSet, split_name: str, trained_on: Sequence[dict[str, Any]]) -> list[RateTrace]:
+    """A split's traces; none when the set has no such split.
+
+    One that can't be had is missed in a note, and raises `UserError` when the set is `trained_on`. So do files that are not the catalogued
+    ones.
+    """
     split = entry.split(split_name)
-    if split is None or find_or_fetch(entry, split)[0] is None:
+    if split is None:
         return []
-    return [as_rates(trace) for trace in resolve(f"{entry.name}/{split_name}").traces]
+    folder, lack = find_or_fetch(entry, split)
+    if folder:
+        return [as_rates(trace) for trace in resolve(f"{entry.name}/{split_name}").traces]
+    told = f"{entry.name}/{split_name} is not on this machine ({lack})"
+    if any((each["source"], each["name"]) == ("store", entry.name) for each in trained_on):
+        raise UserError(f"{told}, wanted it there for training on {entry.name}: run scripts/fetch_data {entry.name}")
+    sys.stderr.write(f"note: {told}: training goes without a comparison with it\n")
+    return []
 
 
 class Grouped:
@@ -163,10 +180,13 @@ class Validation:
 
 
 def validation(sources: Sources, count: int = 16, seed: int = HOLD_OUT_SEED) -> list[Validation]:
-    """`count` traces each of held-out units and logs, of fcc/valid (when it is here) and of synthetic ones; never of a test split."""
+    """`count` traces each of held-out units and logs, of fcc/valid and of synthetic ones; never of a test split.
+
+    Without fcc/valid where that can't be had and nothing is trained on fcc.
+    """
     rng = np.random.default_rng([seed, 3])
     held_out = Grouped(sources.held_out or sources.train)
-    valid = measured(load_catalog()["fcc"], "valid")
+    valid = _measured(load_catalog()["fcc"], "valid", sources.sets)
     families: dict[str, Callable[[int], RateTrace]] = {"held_out": lambda i: held_out.draw(rng)}
     if valid:
         families["valid"] = lambda i: valid[i % len(valid)]

@@ -177,7 +177,7 @@ def chromium(
 ) -> Iterator[Browser]:
     """A Chromium with a fresh profile; ended with all its processes, whatever happens. Its standard error goes to `errors`.
 
-    It dies with the thread that starts it.
+    It dies with the thread that starts it. The profile lies in `TMPDIR`: whoever may kill this process gives it a folder that it clears.
     """
     found = program()
     child_in, to_browser = os.pipe()

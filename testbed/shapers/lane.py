@@ -40,7 +40,7 @@ class Half:
 
     def _zero(self) -> None:
         """Begin to count anew."""
-        self._packets_in, self._packets_out = len(self.bottleneck), 0
+        self._packets_in = self._packets_out = 0
         self._drops = {"malformed": 0, "transmit": 0}
         self.bottleneck.zero()
         self._lateness = Lateness()

@@ -21,6 +21,7 @@ from testbed.shapers import kernelcalls, messages
 from testbed.shapers.lane import Half, RelayLane
 from testbed.shapers.ledger import BEAT_NS
 from testbed.units import ns_from_s, s_from_ns
+from testbed.user import die_with_parent
 
 PRIORITY = 50
 TICK_NS = ns_from_s(1.0)
@@ -143,7 +144,7 @@ def main(arguments: list[str]) -> None:
     """Set the process up, say so, relay."""
     if len(arguments) != 2:
         raise TestbedError(f"the relay got {len(arguments)} arguments, wanted the parent's pid and a socket")
-    kernelcalls.die_with_parent(int(arguments[0]))
+    die_with_parent(int(arguments[0]))
     control = socket.socket(fileno=int(arguments[1]))
     problems = kernelcalls.become_realtime(PRIORITY)
     gc.collect()

@@ -43,6 +43,8 @@ class RelaySet(LinkSet):
             program = [str(self._program)] if self._program else [sys.executable, "-m", "testbed.shapers.relay"]
             self.process = spawn([*program, str(os.getpid()), str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._problems: list[str] | None = None
+        self._fault = ""
+        """Why it is asked no more: an answer that comes late would be taken for that to the next request."""
 
     @property
     def problems(self) -> list[str]:
@@ -82,7 +84,7 @@ class RelaySet(LinkSet):
         return link
 
     def request(self, request: messages.Request, *descriptors: int) -> None:
-        """Ask the relay, wait until it's done."""
+        """Ask the relay, wait until it's done. Raises `TestbedError` when it refuses, and ever after it did not answer once."""
         with self._lock:
             self._wait_ready()
             try:
@@ -94,6 +96,8 @@ class RelaySet(LinkSet):
             raise TestbedError(f"the relay could not carry out {type(request).__name__}: {text}")
 
     def _wait_ready(self) -> list[str]:
+        if self._fault:
+            raise TestbedError(self._fault)
         if self._problems is None:
             kind, text = self._receive()
             if kind != messages.READY:
@@ -113,7 +117,8 @@ class RelaySet(LinkSet):
 
     def _lost(self, why: str) -> TestbedError:
         code = self.process.poll()
-        return TestbedError(f"the relay process does not answer ({why}; {'it runs' if code is None else f'exit code {code}'})")
+        self._fault = f"the relay process does not answer ({why}; {'it runs' if code is None else f'exit code {code}'})"
+        return TestbedError(self._fault)
 
     def close(self) -> None:
         """See `LinkSet`."""

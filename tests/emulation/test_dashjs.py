@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import polars
@@ -11,6 +13,7 @@ import pytest
 from test_run import events, nothing_left, ours, sound, start, trace, trials_of, wait_for
 
 from testbed import dashjs, encode
+from testbed.owned import STATE_DIR
 
 __all__ = ["nothing_left", "trace"]
 pytestmark = [
@@ -60,6 +63,23 @@ def test_a_browser_killed_mid_trial_costs_that_trial_only(tmp_path: Path, trace:
     assert trials["end_reason"].to_list() == ["browser_crashed", "complete"]
     assert not trials["valid"][0] and "browser_crashed" in trials["invalid_reason"][0] and sound(trials, 1)
     assert events(tmp_path)[-1]["reason"] == "complete"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_ends_early_leaves_no_profile_of_its_browser(tmp_path: Path, trace: Path, number: int) -> None:
+    before = set(Path("/tmp").glob("*hromium*")) | set(Path("/tmp").glob("netllm-browser-*"))
+    process = start(tmp_path, trace, "--player", "dashjs", "--policies", "bba", "--chunks", "48", "--trials", "1")
+    wait_for(process, tmp_path, "chunk", 2)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        subprocess.run([sys.executable, "-m", "testbed.cli", "clean"], check=True, timeout=60, capture_output=True)
+    else:
+        assert process.returncode == 130, (out, errors)
+        ends = [event for event in events(tmp_path) if event["event"] == "playback_end"]
+        assert [end["end_reason"] for end in ends] == ["interrupted"]
+    left = (set(Path("/tmp").glob("*hromium*")) | set(Path("/tmp").glob("netllm-browser-*"))) - before
+    assert left == set() and [path.name for path in STATE_DIR.iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize("arguments", [["--simulate"], []], ids=["simulated", "headless"])

@@ -135,7 +135,7 @@ def test_all_is_undone_when_the_run_ends(child: Child, tmp_path: Path, how: str,
     _, errors = child.process.communicate(how + "\n", timeout=10)
     assert child.process.returncode == code and ("as asked" in errors) == bool(code)
     assert child.left() == NOTHING
-    assert clean(tmp_path) == []
+    assert clean(tmp_path).removed == []
 
 
 @pytest.mark.usefixtures("foreign")
@@ -151,18 +151,18 @@ def test_all_is_undone_upon_a_signal(child: Child, tmp_path: Path, number: int, 
     os.kill(child.process.pid, number)  # an impatient user
     assert child.process.wait(timeout=10) == code
     assert child.left() == NOTHING
-    assert clean(tmp_path) == []
+    assert clean(tmp_path).removed == []
 
 
 @pytest.mark.usefixtures("foreign")
 def test_after_a_kill_9_children_die_and_clean_removes_the_rest(child: Child, tmp_path: Path) -> None:
     child.wait_up()
     child.kill()
-    removed = clean(tmp_path)
+    removed = clean(tmp_path).removed
     assert child.left() == NOTHING
     assert "state of run child" in removed
     assert any("sleep" in one for one in removed)  # a grandchild has no death signal; it's found by its token
-    assert clean(tmp_path) == [] and [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert clean(tmp_path).removed == [] and [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.usefixtures("foreign")
@@ -296,7 +296,7 @@ def test_a_failure_half_way_undoes_what_was_made(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt), network(tmp_path, 2):
         pass
     assert descendants(mark) == {}
-    assert clean(tmp_path) == []
+    assert clean(tmp_path).removed == []
 
 
 @pytest.mark.parametrize(("code", "error"), [(1, UserError), (143, SystemExit)])

@@ -318,7 +318,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt), star(tmp_path, {"data": {f"e{i}": spec for i in range(4)}}):
         pass
     assert started(mark) == {} and interfaces() <= before
-    assert clean(tmp_path) == []
+    assert clean(tmp_path).removed == []
 
 
 def test_without_the_relay_in_c_a_wire_through_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:

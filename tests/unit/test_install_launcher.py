@@ -112,3 +112,22 @@ def test_when_nothing_is_missing_it_becomes_the_command_line(monkeypatch):
     with pytest.raises(SystemExit):
         runpy.run_path(str(CHECKOUT / "testbed" / "run.py"), run_name="__main__")
     assert became == [(["-m", "testbed.cli", "--trace", "fcc", "--chunks", "5"], "1")]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (CHECKOUT / "scripts").iterdir() if path.name not in ("setup", "test", "guest"))
+)
+def test_a_script_first_sees_to_its_packages(monkeypatch, name):
+    """On a fresh checkout, too, where there is nothing to go on in."""
+    seen = []
+
+    def go_on_inside(*groups):
+        seen.append(groups)
+        raise SystemExit(7)
+
+    monkeypatch.setattr(install, "go_on_inside", go_on_inside)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    with pytest.raises(SystemExit, match="7"):
+        runpy.run_path(str(CHECKOUT / "scripts" / name), run_name="__main__")
+    assert len(seen) == 1

@@ -12,8 +12,20 @@ import msgspec
 import pytest
 
 from testbed import owned
+from testbed.docker import sweep
 from testbed.errors import TestbedError, UserError
-from testbed.owned import TOKEN_VARIABLE, ChangedSetting, Header, OwnedProcess, Run, clean, run_lock, start_ticks
+from testbed.owned import (
+    TOKEN_VARIABLE,
+    ChangedSetting,
+    Cleaned,
+    Header,
+    OwnedContainers,
+    OwnedProcess,
+    Run,
+    clean,
+    run_lock,
+    start_ticks,
+)
 
 TOKEN = "0123456789abcdef"
 
@@ -42,26 +54,26 @@ def alive(process: subprocess.Popen[bytes]) -> bool:
 
 def test_a_recorded_process_is_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     record(tmp_path, OwnedProcess(sleeper.pid, start_ticks(sleeper.pid) or 0, "sleep 300"), torn=b'{"type":"process","pid":')
-    assert clean(tmp_path) == [f"process {sleeper.pid} (sleep 300)", "state of run killed"]
+    assert clean(tmp_path).removed == [f"process {sleeper.pid} (sleep 300)", "state of run killed"]
     assert sleeper.wait(timeout=5) == -9
-    assert clean(tmp_path) == []
+    assert clean(tmp_path).removed == []
 
 
 @pytest.mark.parametrize("shift", [1, -1])
 def test_another_process_of_that_pid_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes], shift: int) -> None:
     record(tmp_path, OwnedProcess(sleeper.pid, (start_ticks(sleeper.pid) or 0) + shift, "sleep 300"))
-    assert clean(tmp_path) == ["state of run killed"]
+    assert clean(tmp_path).removed == ["state of run killed"]
     assert alive(sleeper)
 
 
 def test_a_process_recorded_without_a_start_time_is_left_alone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     record(tmp_path, OwnedProcess(sleeper.pid, 0, "sleep 300"))
-    assert clean(tmp_path) == ["state of run killed"] and alive(sleeper)
+    assert clean(tmp_path).removed == ["state of run killed"] and alive(sleeper)
 
 
 def test_a_record_of_before_the_last_boot_ends_nothing(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     record(tmp_path, OwnedProcess(sleeper.pid, start_ticks(sleeper.pid) or 0, "sleep 300"), boot_id="another")
-    assert clean(tmp_path) == ["state of run killed"] and alive(sleeper)
+    assert clean(tmp_path).removed == ["state of run killed"] and alive(sleeper)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]\n", b'{"type":"process","pid":1,"start_ticks":1,"what":"init"}\n'])
@@ -69,7 +81,7 @@ def test_a_record_that_makes_no_sense_ends_nothing(tmp_path: Path, content: byte
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "owned.jsonl").write_bytes(content)
     (tmp_path / "empty").mkdir()
-    assert clean(tmp_path) == ["state of run empty", "state of run killed"]
+    assert clean(tmp_path).removed == ["state of run empty", "state of run killed"]
 
 
 def test_a_bearer_of_the_token_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -79,7 +91,7 @@ def test_a_bearer_of_the_token_is_ended_with_its_children(tmp_path: Path) -> Non
     with shell.stdout:
         child = int(shell.stdout.readline())
     record(tmp_path)
-    removed = clean(tmp_path)
+    removed = clean(tmp_path).removed
     assert shell.wait(timeout=5) == -9
     assert {shell.pid, child} <= {int(item.split()[1]) for item in removed if item.startswith("process")}
 
@@ -89,10 +101,88 @@ def test_a_bearer_of_another_token_is_left_alone(tmp_path: Path, token: str) -> 
     process = subprocess.Popen(["sleep", "300"], env={**os.environ, TOKEN_VARIABLE: token, "OTHER": f"{TOKEN_VARIABLE}={TOKEN}"})
     try:
         record(tmp_path)
-        assert clean(tmp_path) == ["state of run killed"] and alive(process)
+        assert clean(tmp_path).removed == ["state of run killed"] and alive(process)
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def engine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which a file `name` with a label in it is a container, of a `docker` that fails while there is a file `.down` in it."""
+    folder = tmp_path_factory.mktemp("engine")
+    programs = tmp_path_factory.mktemp("programs")
+    (programs / "docker").write_text(
+        f"""#!/bin/sh
+cd {folder}
+[ ! -e .down ] || {{ echo "no engine" >&2; exit 1; }}
+case $1 in
+ps) grep -lx "${{4#label=}}" * ;;
+rm) shift 2; rm -- "$@" ;;
+esac
+exit 0
+"""
+    )
+    (programs / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return folder
+
+
+def containers(engine: Path) -> set[str]:
+    """Names of those that are there."""
+    return {path.name for path in engine.iterdir() if path.name != ".down"}
+
+
+def test_a_sweep_removes_what_bears_the_label(engine: Path) -> None:
+    for name, label in {"a": "ours=1", "b": "ours=1", "c": "ours=12"}.items():
+        (engine / name).write_text(label + "\n")
+    assert (sorted(sweep("ours=1")), containers(engine)) == (["a", "b"], {"c"})
+    assert sweep("ours=1") == []
+
+
+def test_a_sweep_that_can_not_ask_does_not_say_that_nothing_is_there(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (engine / ".down").touch()
+    with pytest.raises(TestbedError, match="docker ps ended with code 1: no engine"):
+        sweep("ours=1")
+    monkeypatch.setattr("testbed.docker.ANSWER_S", 0.0)
+    with pytest.raises(TestbedError, match="docker ps did not answer in 0 s"):
+        sweep("ours=1")
+    monkeypatch.setenv("PATH", str(engine))
+    with pytest.raises(TestbedError, match="there is no docker command"):
+        sweep("ours=1")
+
+
+@pytest.mark.parametrize("boot_id", [None, "another"])
+def test_a_record_of_containers_is_kept_until_docker_could_be_asked(tmp_path: Path, engine: Path, boot_id: str | None) -> None:
+    (engine / "executor").write_text("ours=1\n")
+    (engine / ".down").touch()
+    record(tmp_path, OwnedContainers("ours=1"), boot_id=boot_id)
+    cleaned = clean(tmp_path)
+    assert cleaned.removed == [] and [text.partition(":")[0] for text in cleaned.kept] == ["docker ps ended with code 1"]
+    (engine / ".down").unlink()
+    assert clean(tmp_path) == Cleaned(["container executor", "state of run killed"])
+    assert containers(engine) == set() and not (tmp_path / "killed").exists()
+
+
+def test_a_run_starts_beside_containers_it_can_not_ask_for(tmp_path: Path, engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (engine / ".down").touch()
+    record(tmp_path, OwnedContainers("ours=1"))
+    with run_lock("mine", tmp_path):
+        assert "containers of run killed may be left" in capsys.readouterr().err
+    assert (tmp_path / "killed").exists() and not (tmp_path / "mine").exists()
+
+
+def test_a_run_ends_with_its_containers_or_keeps_their_record(tmp_path: Path, engine: Path) -> None:
+    with run_lock("first", tmp_path) as run:
+        run.add_containers("ours=1")
+        (engine / "executor").write_text("ours=1\n")
+    assert containers(engine) == set() and not (tmp_path / "first").exists()
+    with pytest.raises(TestbedError, match="containers of run second may be left"), run_lock("second", tmp_path) as run:
+        run.add_containers("ours=2")
+        (engine / "executor").write_text("ours=2\n")
+        (engine / ".down").touch()
+    (engine / ".down").unlink()
+    assert clean(tmp_path) == Cleaned(["container executor", "state of run second"])
 
 
 def test_a_setting_is_set_back_if_it_still_is_as_we_left_it(tmp_path: Path) -> None:
@@ -101,7 +191,7 @@ def test_a_setting_is_set_back_if_it_still_is_as_we_left_it(tmp_path: Path) -> N
     changed_since.write_text("bbr")
     (tmp_path / "state").mkdir()
     record(tmp_path / "state", ChangedSetting(str(ours), "reno", "reno cubic"), ChangedSetting(str(changed_since), "reno", "reno cubic"))
-    assert clean(tmp_path / "state") == [f"change of {ours}", "state of run killed"]
+    assert clean(tmp_path / "state").removed == [f"change of {ours}", "state of run killed"]
     assert (ours.read_text(), changed_since.read_text()) == ("reno", "bbr")
 
 
@@ -151,7 +241,7 @@ with run_lock(state_dir=Path(sys.argv[1])) as run:
             clean(tmp_path)
         process.kill()
         process.wait()
-    assert f"process {child} (sleep)" in clean(tmp_path)
+    assert f"process {child} (sleep)" in clean(tmp_path).removed
 
 
 def forked_orphan(folder: Path, holds_s: float) -> int:

@@ -1,8 +1,10 @@
 """Work in several processes: results, and scripts that processes may import."""
 
 import os
+import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,31 @@ def test_every_task_gives_its_result():
 def test_a_process_that_is_killed_is_told_in_a_sentence():
     with pytest.raises(UserError, match="a process was killed"):
         dict(in_processes(die, {0: 9}, 2))
+
+
+def tell_and_wait(fifo: Path) -> None:
+    with fifo.open("w") as told:
+        told.write(f"{os.getpid()}\n")
+    threading.Event().wait()
+
+
+def test_a_kill_of_the_parent_leaves_no_process(tmp_path):
+    fifo = tmp_path / "pids"
+    os.mkfifo(fifo)
+    told = f"dict(in_processes(tell_and_wait, dict.fromkeys('ab', Path({str(fifo)!r})), 2))"
+    code = f"from pathlib import Path; from tests.unit.test_processes import in_processes, tell_and_wait; {told}"
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        with open(os.open(fifo, os.O_RDWR)) as pids:
+            workers = [int(pids.readline()) for _ in range(2)]
+        handles = [os.pidfd_open(pid) for pid in workers]
+    finally:
+        parent.kill()
+        parent.wait()
+    ended = [bool(select.select([handle], [], [], 10)[0]) for handle in handles]
+    for pid in (pid for pid, gone in zip(workers, ended, strict=True) if not gone):
+        os.kill(pid, 9)
+    assert ended == [True, True]
 
 
 @pytest.mark.parametrize("script", ["ablate", "adapt", "evaluate", "train"])

@@ -77,7 +77,7 @@ class FakeLane(LanePlayer):
     """Plays in the simulator; players of the trials in `dying` die."""
 
     def __init__(self, link: Link, prepared: PreparedPlaybacks, dying: tuple[str, ...] = ()) -> None:
-        super().__init__(SimpleNamespace(index=0, link=link), prepared, SimpleNamespace(restarts=0))
+        super().__init__(SimpleNamespace(index=0, link=link), prepared, SimpleNamespace(restarts=0), Path())
         self.prepared, self.dying = prepared, dying
 
     def _origin_serves(self, recorder: Recorder) -> bool:

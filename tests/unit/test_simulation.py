@@ -14,7 +14,7 @@ import pytest
 from testbed import twin
 from testbed.errors import TestbedError, UserError
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row
-from testbed.simulation import _lines, simulate
+from testbed.simulation import _lines, dealt, simulate
 from testbed.twin import SimulationJob
 from testbed.twin import simulate as rows_of
 from tests.abr_cases import session, steady
@@ -104,22 +104,55 @@ def test_a_policy_that_hangs_ends_its_trials_and_no_other(tmp_path: Path) -> Non
 
 
 def test_each_decision_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound is on one decision, not on a trial."""
+    """The bound is on one decision, not on a trial. So is the start of a policy."""
     monkeypatch.setattr(twin, "SIGN_OF_LIFE_S", 0.0)
     said = io.BytesIO()
     list(rows_of(*jobs("bba"), twin._Writer(said).alive))
-    assert said.getvalue() == b"\n" * (CHUNKS - 1)
+    assert said.getvalue() == b"\n" * CHUNKS
+
+
+def test_the_start_of_each_trial_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon it comes after the last sign of life."""
+    monkeypatch.setattr(twin, "SIGN_OF_LIFE_S", PATIENCE_S)
+    said = io.BytesIO()
+    writer = twin._Writer(said)
+    for _ in range(2):
+        writer.alive()
+        writer.alive()
+        writer.begin()
+    assert said.getvalue() == b"\n\n"
+
+
+def test_a_policy_that_loads_for_longer_than_it_may_decide_is_no_hung_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "import time\ntime.sleep(2.5)"
+    assert ends(run(jobs(policy(tmp_path, "return 1", slow), 2), silence_s=2.0)) == {"t0": "complete", "t1": "complete"}
+    monkeypatch.setattr("testbed.simulation.LOAD_S", 1.0)
+    assert ends(run(jobs(policy(tmp_path, "return 1", slow)), silence_s=0.5)) == {"t0": "policy did not answer for 1 s"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_worker_gets_its_share_of_every_policy(count: int) -> None:
+    """A policy that takes a hundred times as long as the others is not left to one worker."""
+    policies = ("netllm", "robust_mpc", "bola", "bba")
+    work = [job for i in range(6) for name in policies for job in jobs(name, first=i)]
+    hands = dealt(work, count)
+    for name in policies:
+        assert [len([job for job in hand if job.policy == name]) for hand in hands] == [6 // count] * count
+    order = {id(job): i for i, job in enumerate(work)}
+    assert all([order[id(job)] for job in hand] == sorted(order[id(job)] for job in hand) for hand in hands)
+    assert sorted(order[id(job)] for hand in hands for job in hand) == list(range(len(work)))
+    assert [len(hand) for hand in dealt([job for name in policies for job in jobs(name)], 2)] == [2, 2]
 
 
 def test_lines_come_whole_and_silence_ends_them() -> None:
     reader, writer = os.pipe()
     for piece in (b"\n\na", b"b\nc\n", b"\nrest"):
         os.write(writer, piece)
-    lines = _lines(reader, 0.0)
-    assert [next(lines), next(lines)] == [b"ab", b"c"]
-    with pytest.raises(TimeoutError):
+    lines = _lines(reader, lambda: 0.0)
+    assert [next(lines) for _ in range(5)] == [b"", b"", b"ab", b"c", b""]
+    with pytest.raises(TimeoutError, match="0 s"):
         next(lines)
-    lines = _lines(reader, 0.0)
+    lines = _lines(reader, lambda: 0.0)
     os.write(writer, b"last\n")
     os.close(writer)
     assert list(lines) == [b"last"]
@@ -174,7 +207,7 @@ def test_a_kill_of_the_parent_leaves_no_worker(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     workers: list[int] = []
     try:
-        while len(workers) < min(2, os.cpu_count() or 1):
+        while len(workers) < min(2, len(os.sched_getaffinity(0))):
             workers += [int(line) for line in fifo.read_text().split()]
         handles = [os.pidfd_open(pid) for pid in workers]
     finally:

@@ -42,7 +42,6 @@ void half_load(struct half *half, int64_t now_ns, const struct course *course) {
     windows_free(&half->tally.windows);
     memset(&half->tally, 0, sizeof half->tally);
     bottleneck_zero(&half->bottleneck);
-    half->tally.counters.packets_in = bottleneck_packets(&half->bottleneck);
 }
 
 void half_start(struct half *half, int64_t now_ns) {
