@@ -1,6 +1,6 @@
 """Who a policy is: hashes of the sources, options and weights that decide what it answers. Evaluations know stored sessions by it.
 
-Of a Python source what is run counts, not its comments, docstrings and layout: sessions that took hours are not played again for a sentence.
+Of a Python source what is run counts, not comments, docstrings and layout: sessions that took hours are not played again for a sentence.
 
 A model card and a report name weights by `weights_sha256`, the same in all of them.
 """

@@ -83,7 +83,7 @@ def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
     asked = []
     original = run.play
     monkeypatch.setattr(run, "play", lambda setting, seeds, *rest: asked.append(seeds) or original(setting, seeds, *rest))
-    for text in (source, source, source + "# changed\n"):
+    for text in (source, source + "# a comment\n", source + "CHANGED = True\n"):
         mine.write_text(text)
         run.test(settings, QUIET)
     assert asked == [[1, 2], [1, 2]]
