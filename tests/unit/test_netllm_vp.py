@@ -228,7 +228,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_ran_through(set
     cut_off = replace(settings, out=tmp_path / "cut")
     run = VpAdaptRun(cut_off, QUIET, data)
     for _ in range(5):  # a checkpoint after four, and one step more
-        run.advance()
+        run.loop.advance()
     run.model.switch.remove()
     resumed = adapt(replace(cut_off, resume=True), QUIET, data)
     for name in ("adapter_model.safetensors", "modules.safetensors"):

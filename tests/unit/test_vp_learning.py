@@ -92,9 +92,9 @@ def test_a_run_is_reproducible_and_tells_its_story(data, tmp_path):
 def test_a_run_that_was_killed_goes_on_as_if_it_was_not(data, tmp_path, after):
     whole = read_weights(MlpRun(replace(SMALL, out=tmp_path / "whole"), data, QUIET).train())
     run = MlpRun(replace(SMALL, out=tmp_path / "cut"), data, QUIET)
-    while run.standing.step * SMALL.validations < after * run.steps:
-        run.advance()
-    run.advance()  # done, but not saved
+    while run.loop.standing.step * SMALL.validations < after * run.steps:
+        run.loop.advance()
+    run.loop.advance()  # done, but not saved
     with (tmp_path / "cut" / "curve.csv").open("a") as curve:
         curve.write("99999,1,1\n")  # a validation after the checkpoint
     resumed = read_weights(MlpRun(replace(SMALL, out=tmp_path / "cut", resume=True), data, QUIET).train())
