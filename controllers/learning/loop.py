@@ -205,6 +205,8 @@ class Loop:
                 self.console.print(f"{self._described()}  {self._left()}")
 
     def _validate(self) -> None:
+        if self._saved != self.standing:
+            self._save()  # a kill while it lasts loses nothing, and nothing that was kept is taken for worse than it is
         began_s, standing = now_s(), self.standing
         found = self.trainee.validate(standing, self._figures)
         elapsed_s = standing.elapsed_s + (now_s() - began_s if self.pace.validations_count else 0.0)

@@ -168,6 +168,26 @@ def test_a_run_goes_on_only_with_its_own_settings(settings):
         run(DecimaSettings(**{**vars(resumed), "lr": 0.5}))
 
 
+def test_ctrl_c_in_the_middle_of_an_iteration_keeps_none_of_it(settings, monkeypatch):
+    learner = run(settings)
+    learner.loop.advance()
+    before = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
+    honest, steps = learner.optimiser.step, []
+
+    def cut(*given):
+        steps.append(honest(*given))
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner.optimiser, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        learner.train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in learner.tensors().items())
+    again = run(DecimaSettings(**{**vars(settings), "resume": True}))
+    assert again.loop.standing.step == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in again.tensors().items())
+
+
 def test_clusters_left_out_are_never_drawn():
     rng = np.random.default_rng(1)
     drawn = [draw_session(rng, seed, usual=0.2, small=0.2) for seed in range(400)]

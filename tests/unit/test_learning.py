@@ -172,6 +172,10 @@ def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, wi
 
 def test_a_run_goes_on_with_its_own_settings_only(world, tmp_path):
     Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
+    more = settings(tmp_path, resume=True)
+    longer = Run(PensieveDesign(), world(), replace(more, ppo=replace(more.ppo, iterations=5), checkpoint_every=9), QUIET)
+    longer.train()
+    assert longer.loop.standing.step == 5
     with pytest.raises(UserError, match=r"begun with seed 1\), wanted the checkpoint of a run with the same settings"):
         Run(PensieveDesign(), world(2), settings(tmp_path, resume=True, seed=2), QUIET)
 

@@ -179,6 +179,41 @@ def test_a_run_cut_before_its_last_validation_makes_it_when_taken_up_again(tmp_p
     assert again.trainee.calls == ["validate 6"] and (again.standing.validated, again.standing.best_step) == (6, 6)
 
 
+@pytest.mark.parametrize("within", ["validate", "keep", "_take"])
+def test_a_kill_in_a_validation_makes_the_same_one_again(tmp_path, monkeypatch, within):
+    """Else a run in minutes could go on to another model, worse than what it kept already, and take that for the best."""
+    killed = begun(tmp_path, pace=Pace(minutes=1e9, validate_every=2, save_minutes=inf))
+    killed.advance()
+
+    def step(*given):
+        figures = honest(*given)
+        monkeypatch.setattr(killed if within == "_take" else killed.trainee, within, Kill(1 if within == "_take" else 0, killed._take))
+        return figures
+
+    honest = killed.trainee.step
+    monkeypatch.setattr(killed.trainee, "step", step)
+    with pytest.raises(SystemError, match="killed"):
+        killed.advance()
+    again = begun(tmp_path, resume=True, pace=killed.pace)
+    assert again.standing.step == 2
+    again._settle()
+    assert again.trainee.calls == ["validate 2"] and again.standing.best_step == 2
+    assert [row["step"] for row in csv.DictReader((tmp_path / "curve.csv").open())] == ["2"]
+
+
+class Kill:
+    """Dies when it is called after `calls` times."""
+
+    def __init__(self, calls, honest):
+        self.calls, self.honest = calls, honest
+
+    def __call__(self, *given):
+        if not self.calls:
+            raise SystemError("killed")
+        self.calls -= 1
+        return self.honest(*given)
+
+
 def interrupted(*_):
     raise KeyboardInterrupt
 
