@@ -34,7 +34,6 @@ RECENT = 50
 class Adaptation(Trainee):
     """One training run: the model, and the pools of experience."""
 
-    name = "adapt"
     loop: Loop
     dagger_from: ClassVar[float]
     """Share of the budget at which DAgger begins."""
@@ -42,7 +41,7 @@ class Adaptation(Trainee):
     """The same at which a round after the last would be due; the rounds begin at equal distances."""
 
     def __init__(self, settings: Any, console: Console) -> None:
-        self.settings, self.console = settings, console
+        self.settings, self.console, self.name = settings, console, f"adapt {settings.task.name}"
         open_folder(settings.out, settings.resume)
         self.commit = checkout_commit() or "unknown"
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers

@@ -64,6 +64,7 @@ class Pace:
     save_every: int = 0
     """Steps between two checkpoints; 0: not so."""
     save_minutes: float = 2.0
+    """Time between two checkpoints."""
 
     def done(self, standing: Standing) -> float:
         """Share of the budget spent."""
@@ -179,7 +180,6 @@ class Loop:
             except KeyboardInterrupt:
                 self._save()
                 raise
-        self._save()
 
     def advance(self) -> None:
         """One whole step, and what is due after it."""

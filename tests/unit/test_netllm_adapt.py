@@ -226,7 +226,7 @@ def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
         cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stderr:  # without a terminal each checkpoint prints a line
-        if line.startswith("adapt step 3 "):
+        if line.startswith("adapt abr step 3 "):
             break
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=30) == -signal.SIGKILL

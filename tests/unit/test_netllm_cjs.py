@@ -298,6 +298,25 @@ def test_equal_settings_give_equal_weights_also_when_cut(settings, tmp_path, mon
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
+def test_a_round_that_was_cut_is_played_again_as_it_was(settings, tmp_path, monkeypatch):
+    """The encoder and heads alone decide in it, if they alone have learnt so far."""
+    whole, cut = weights(begun(settings).run()), replace(settings, out=tmp_path / "cut")
+    honest, bare = CjsRun._play_round, []
+
+    def play(self, *given):
+        bare.append(self.model.bare)
+        if len(bare) == 1:
+            raise KeyboardInterrupt
+        return honest(self, *given)
+
+    monkeypatch.setattr(CjsRun, "_play_round", play)
+    with pytest.raises(KeyboardInterrupt):
+        begun(cut).run()
+    found = weights(begun(replace(cut, resume=True)).run())
+    assert bare == [True, True]
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
 def weights(folder):
     return {f"{path.name}/{name}": tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
