@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from controllers.api import AbrObservation, Chunk
+from controllers.learning.loop import Figures, Validation
 from controllers.learning.start import check_least
 from netllm import experience
 from netllm.adaptation import Adaptation
@@ -144,14 +145,14 @@ class Run(Adaptation):
         self.sources: Sources = experience.sources_of(settings.collect)
         self.validation: list[Job] = experience.validation_jobs(settings.collect, self.sources, settings.validation_sessions)
         self.task = settings.task
-        super().__init__(settings, console, {"collect": asdict(settings.collect)})
+        super().__init__(settings, console)
 
     def start(self) -> None:
         """See `Adaptation`."""
         first = self.settings.experience or self._first_pool()
         self.header = self._checked(first)
         self.pools.append(prepare(self.task, experience.read(first)))
-        self._take_up()
+        self._take_up([self.header])
         taught = experience.play(experience.as_teacher(self.validation), self.settings.collect.teachers)
         self.held_out = stack(prepare(self.task, taught))
         self.teacher_score = score_of(self.validation, [each.chunks for each in taught])
@@ -176,9 +177,9 @@ class Run(Adaptation):
             raise UserError(f"{path}: was collected with another {', '.join(other)}, wanted the settings the run was begun with")
         return header
 
-    def _learn(self, step: int) -> tuple[float, int]:
+    def _learn(self, number: int, done: float) -> tuple[float, int]:
         """See `Adaptation`."""
-        batches = self._batches(step)
+        batches = self._batches(number)
         tokens = sum(batch["weight"].size for batch in batches) * self.model.step_tokens
         return train_step(self.model, self.optimiser, self.settings.optimiser, batches), tokens
 
@@ -208,34 +209,32 @@ class Run(Adaptation):
             self.pools.append([])
         self.pools[1].extend(prepared)
 
-    def _judge(self) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    def _judge(self, told: Figures) -> Validation:
         """QoE of the student in the validation sessions, and its loss on the teacher's."""
         sims = experience.play_together(self.validation, student_of(self.model, self.task))
         score = score_of(self.validation, [sim.history for sim in sims])
         with torch.inference_mode():
             valid_loss = loss_of(self.model, self.held_out).item()
-        self.console.print(
-            f"step {self.progress.step}: validation QoE {score} (teacher {self.teacher_score.qoe:.3f}), loss {valid_loss:.3f}"
-        )
-        told = score.as_facts() | {
+        said = f"validation QoE {score} (teacher {self.teacher_score.qoe:.3f}), loss {valid_loss:.3f}"
+        facts = score.as_facts() | {
             "sessions": len(self.validation),
             "teacher_qoe": round(self.teacher_score.qoe, 4),
             "teacher_families": self.teacher_score.as_facts()["families"],
         }
-        return score.qoe, self._row(score, valid_loss), told
+        return Validation(-score.qoe, self._row(told, score, valid_loss), said, facts)
 
-    def _row(self, score: Score, valid_loss: float) -> dict[str, Any]:
+    def _row(self, told: Figures, score: Score, valid_loss: float) -> dict[str, Any]:
         optimiser = self.settings.optimiser
         row = {
-            "sessions": self.progress.step * optimiser.batch * optimiser.accumulation,
-            "train_loss": self.recent_loss,
+            "sessions": self.loop.standing.step * optimiser.batch * optimiser.accumulation,
+            "train_loss": told["loss"],
             "valid_loss": valid_loss,
             "valid_qoe": score.qoe,
             "valid_qoe_ci95": score.ci95,
             **{f"valid_qoe_{family}": score.families.get(family, "") for family in FAMILIES},
             "teacher_qoe": self.teacher_score.qoe,
-            "tokens_per_s": self.tokens_per_s,
-            "dagger_rounds": self.progress.rounds,
+            "tokens_per_s": told["tokens_per_s"],
+            "dagger_rounds": self.rounds,
         }
         return {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
 

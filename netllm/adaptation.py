@@ -1,12 +1,12 @@
-"""What adapting the language model is for any task that is learnt from sessions: a budget, DAgger rounds, validations, checkpoints.
+"""What adapting the language model is for any task that is learnt from sessions, with DAgger rounds.
 
 What a task adds is told by a subclass: its experience, a step's batches and loss, how a model is judged, its card. What is validated, kept
 and sent to play in rounds is the running mean of weights.
 """
 
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,43 +15,43 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
 
-from controllers.learning.saved import add_row, cut_curve
+from controllers.learning.averaging import RunningMean
+from controllers.learning.loop import CURVE, Figures, Loop, Pace, Standing, Trainee, Validation, asked_of
 from controllers.learning.start import open_folder
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import load_backbone
 from netllm.cards import write_card
-from netllm.training import Progress, kept_share, load_checkpoint, make_optimiser, mean_of, save_checkpoint, set_rate
+from netllm.training import kept_share, learning_of, make_optimiser, set_rate
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field
 
-CURVE = "curve.csv"
+RECENT = 50
+"""The training loss that is told is a mean over so many steps, at most."""
 
 
-class Adaptation(ABC):
-    """One training run: the model, the pools of experience, and how far it is. `asked` must be the same when it is resumed."""
+class Adaptation(Trainee):
+    """One training run: the model, and the pools of experience."""
 
+    loop: Loop
     dagger_from: ClassVar[float]
     """Share of the budget at which DAgger begins."""
     dagger_to: ClassVar[float]
     """The same at which a round after the last would be due; the rounds begin at equal distances."""
 
-    def __init__(self, settings: Any, console: Console, asked: dict[str, Any]) -> None:
-        self.settings, self.console, self.asked = settings, console, asked
+    def __init__(self, settings: Any, console: Console) -> None:
+        self.settings, self.console, self.name = settings, console, f"adapt {settings.task.name}"
         open_folder(settings.out, settings.resume)
         self.commit = checkout_commit() or "unknown"
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
         self.model = new_model(settings.llm, settings.dtype, settings.task, settings.lora)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
-        self.mean = mean_of(self.model)
-        self.progress = Progress()
+        self.learning = learning_of(self.model)
+        self.mean = RunningMean(self.learning)
         self.pools: list[list[Any]] = []
-        self.seen_tokens, self.seen_s, self.losses = 0, 0.0, list[float]()
-        self.last_checkpoint_s = 0.0
+        self.rounds = 0
 
     @abstractmethod
     def start(self) -> None:
@@ -70,12 +70,12 @@ class Adaptation(ABC):
         """Learn from these sessions, too, from now on."""
 
     @abstractmethod
-    def _learn(self, step: int) -> tuple[float, int]:
+    def _learn(self, number: int, done: float) -> tuple[float, int]:
         """One optimiser step; returns its loss, and the tokens that it read."""
 
     @abstractmethod
-    def _judge(self) -> tuple[float, dict[str, Any], dict[str, Any]]:
-        """Validate the model as it is: a score (more is better), the curve's row, what the adapter's settings file tells of it."""
+    def _judge(self, told: Figures) -> Validation:
+        """Validate the model as it is; `told` is the training `loss`, and `tokens_per_s` read."""
 
     @abstractmethod
     def _own_story(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Adaptation(ABC):
         """Train an adapter and return its folder, `settings.out / "adapter"`."""
         try:
             self.start()
-            self.train()
+            self.loop.run()
             write_card(self.folder, self.curve)
             return self.folder
         finally:
@@ -101,112 +101,68 @@ class Adaptation(ABC):
         """The learning curve."""
         return self.settings.out / CURVE
 
-    def train(self) -> None:
-        """Until the budget is spent; Ctrl-C leaves a checkpoint."""
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[eta]}")
-        with ProgressBar(*columns, console=self.console) as bar:
-            row = bar.add_task("adapt", total=1.0, eta="")
-            try:
-                while self.done < 1:
-                    self._advance()
-                    bar.update(row, completed=self.done, description=self._state(), eta=f"{self._left_s() / 60:.0f} min left")
-                if self.progress.validated < self.progress.step:  # the run that did the last step was cut in its validation
-                    self._timed(self._validate)
-            except KeyboardInterrupt:
-                self._checkpoint()
-                raise
-
-    @property
-    def done(self) -> float:
-        """Share of the budget spent."""
+    def _take_up(self, headers: Sequence[dict[str, Any]]) -> None:
+        """The loop over what experience files with these headers hold, and the last checkpoint if the run is resumed."""
         settings = self.settings
-        return self.progress.step / settings.steps if settings.steps else self.progress.elapsed_s / 60 / settings.minutes
+        pace = Pace(settings.steps, settings.minutes, validate_minutes=settings.validate_minutes, save_minutes=settings.checkpoint_minutes)
+        asked = asked_of(settings, ["steps", "minutes"]) | {"llm": self.model.backbone.name, "experience": list(headers)}
+        self.loop = Loop(self, settings.out, pace, asked, self.console)
+        if settings.resume:
+            self.loop.resume()
 
-    @property
-    def recent_loss(self) -> float:
-        """Mean over the last steps; NaN before the first."""
-        return float(np.mean(self.losses[-50:])) if self.losses else float("nan")
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Trainee`."""
+        newest = {f"newest/{name}": parameter for name, parameter in self.learning.items()}
+        return newest | {f"mean/{name}": tensor for name, tensor in self.mean.weights.items()}
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Read in training steps."""
-        return self.seen_tokens / self.seen_s if self.seen_s else 0.0
-
-    def _left_s(self) -> float:
-        return self.progress.elapsed_s * (1 / self.done - 1) if self.done else 0.0
-
-    def _state(self) -> str:
-        best = f"best {self.progress.best_score:.3f}  " if self.progress.validated else ""
-        return f"step {self.progress.step}  loss {self.recent_loss:.3f}  {best}{self.tokens_per_s:.0f} tokens/s"
-
-    def _take_up(self) -> None:
-        """The last checkpoint and the rounds before it, if the run is resumed."""
-        if self.settings.resume and (found := load_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.asked)):
-            self.progress = found
-            self.last_checkpoint_s = found.elapsed_s
-            cut_curve(self.curve, found.validated)
-            self.console.print(f"resumed at step {found.step}, {found.elapsed_s / 60:.1f} min of training done")
-        for number in range(self.progress.rounds):
-            self._add_round(self._read_round(self._round_file(number)))
-
-    def _advance(self) -> None:
-        """One optimiser step and whatever is due after it."""
-        started_s, step = now_s(), self.progress.step
-        set_rate(self.optimiser, self.settings.optimiser, step, self.done)
+    def step(self, number: int, done: float) -> Figures:
+        """One optimiser step."""
+        began_s = now_s()
+        set_rate(self.optimiser, self.settings.optimiser, number, done)
         self.model.train()
-        loss, tokens = self._learn(step)
-        self.losses.append(loss)
-        self.mean.update(kept_share(self.settings.optimiser, step + 1))
-        took_s = now_s() - started_s
-        self.seen_tokens += tokens
-        self.seen_s += took_s
-        self.progress = replace(self.progress, step=step + 1, elapsed_s=self.progress.elapsed_s + took_s)
-        self._timed(self._dagger_if_due)
-        self._timed(self._validate_if_due)
-        if self.progress.elapsed_s - self.last_checkpoint_s >= self.settings.checkpoint_minutes * 60:
-            self._checkpoint()
+        loss, tokens = self._learn(number, done)
+        self.mean.update(kept_share(self.settings.optimiser, number + 1))
+        return {"loss": loss, "tokens_per_s": tokens / (now_s() - began_s)}
 
-    def _timed(self, work: Callable[[], None]) -> None:
-        started_s = now_s()
-        work()
-        self.progress = replace(self.progress, elapsed_s=self.progress.elapsed_s + now_s() - started_s)
-
-    def _dagger_if_due(self) -> None:
-        number, rounds = self.progress.rounds, self.settings.rounds
-        if number >= rounds or self.done < self.dagger_from + (self.dagger_to - self.dagger_from) * number / rounds:
-            return
+    def between(self, done: float) -> bool:
+        """A round of DAgger."""
+        number, rounds = self.rounds, self.settings.rounds
+        if number >= rounds or done < self.dagger_from + (self.dagger_to - self.dagger_from) * number / rounds:
+            return False
         self.model.eval()
         with self.mean.in_place():
             found = self._play_round(number, self._round_file(number))
         self._add_round(found)
-        self.progress = replace(self.progress, rounds=number + 1)
-        self._checkpoint()
+        self.rounds = number + 1
+        return True
 
     def _round_file(self, number: int) -> Path:
         return self.settings.out / f"experience-round-{number + 1}.parquet"
 
-    def _validate_if_due(self) -> None:
-        if self.done >= 1 or self.progress.elapsed_s - self.progress.last_validation_s >= self.settings.validate_minutes * 60:
-            self._validate()
+    def facts(self) -> dict[str, Any]:
+        """See `Trainee`."""
+        return {"rounds": self.rounds}
 
-    def _validate(self) -> None:
-        """Judge the mean of weights; keep it if it is the best so far."""
+    def restore(self, facts: dict[str, Any]) -> None:
+        """See `Trainee`."""
+        for number in range(facts["rounds"]):
+            self._add_round(self._read_round(self._round_file(number)))
+        self.rounds = facts["rounds"]
+
+    def validate(self, standing: Standing, figures: Sequence[Figures]) -> Validation:
+        """Judge the mean of weights."""
+        told = {name: float(np.mean([each[name] for each in figures[-RECENT:]])) for name in ("loss", "tokens_per_s")}
         self.model.eval()
         with self.mean.in_place():
-            score, row, told = self._judge()
-            add_row(self.curve, {"step": self.progress.step, "elapsed_s": round(self.progress.elapsed_s)} | row)
-            if score > self.progress.best_score:
-                save_adapter(self.model, self.folder, {"trained": self._story(), "validation": told})
-        best = max(score, self.progress.best_score)
-        self.progress = replace(self.progress, best_score=best, last_validation_s=self.progress.elapsed_s, validated=self.progress.step)
+            found = self._judge(told)
+        return replace(found, row={"step": standing.step, "elapsed_s": round(standing.elapsed_s)} | found.row)
 
-    def _checkpoint(self) -> None:
-        save_checkpoint(self.settings.out, self.model, self.optimiser, self.mean, self.progress, self.asked)
-        self.last_checkpoint_s = self.progress.elapsed_s
-        if not self.console.is_terminal:  # where the bar can't be seen
-            self.console.print(f"{self._state()}  {self._left_s() / 60:.0f} min left")
+    def keep(self, standing: Standing, found: Validation) -> None:
+        """Write the adapter."""
+        with self.mean.in_place():
+            save_adapter(self.model, self.folder, {"trained": self._story(standing), "validation": found.told})
 
-    def _story(self) -> dict[str, Any]:
+    def _story(self, standing: Standing) -> dict[str, Any]:
         """What the adapter's settings file tells of its making."""
         settings, program = self.settings, Path(sys.argv[0]).name
         by_script = program in ("adapt", "ablate")
@@ -215,12 +171,12 @@ class Adaptation(ABC):
             "commit": self.commit,
             "command": command_line(f"scripts/{program}", sys.argv[1:]) if by_script else f"{type(self).__module__}.adapt(...)",
             "seed": settings.collect.seed,
-            "steps": self.progress.step,
-            "minutes": round(self.progress.elapsed_s / 60, 1),
-            "dagger_rounds": self.progress.rounds,
+            "steps": standing.step,
+            "minutes": round(standing.elapsed_s / 60, 1),
+            "dagger_rounds": self.rounds,
             "dtype": settings.dtype,
             "optimiser": asdict(settings.optimiser),
-            "collect": self.asked["collect"],
+            "collect": asdict(settings.collect),
             **self._own_story(),
             "hardware": f"{cpu_field('model name') or 'unknown processor'}, {settings.threads} threads",
             "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},

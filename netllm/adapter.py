@@ -4,10 +4,11 @@
 | --- | --- |
 | `adapter_config.json`, `adapter_model.safetensors` | the LoRA matrices, readable by peft too; none at rank 0 |
 | `modules.safetensors` | encoders, step embedding, norm and head |
-| `netllm.json` | the task and its settings, the backbone, versions |
+| `netllm.json` | the task and its settings, the backbone, versions, hashes of both weight files |
 | `README.md` | the model card |
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
 from netllm.cjs.graph import CjsModel
@@ -44,12 +45,13 @@ TASKS: dict[str, type[AnyTask]] = {"abr": AbrTask, "cjs": CjsTask, "vp": VpTask}
 def save_adapter(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write `model`'s adapter, encoders and head; `facts` (data, seed, versions, ...) go into the settings.
 
-    All is written beside and then renamed: a kill never leaves the matrices of one model with the head of another.
+    All is written beside and then renamed, last the settings, which hold the hashes of the weights: what a kill leaves is one model's, or
+    it is refused when it is loaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         _write(model, Path(scratch), facts, dtype)
-        for file in Path(scratch).iterdir():
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == SETTINGS, file.name)):
             os.replace(file, folder / file.name)
     if not model.switch.settings.rank:
         for name in (LORA, LORA_SETTINGS):
@@ -69,6 +71,7 @@ def _write(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torc
         "settings": asdict(model.task),  # type: ignore[call-overload]
         "backbone": {"name": name, "width": model.backbone.width} | ({"seed": RANDOM_SEED} if name.endswith(RANDOM) else {}),
         "lora_rank": model.switch.settings.rank,
+        "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (LORA, MODULES) if (folder / name).is_file()},
         **facts,
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -111,7 +114,7 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
     name = f"{settings['task']}:{abs(hash(folder)):x}"
     model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
     try:
-        _fill(model, folder)
+        _fill(model, folder, settings.get("sha256", {}))
         model.requires_grad_(False).eval()
         model.merge()
         _warm_up(model)
@@ -170,13 +173,13 @@ def _lora_settings(folder: Path, settings: dict[str, Any]) -> LoraSettings:
         raise UserError(f"{path}: can't be read ({error}), wanted PEFT's configuration of a LoRA adapter") from error
 
 
-def _fill(model: TaskModel, folder: Path) -> None:
+def _fill(model: TaskModel, folder: Path, sha256: Mapping[str, str]) -> None:
     """Set the weights. What fails is named by file."""
     part = LORA
     try:
-        model.switch.load(_read_weights(folder / LORA) if model.switch.settings.rank else {})
+        model.switch.load(_read_weights(folder / LORA, sha256) if model.switch.settings.rank else {})
         part = MODULES
-        model.load_state_dict(_read_weights(folder / MODULES))
+        model.load_state_dict(_read_weights(folder / MODULES, sha256))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -184,5 +187,9 @@ def _fill(model: TaskModel, folder: Path) -> None:
         ) from error
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(path).items()}
+def _read_weights(path: Path, sha256: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    content = path.read_bytes()
+    seen, wanted = hashlib.sha256(content).hexdigest(), sha256.get(path.name)
+    if wanted not in (None, seen):
+        raise ValueError(f"its sha256 is {seen}, not {wanted}")
+    return {name: tensor.float() for name, tensor in load(content).items()}

@@ -20,10 +20,10 @@ from rich.progress import track
 from rich.table import Table
 
 from controllers.api import Chunk
+from controllers.learning.loop import CURVE
 from controllers.learning.start import check_least
 from netllm import experience
 from netllm.adapt import Score, score_of, student_of
-from netllm.adaptation import CURVE
 from netllm.adapter import LORA, LORA_SETTINGS, MODULES, SETTINGS, load_adapter, read_settings
 from netllm.backbone import DEFAULT_DTYPE
 from netllm.cards import write_card

@@ -129,8 +129,12 @@ class Switch:
             if name in backbone.active.known:
                 raise ValueError(f"the backbone has an adapter named {name} already")
             backbone.active.known.add(name)
-            if settings.rank:
-                self._inject()
+            try:
+                if settings.rank:
+                    self._inject()
+            except BaseException:  # else the name would be taken for ever
+                self.remove()
+                raise
 
     def _inject(self) -> None:
         chosen = [(place, module) for place, module in _linear_layers(self._model) if _last(place) in self.targets]

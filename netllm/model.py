@@ -64,6 +64,13 @@ class TaskModel(nn.Module):
         self.switch = Switch(backbone, lora, adapter_name or task.name)
         self._decoder: Decoder | None = None
         self._backbone = (backbone,)  # in a tuple, so that the backbone is no sub-module: its weights are not this task's
+        try:
+            self._build(backbone, task)
+        except BaseException:  # Ctrl-C, too: a model that was never made must not keep its name on the shared backbone
+            self.switch.remove()
+            raise
+
+    def _build(self, backbone: Backbone, task: Task) -> None:
         self.encoders = nn.ModuleDict(task.encoders(backbone.width))
         self.step = nn.Embedding(task.max_steps, backbone.width)
         self.norm = nn.LayerNorm(backbone.width)

@@ -1,30 +1,21 @@
-"""The training loop's parts: batches, loss, optimiser, checkpoints that survive kill -9. What to learn is decided in `adapt.py`."""
+"""The parts of a training step: batches, loss, optimiser. What to learn is decided in `adapt.py`."""
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import cos, pi
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from controllers.ladder import places
-from controllers.learning.averaging import RunningMean
 from netllm.experience import Episode
 from netllm.heads import ALLOWED
 from netllm.model import TaskModel, as_tensors
 from netllm.tasks.abr import AbrTask, session_features
-from testbed.errors import UserError
 
 LABEL = "label"
 WEIGHT = "weight"
-POINTER = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -48,24 +39,6 @@ class OptimiserSettings:
     """Sessions per micro-batch."""
     accumulation: int = 1
     """Micro-batches per optimiser step."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is; all that a resumed run has to know besides weights and moments."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    elapsed_s: float = 0.0
-    """Time spent, over all runs."""
-    rounds: int = 0
-    """DAgger rounds done."""
-    best_score: float = -1e9
-    """Best in validation so far; more is better."""
-    last_validation_s: float = 0.0
-    """`elapsed_s` at the last validation."""
-    validated: int = 0
-    """Optimiser steps done at the last validation."""
 
 
 def prepare(task: AbrTask, episodes: Sequence[Episode]) -> list[dict[str, np.ndarray]]:
@@ -120,9 +93,9 @@ def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step
     return warm * decay
 
 
-def mean_of(model: TaskModel) -> RunningMean:
-    """A running mean of all that training changes."""
-    return RunningMean({str(i): parameter for i, parameter in enumerate(model.adapt_parameters())})
+def learning_of(model: TaskModel) -> dict[str, torch.nn.Parameter]:
+    """All that training changes, by name."""
+    return dict(model.named_parameters()) | {f"lora.{number}": matrix for number, matrix in enumerate(model.switch.parameters())}
 
 
 def kept_share(settings: OptimiserSettings, step: int) -> float:
@@ -153,90 +126,3 @@ def pick(seed: int, step: int, count: int, pools: Sequence[int]) -> list[tuple[i
     """(pool, session) of each of `count` places of step `step`: a pool in turn, then any of its `pools[i]` sessions."""
     rng = np.random.default_rng([seed, 7, step])
     return [(i % len(pools), int(rng.integers(pools[i % len(pools)]))) for i in range(count)]
-
-
-def save_checkpoint(
-    folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, progress: Progress, asked: dict[str, Any]
-) -> None:
-    """Write a new folder, then let the pointer name it: at any moment one whole checkpoint exists. `asked` must be the same on resuming."""
-    target = folder / f"checkpoint-{progress.step}"
-    if _pointed_at(folder) == target:  # saved twice without a step between: the first must live until the pointer leaves it
-        target = folder / f"checkpoint-{progress.step}-again"
-    scratch = folder / f".checkpoint-{os.getpid()}"
-    for stale in (scratch, target):
-        shutil.rmtree(stale, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file(_weights(model), scratch / "weights.safetensors")
-    save_file(_moments(optimiser), scratch / "moments.safetensors")
-    save_file(mean.weights, scratch / "mean.safetensors")
-    os.replace(scratch, target)
-    pointer = folder / f".{POINTER}"
-    pointer.write_text(json.dumps({"folder": target.name, "model": _what(model, asked), **asdict(progress)}), encoding="utf-8")
-    os.replace(pointer, folder / POINTER)
-    for old in folder.glob("checkpoint-*"):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _pointed_at(folder: Path) -> Path | None:
-    try:
-        return folder / json.loads((folder / POINTER).read_text(encoding="utf-8"))["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def load_checkpoint(
-    folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, asked: dict[str, Any]
-) -> Progress | None:
-    """Set weights, moments and mean from the newest checkpoint; None when there is none. Raises `UserError` when it is another's."""
-    if not (folder / POINTER).is_file():
-        return None
-    try:
-        return _load_newest(folder, model, optimiser, mean, _what(model, asked))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / POINTER}: can't be resumed ({reason}), wanted the settings the run was started with") from error
-
-
-def _load_newest(folder: Path, model: TaskModel, optimiser: torch.optim.Optimizer, mean: RunningMean, wanted: dict[str, Any]) -> Progress:
-    facts: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
-    newest = folder / facts.pop("folder")
-    if (other := facts.pop("model")) != wanted:
-        differing = sorted(name for name, value in wanted.items() if other.get(name) != value)
-        raise ValueError(f"{', '.join(differing)} differ")
-    weights = load_file(newest / "weights.safetensors")
-    model.load_state_dict({name.removeprefix("modules."): tensor for name, tensor in weights.items() if name.startswith("modules.")})
-    model.switch.load({name.removeprefix("lora."): tensor for name, tensor in weights.items() if name.startswith("lora.")})
-    _set_moments(optimiser, load_file(newest / "moments.safetensors"))
-    mean.fill(load_file(newest / "mean.safetensors"))
-    return Progress(**facts)
-
-
-def _what(model: TaskModel, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint fits, as JSON gives it back."""
-    what = {"task": asdict(model.task), "lora": asdict(model.switch.settings), "llm": model.backbone.name}  # type: ignore[call-overload]
-    return json.loads(json.dumps(what | asked))
-
-
-def _weights(model: TaskModel) -> dict[str, torch.Tensor]:
-    modules = {f"modules.{name}": tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    return modules | {f"lora.{name}": tensor for name, tensor in model.switch.state().items()}
-
-
-def _trained(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
-
-
-def _moments(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    found = {}
-    for i, parameter in enumerate(_trained(optimiser)):
-        for name, tensor in optimiser.state.get(parameter, {}).items():
-            found[f"{i}.{name}"] = tensor.contiguous()
-    return found
-
-
-def _set_moments(optimiser: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
-    parameters = _trained(optimiser)
-    for key, tensor in moments.items():
-        number, _, name = key.partition(".")
-        optimiser.state[parameters[int(number)]][name] = tensor

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from controllers.learning.loop import CURVE, Pace, Standing, asked_of
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
 from controllers.learning.vp_mlp import mirrored
-from controllers.learning.vp_run import CURVE, Budget, VpRun
+from controllers.learning.vp_run import VpRun
 from controllers.weights import VP_SHIPPED, find_weights
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED, load_backbone
@@ -29,7 +30,7 @@ from netllm.images import image_reader
 from netllm.lora import LoraSettings
 from netllm.model import as_tensors
 from netllm.tasks.vp import SCALE_DEG, VpTask, features, predict_turns_deg
-from netllm.training import OptimiserSettings, make_optimiser, set_rate
+from netllm.training import OptimiserSettings, learning_of, make_optimiser, set_rate
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
@@ -38,9 +39,6 @@ from testbed.vp_metrics import wrapped_deg
 from traces.frames import Frames
 from traces.viewports import RATE_HZ
 from traces.windows import Windows
-
-WHOLE = ("seed", "steps", "minutes", "llm", "dtype", "averaged", "no_front", "task", "lora", "optimiser")
-"""Settings that a run keeps from beginning to end."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def adapt(settings: VpAdaptSettings | None = None, console: Console | None = Non
     run = VpAdaptRun(settings, console or Console(stderr=True), data)
     try:
         if settings.resume:
-            run.resume()
+            run.loop.resume()
         return run.train()
     finally:
         run.model.switch.remove()  # after Ctrl-C in a notebook, too: the backbone lives on
@@ -121,26 +119,24 @@ class VpAdaptRun(VpRun):
         self.data = data or load_vp_data(task.longest / RATE_HZ, task.horizon / RATE_HZ)
         self._frames = Frames(settings.frames)
         self._images = image_reader(settings.vit, task.image_features)
+        self._told = self._features(self.data.valid, np.arange(len(self.data.valid)))
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.seed)
         self.model = new_model(settings.llm, settings.dtype, task, settings.lora)
-        self._told = self._features(self.data.valid, np.arange(len(self.data.valid)))
-        learning = dict(self.model.named_parameters())
-        learning |= {f"lora.{number}": matrix for number, matrix in enumerate(self.model.switch.parameters())}
+        pace = Pace(settings.steps, settings.minutes, validations=settings.validations, validations_count=False)
+        asked = asked_of(settings, ["steps", "minutes"]) | {"llm": self.model.backbone.name, "data": self.data.sha256}
         optimiser = make_optimiser(self.model, settings.optimiser)
-        budget = Budget(settings.steps, settings.minutes, settings.validations, settings.averaged)
-        asked = {name: value for name, value in asdict(settings).items() if name in WHOLE} | {"data": self.data.sha256}
-        super().__init__("adapt vp", settings.out, budget, asked, learning, optimiser, console)
+        super().__init__("adapt vp", settings.out, pace, settings.averaged, asked, learning_of(self.model), optimiser, console)
 
     @property
     def weights(self) -> Path:
         """The folder of the best adapter so far."""
         return self.out / "adapter"
 
-    def step(self, number: int) -> float:
+    def learn(self, number: int, done: float) -> float:
         """One optimiser step; returns the mean absolute error over all tokens in degrees."""
         settings = self.settings.optimiser
-        set_rate(self.optimiser, settings, number, self.done)
+        set_rate(self.optimiser, settings, number, done)
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
@@ -176,17 +172,17 @@ class VpAdaptRun(VpRun):
             return [None] * len(rows)
         return [self._frames.at(int(windows.video[row]), float(windows.times_s[row, -1])) for row in rows]
 
-    def validate(self) -> float:
+    def error_deg(self) -> float:
         """On the validation windows, with the usual 2 s of history."""
         self.model.eval()
         return self.data.validation_mae_deg(predict_turns_deg(self.model, self._told))
 
-    def keep(self) -> None:
+    def write(self, standing: Standing) -> None:
         """Write the adapter and its card."""
-        save_adapter(self.model, self.weights, self._facts())
+        save_adapter(self.model, self.weights, self._facts(standing))
         write_card(self.weights, self.out / CURVE)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, standing: Standing) -> dict[str, Any]:
         settings = self.settings
         return {
             "trained": {
@@ -194,8 +190,8 @@ class VpAdaptRun(VpRun):
                 "commit": self.commit,
                 "command": command_line("scripts/" + Path(sys.argv[0]).name, sys.argv[1:]),
                 "seed": settings.seed,
-                "steps": self.standing.best_step,
-                "minutes": round(self.standing.elapsed_s / 60, 1),
+                "steps": standing.best_step,
+                "minutes": round(standing.elapsed_s / 60, 1),
                 "dtype": settings.dtype,
                 "averaged": settings.averaged,
                 "no_front": settings.no_front,
@@ -205,7 +201,7 @@ class VpAdaptRun(VpRun):
                 "hardware": f"{cpu_field('model name') or 'unknown processor'}, {settings.threads} threads",
                 "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
             },
-            "validation": {"mae_deg": round(self.standing.best_mae_deg, 4), "windows": len(self.data.valid)},
+            "validation": {"mae_deg": round(standing.best, 4), "windows": len(self.data.valid)},
         }
 
 

@@ -24,8 +24,8 @@ class RunningMean:
     def in_place(self) -> Iterator[None]:
         """Let the model compute with the mean; its own weights come back afterwards."""
         own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self._put(self.weights)
         try:
+            self._put(self.weights)
             yield
         finally:
             self._put(own)

@@ -7,14 +7,13 @@ decisions (spark-sched-sim: 500 iterations of 16 whole sessions). The critic lea
 say when policy optimisation begins, and it is told the work that will arrive, which the policy never sees: arrivals move the cost more than
 any decision does (Mao et al., Variance Reduction for Reinforcement Learning in Input-Driven Environments, ICLR 2019).
 
-Survives kill -9. Equal seeds and iterations give equal weights on one machine, but for the sessions that a resumed run begins anew.
+Equal seeds and iterations give equal weights on one machine, but for the sessions that a resumed run begins anew.
 """
 
-import json
 import sys
+import tempfile
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -22,34 +21,30 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from controllers.api import CjsAction, CjsPolicy
 from controllers.cjs.decima import Decima
 from controllers.cjs.srpt_cap import NUMBERS, SrptCap
+from controllers.learning.averaging import RunningMean
 from controllers.learning.cjs_sessions import CjsJob, draw_session, validation_sessions, workloads
 from controllers.learning.decima import CLUSTER_FEATURES, Critic, Graphs, Network, Seen, joined, seen_by
-from controllers.learning.saved import add_row, cut_curve, write_tensors
+from controllers.learning.loop import Figures, Loop, Pace, Standing, Trainee, Validation, asked_of
+from controllers.learning.saved import write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.weights import HEADER
-from testbed.clock import now_s, utc_now
+from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
 from testbed.sim.cjs_ahead import LookAhead
 from testbed.sim.cjs_compiled import CompiledCjs
 
 NAME = "decima"
-CHECKPOINT, CURVE, STATE = "checkpoint.safetensors", "curve.csv", "state"
 REWARD_UNIT_S = 100.0
 SPANS_S = (25.0, 50.0, 100.0, 200.0, 400.0)
 """The critic is told the work that arrives within each of these from now."""
 NUMBERS_FROM_0 = ("seed", "imitate", "lr", "lr_ppo", "clip", "gae", "entropy", "discount", "usual", "small")
 NUMBERS_FROM_1 = ("sessions", "decisions", "epochs", "minibatch")
-WHOLE = NUMBERS_FROM_0 + NUMBERS_FROM_1
-"""Settings that a run keeps from beginning to end."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class DecimaSettings:
     gae: float = 0.98
     """Lambda of generalised advantage estimation."""
     entropy: float = 0.005
-    """Weight of the entropy bonus; falls linearly to a tenth."""
+    """Weight of the entropy bonus in policy optimisation; falls linearly to a tenth."""
     discount: float = 5e-3
     """Per second, as in spark-sched-sim."""
     usual: float = 0.6
@@ -159,21 +154,13 @@ class Lane:
             self.begin()
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How far a run is."""
-
-    iteration: int = 0
-    elapsed_s: float = 0.0
-    best_ratio: float = 1e9
-    best_iteration: int = 0
-
-
-class DecimaRun:
+class DecimaRun(Trainee):
     """One run in one folder."""
 
+    name, unit = NAME, "iteration"
+
     def __init__(self, settings: DecimaSettings, console: Console | None = None, validation: Sequence[CjsJob] | None = None) -> None:
-        self.settings, self.console = settings, console or Console(stderr=True)
+        self.settings = settings
         check_least(settings, 0, ["iterations", "keep", *NUMBERS_FROM_0])
         check_least(settings, 1, ["threads", "validate_every", *NUMBERS_FROM_1])
         if not settings.iterations and not settings.minutes > 0:
@@ -184,13 +171,14 @@ class DecimaRun:
         self.commit = checkout_commit()
         torch.manual_seed(settings.seed)
         self.network, self.critic = Network(), Critic(CLUSTER_FEATURES + len(SPANS_S))
-        self.mean = deepcopy(self.network).requires_grad_(False)
+        self.mean = RunningMean(dict(self.network.named_parameters()))
         self.optimiser = torch.optim.Adam([*self.network.parameters(), *self.critic.parameters()], lr=settings.lr, eps=1e-6)
-        self.standing = Standing()
         self.rule = LookAhead(NUMBERS)
         self.validation = list(validation or validation_sessions())
+        pace = Pace(settings.iterations, settings.minutes, validate_every=settings.validate_every)
+        self.loop = Loop(self, self.out, pace, asked_of(settings, ["iterations", "minutes"]), console or Console(stderr=True))
         if settings.resume:
-            self._load()
+            self.loop.resume()
         self.lanes = [Lane(number, settings, self.rule) for number in range(settings.sessions)]
         self._rule_s = np.array([_jct_s(SrptCap(), job) for job in self.validation])
 
@@ -199,51 +187,32 @@ class DecimaRun:
         """The best weights so far."""
         return self.out / f"{NAME}.safetensors"
 
-    @property
-    def done(self) -> float:
-        """Share of the budget spent."""
-        settings = self.settings
-        if settings.iterations:
-            return self.standing.iteration / settings.iterations
-        return self.standing.elapsed_s / 60 / settings.minutes
-
     def train(self) -> Path:
-        """Until the budget is spent; returns the file with the best weights. Ctrl-C leaves a checkpoint."""
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=self.console) as bar:
-            row = bar.add_task(NAME, total=1.0)
-            try:
-                while self.done < 1:
-                    self._iterate()
-                    bar.update(row, completed=self.done, description=f"{NAME} iteration {self.standing.iteration}")
-            except KeyboardInterrupt:
-                self._save()
-                raise
-        self._save()
+        """Until the budget is spent; returns the file with the best weights."""
+        self.loop.run()
         return self.weights
 
-    def _iterate(self) -> None:
-        started_s, number, done = now_s(), self.standing.iteration, self.done
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Trainee`."""
+        parts = {"network": self.network.state_dict(), "mean": self.mean.weights, "critic": self.critic.state_dict()}
+        return {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in part.items()}
+
+    def step(self, number: int, done: float) -> Figures:
+        """One iteration."""
         rng = np.random.default_rng([self.settings.seed, 22, number])
         imitates = done < self.settings.imitate
         for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(done)
+            group["lr"] = (self.settings.lr if imitates else self.settings.lr_ppo) * self._left(done)
         records = self._collect(rng, imitates)
-        watched = self._imitate(records, rng) if imitates else self._optimise(records, rng, done)
-        with torch.no_grad():
-            for mean, now in zip(self.mean.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(now, 1 - min(self.settings.keep, number / 20))
-        self.standing = replace(self.standing, iteration=number + 1, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
-        if (number + 1) % self.settings.validate_every == 0 or self.done >= 1:
-            self._validate(watched)
-            self._save()
+        watched = self._imitate(records, rng) if imitates else self._optimise(records, rng, self.settings.entropy * self._left(done))
+        self.mean.update(min(self.settings.keep, number / 20))
+        return watched
 
-    def _rate(self, done: float) -> float:
-        """The learning rate: each part of the run has a peak of its own."""
+    def _left(self, done: float) -> float:
+        """What is left of a weight that falls to a tenth: it falls in the part of the run that `done` lies in, and begins anew with it."""
         imitate = self.settings.imitate
-        if done < imitate:
-            return self.settings.lr * (1 - 0.9 * done / imitate)
-        return self.settings.lr_ppo * (1 - 0.9 * min((done - imitate) / (1 - imitate), 1.0))
+        within = done / imitate if done < imitate else min((done - imitate) / (1 - imitate), 1.0)
+        return 1 - 0.9 * within
 
     @torch.no_grad()
     def _collect(self, rng: np.random.Generator, taught: bool = True) -> list[list[Record]]:
@@ -275,7 +244,7 @@ class DecimaRun:
         most = int(part.caps[part.stage_job[stage]])
         return int(np.searchsorted(part.rows, stage)), min(executors, most) - 1
 
-    def _imitate(self, records: list[list[Record]], rng: np.random.Generator) -> dict[str, float]:
+    def _imitate(self, records: list[list[Record]], rng: np.random.Generator) -> Figures:
         """Cross-entropy against the rule's decisions."""
         flat, losses = [record for lane in records for record in lane], []
         told, _, returns = self._advantages(records)
@@ -287,18 +256,17 @@ class DecimaRun:
             losses.append(loss.item())
         return {"loss": float(np.mean(losses)), "entropy": float(entropy.mean().detach())}
 
-    def _optimise(self, records: list[list[Record]], rng: np.random.Generator, done: float) -> dict[str, float]:
+    def _optimise(self, records: list[list[Record]], rng: np.random.Generator, entropy_weight: float) -> Figures:
         """Proximal policy optimisation on one iteration's decisions."""
         flat = [record for lane in records for record in lane]
         told, advantage, returns = self._advantages(records)
         old, entropies = torch.tensor([record.log_chance for record in flat]), []
-        weight = self.settings.entropy * (1 - 0.9 * done)
         for rows in _minibatches(len(flat), self.settings, rng):
             part = [flat[row] for row in rows]
             chance, entropy = self._log_chances(part, [(record.chosen, record.count) for record in part])
             ratio, gain = torch.exp(chance - old[rows]), advantage[rows]
             policy = -torch.minimum(ratio * gain, ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip) * gain).mean()
-            self._descend(policy + 0.5 * self._misfit(told[rows], returns[rows]) - weight * entropy.mean())
+            self._descend(policy + 0.5 * self._misfit(told[rows], returns[rows]) - entropy_weight * entropy.mean())
             entropies.append(entropy.mean().item())
         return {"loss": policy.item(), "entropy": float(np.mean(entropies))}
 
@@ -350,71 +318,33 @@ class DecimaRun:
         scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-6)
         return told, torch.from_numpy(scaled).float(), torch.from_numpy(advantage + value).float()
 
-    def _validate(self, watched: dict[str, float]) -> None:
-        """JCT over the rule's, geometric mean, sampled as in use; keeps the best weights."""
-        started_s, scratch = now_s(), self.out / f".{NAME}-{self.standing.iteration}.safetensors"
-        tensors = dict(self.mean.state_dict())
-        write_tensors(scratch, tensors, HEADER, {})
-        policy = Decima(str(scratch))
+    def validate(self, standing: Standing, figures: Sequence[Figures]) -> Validation:
+        """JCT over the rule's, geometric mean, sampled as in use."""
+        with tempfile.TemporaryDirectory(dir=self.out, prefix=".validating-") as scratch:
+            path = Path(scratch) / f"{NAME}.safetensors"
+            write_tensors(path, self.mean.weights, HEADER, {})
+            policy = Decima(str(path))
         ratio = float(np.exp(np.mean(np.log(np.array([_jct_s(policy, job) for job in self.validation]) / self._rule_s))))
-        scratch.unlink()
-        self.standing = replace(self.standing, elapsed_s=self.standing.elapsed_s + now_s() - started_s)
-        row: dict[str, Any] = {"iteration": self.standing.iteration, "elapsed_s": round(self.standing.elapsed_s)}
-        row |= {f"training_{name}": f"{value:.4g}" for name, value in watched.items()} | {"valid_jct_over_rule": f"{ratio:.4f}"}
-        add_row(self.out / CURVE, row)
-        self.console.print(f"{NAME} iteration {self.standing.iteration}: validation JCT {ratio:.4f} of the rule's, {watched}")
-        if ratio < self.standing.best_ratio:
-            self.standing = replace(self.standing, best_ratio=ratio, best_iteration=self.standing.iteration)
-            write_tensors(self.weights, tensors, HEADER, self._story(ratio))
+        row: dict[str, Any] = {"iteration": standing.step, "elapsed_s": round(standing.elapsed_s)}
+        row |= {f"training_{name}": f"{value:.4g}" for name, value in figures[-1].items()} | {"valid_jct_over_rule": f"{ratio:.4f}"}
+        return Validation(ratio, row, f"validation JCT {ratio:.4f} of the rule's", {})
 
-    def _story(self, ratio: float) -> dict[str, Any]:
+    def keep(self, standing: Standing, found: Validation) -> None:
+        """See `Trainee`."""
+        write_tensors(self.weights, self.mean.weights, HEADER, self._story(standing, found))
+
+    def _story(self, standing: Standing, found: Validation) -> dict[str, Any]:
         return {
             "policy": NAME,
             "utc": utc_now().isoformat(timespec="seconds"),
             "commit": self.commit,
             "command": command_line("scripts/train", sys.argv[1:]),
-            "iteration": self.standing.iteration,
-            "decisions": self.standing.iteration * self.settings.sessions * self.settings.decisions,
-            "minutes": round(self.standing.elapsed_s / 60, 1),
+            "iteration": standing.step,
+            "decisions": standing.step * self.settings.sessions * self.settings.decisions,
+            "minutes": round(standing.elapsed_s / 60, 1),
             "settings": {name: value for name, value in asdict(self.settings).items() if name != "out"},
-            "validation_jct_over_srpt_cap": round(ratio, 4),
+            "validation_jct_over_srpt_cap": round(found.cost, 4),
         }
-
-    def _save(self) -> None:
-        modules = {"network": self.network, "mean": self.mean, "critic": self.critic}
-        tensors = {f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam/{number}/{key}": tensor for key, tensor in state.items()}
-        write_tensors(self.out / CHECKPOINT, tensors, STATE, {"standing": asdict(self.standing), "asked": self._asked()})
-
-    def _asked(self) -> dict[str, Any]:
-        return {name: getattr(self.settings, name) for name in WHOLE}
-
-    def _load(self) -> None:
-        path = self.out / CHECKPOINT
-        if not path.is_file():
-            return
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                state = json.loads(file.metadata()[STATE])
-            if other := [name for name, value in self._asked().items() if state["asked"].get(name) != value]:
-                raise ValueError(f"it was begun with another {', '.join(other)}")
-            self._fill(load_file(path))
-            self.standing = Standing(**state["standing"])
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: can't be resumed ({reason}), wanted the checkpoint of a run with the same settings") from error
-        cut_curve(self.out / CURVE, self.standing.iteration)
-
-    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, module in (("network", self.network), ("mean", self.mean), ("critic", self.critic)):
-            module.load_state_dict({key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")})
-        whole = self.optimiser.state_dict()
-        for key, value in tensors.items():
-            if key.startswith("adam/"):
-                _, number, name = key.split("/")
-                whole["state"].setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict(whole)
 
 
 def _minibatches(count: int, settings: DecimaSettings, rng: np.random.Generator) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], key: str, facts:
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """One more row of a curve, with a heading before the first."""
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size  # a kill leaves an empty file
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
         if new:
@@ -29,8 +29,14 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_curve(path: Path, last: int) -> None:
-    """Forget the rows after number `last` of the first column: they will come again."""
-    if path.is_file():
-        head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if int(row.partition(",")[0]) <= last]
-        path.write_text("".join([head, *kept]), encoding="utf-8")
+    """Forget the rows after number `last` of the first column, which will come again, and what a kill left of a row."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = [line for line in file if line.endswith("\n")] or [""]
+    numbers = [row.partition(",")[0] for row in rows]
+    kept = [row for row, number in zip(rows, numbers, strict=True) if number.isdigit() and int(number) <= last]
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w", newline="", encoding="utf-8") as file:
+        file.writelines([head, *kept])
+    os.replace(scratch, path)

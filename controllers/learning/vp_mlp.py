@@ -15,10 +15,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from controllers.learning.loop import Pace, Standing, asked_of
 from controllers.learning.saved import write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
-from controllers.learning.vp_run import Budget, VpRun
+from controllers.learning.vp_run import VpRun
 from controllers.vp.mlp import FEATURES, LAYERS, SCALE_DEG, features
 from controllers.weights import HEADER
 from testbed.clock import utc_now
@@ -30,8 +31,8 @@ from traces.viewports import FRONT_DEG
 NAME = "mlp"
 LAST_RATE = 0.02
 """Share of the learning rate that is left at the end of its cosine."""
-WHOLE = ("seed", "epochs", "batch", "hidden", "rate", "decay", "averaged")
-"""Settings that a run keeps from beginning to end."""
+TOLD = ("seed", "epochs", "batch", "hidden", "rate", "decay", "averaged")
+"""Settings that the weights' story tells."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,20 @@ class MlpRun(VpRun):
         torch.manual_seed(settings.seed)
         self.network = Network(settings.hidden, self.data.train.horizon)
         optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.rate, weight_decay=settings.decay)
-        budget = Budget(self.steps, 0.0, settings.validations, settings.averaged)
-        asked = {name: getattr(settings, name) for name in WHOLE} | {"data": self.data.sha256}
-        super().__init__(NAME, out, budget, asked, dict(self.network.named_parameters()), optimiser, console)
+        pace = Pace(self.steps, validations=settings.validations)
+        asked, learning = asked_of(settings, ["epochs"]) | {"data": self.data.sha256}, dict(self.network.named_parameters())
+        super().__init__(NAME, out, pace, settings.averaged, asked, learning, optimiser, console)
         self._scale_deg = torch.from_numpy(np.tile(SCALE_DEG, self.data.train.horizon).astype(np.float32))  # (horizon x 3,)
         self._inputs, self._turns_deg = self._examples()
         if settings.resume:
-            self.resume()
+            self.loop.resume()
 
     @property
     def weights(self) -> Path:
         """The best weights so far."""
         return self.out / f"{NAME}.safetensors"
 
-    def step(self, number: int) -> float:
+    def learn(self, number: int, done: float) -> float:
         """One batch; returns its mean absolute error in degrees."""
         rows = np.random.default_rng([self.settings.seed, number]).integers(len(self._inputs), size=self.settings.batch)
         for group in self.optimiser.param_groups:
@@ -132,14 +133,14 @@ class MlpRun(VpRun):
         return float(loss.detach())
 
     @torch.no_grad()
-    def validate(self) -> float:
+    def error_deg(self) -> float:
         """On the validation windows."""
         turns = self.network(torch.from_numpy(features(self.data.valid.history_deg))) * self._scale_deg
         return self.data.validation_mae_deg(turns.numpy().reshape(len(self.data.valid), -1, 3))
 
-    def keep(self) -> None:
+    def write(self, standing: Standing) -> None:
         """Write the weights."""
-        write_tensors(self.weights, dict(self.network.state_dict()), HEADER, self._story())
+        write_tensors(self.weights, dict(self.network.state_dict()), HEADER, self._story(standing))
 
     def _examples(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (2N, FEATURES) and turns (2N, horizon x 3) of all windows and their mirror images."""
@@ -150,16 +151,16 @@ class MlpRun(VpRun):
             turns_deg.append(wrapped_deg(future_deg - history_deg[:, -1:]).reshape(len(history_deg), -1).astype(np.float32))
         return torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(turns_deg))
 
-    def _story(self) -> dict[str, Any]:
+    def _story(self, standing: Standing) -> dict[str, Any]:
         return {
             "policy": NAME,
             "utc": utc_now().isoformat(timespec="seconds"),
             "commit": self.commit,
             "command": command_line("scripts/train", sys.argv[1:]),
             "seed": self.settings.seed,
-            "step": self.standing.step,
-            "minutes": round(self.standing.elapsed_s / 60, 1),
-            "settings": {name: value for name, value in asdict(self.settings).items() if name in WHOLE},
-            "validation_mae_deg": round(self.standing.best_mae_deg, 4),
+            "step": standing.step,
+            "minutes": round(standing.elapsed_s / 60, 1),
+            "settings": {name: value for name, value in asdict(self.settings).items() if name in TOLD},
+            "validation_mae_deg": round(standing.best, 4),
             **self.data.facts,
         }

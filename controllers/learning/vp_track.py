@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from controllers.learning.loop import Pace, Standing, asked_of
 from controllers.learning.saved import write_tensors
 from controllers.learning.start import check_least, open_folder
 from controllers.learning.vp_data import VpData, load_vp_data
 from controllers.learning.vp_mlp import LAST_RATE, mirrored
-from controllers.learning.vp_run import Budget, VpRun
+from controllers.learning.vp_run import VpRun
 from controllers.vp.track import CELLS, INPUTS, SCALE_DEG, STEP_DEG
 from controllers.weights import HEADER
 from testbed.clock import utc_now
@@ -28,8 +29,8 @@ from traces.viewports import FRONT_DEG
 from traces.windows import Windows
 
 NAME = "track"
-WHOLE = ("seed", "steps", "batch", "hidden", "rate", "decay", "averaged", "frames")
-"""Settings that a run keeps from beginning to end."""
+TOLD = ("seed", "steps", "batch", "hidden", "rate", "decay", "averaged")
+"""Settings that the weights' story tells."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +126,18 @@ class TrackRun(VpRun):
         torch.manual_seed(settings.seed)
         self.network = Network(settings.hidden, settings.frames is not None)
         optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.rate, weight_decay=settings.decay)
-        asked = {name: str(value) if isinstance(value := getattr(settings, name), Path) else value for name in WHOLE}
-        budget = Budget(settings.steps, 0.0, settings.validations, settings.averaged)
-        learning = dict(self.network.named_parameters())
-        super().__init__(NAME, out, budget, asked | {"data": self.data.sha256}, learning, optimiser, console)
+        pace = Pace(settings.steps, validations=settings.validations)
+        asked, learning = asked_of(settings, ["steps"]) | {"data": self.data.sha256}, dict(self.network.named_parameters())
+        super().__init__(NAME, out, pace, settings.averaged, asked, learning, optimiser, console)
         if settings.resume:
-            self.resume()
+            self.loop.resume()
 
     @property
     def weights(self) -> Path:
         """The best weights so far."""
         return self.out / f"{NAME}.safetensors"
 
-    def step(self, number: int) -> float:
+    def learn(self, number: int, done: float) -> float:
         """One batch, half of it mirrored (with frames none: pictures are not); returns its mean absolute error in degrees."""
         settings, windows = self.settings, self.data.train
         rows = np.random.default_rng([settings.seed, number]).integers(len(windows), size=settings.batch)
@@ -163,7 +163,7 @@ class TrackRun(VpRun):
         return torch.from_numpy(np.stack([saliency(frame).ravel() for frame in frames]))
 
     @torch.no_grad()
-    def validate(self) -> float:
+    def error_deg(self) -> float:
         """On the validation windows."""
         windows = self.data.valid
         history_deg = torch.from_numpy(windows.history_deg.astype(np.float32))
@@ -171,21 +171,21 @@ class TrackRun(VpRun):
             self.network(history_deg, windows.horizon, self._maps(windows, np.arange(len(windows)))).numpy()
         )
 
-    def keep(self) -> None:
+    def write(self, standing: Standing) -> None:
         """Write the weights."""
-        write_tensors(self.weights, dict(self.network.state_dict()), HEADER, self._story())
+        write_tensors(self.weights, dict(self.network.state_dict()), HEADER, self._story(standing))
 
-    def _story(self) -> dict[str, Any]:
+    def _story(self, standing: Standing) -> dict[str, Any]:
         return {
             "policy": NAME,
             "utc": utc_now().isoformat(timespec="seconds"),
             "commit": self.commit,
             "command": command_line("scripts/train", sys.argv[1:]),
             "seed": self.settings.seed,
-            "step": self.standing.step,
-            "minutes": round(self.standing.elapsed_s / 60, 1),
-            "settings": {name: value for name, value in asdict(self.settings).items() if name in WHOLE and name != "frames"},
+            "step": standing.step,
+            "minutes": round(standing.elapsed_s / 60, 1),
+            "settings": {name: value for name, value in asdict(self.settings).items() if name in TOLD},
             "horizon": self.data.train.horizon,
-            "validation_mae_deg": round(self.standing.best_mae_deg, 4),
+            "validation_mae_deg": round(standing.best, 4),
             **self.data.facts,
         }

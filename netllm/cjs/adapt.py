@@ -9,6 +9,7 @@ Equal seeds, versions and thread counts give equal data, order and initial weigh
 `--minutes` the number of steps, and so the weights, depend on its speed.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from rich.progress import Progress as ProgressBar
 
 from controllers.api import CjsAction
 from controllers.learning.cjs_sessions import VALIDATION, CjsJob, validation_sessions, workloads
+from controllers.learning.loop import Figures, Validation
 from controllers.learning.start import check_least
 from netllm.adaptation import Adaptation
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
@@ -101,6 +103,8 @@ def _check(settings: CjsAdaptSettings) -> None:
     check_least(settings, 1, ["optimiser.batch", "optimiser.accumulation"])
     check_least(settings, 2, ["collect.window"])
     workloads("collected", settings.collect.seed, count=max(settings.collect.sessions, settings.round_sessions))  # now, not in a round
+    if not settings.experience:
+        check_least(settings, HELD_OUT_SESSIONS + 1, ["collect.sessions"])
     if not settings.steps and not settings.minutes > 0:
         raise UserError(f"--minutes is {settings.minutes:g}, wanted more than 0 (or --steps)")
     if settings.collect.window > settings.task.context:
@@ -135,7 +139,7 @@ class CjsRun(Adaptation):
         self.validation = list(validation or validation_sessions())
         self.held_out: list[Batch] = []
         self.headers: list[dict[str, Any]] = []
-        super().__init__(settings, console, {"collect": asdict(settings.collect), "labels": asdict(settings.labels)})
+        super().__init__(settings, console)
 
     def start(self) -> None:
         """See `Adaptation`."""
@@ -143,11 +147,15 @@ class CjsRun(Adaptation):
         self.headers = [experience.read_header(path) for path in files]
         episodes = [episode for path in files for episode in experience.read(path)]
         self.console.print(f"playing {len(episodes)} sessions again")
-        kept, held_out = episodes[:-HELD_OUT_SESSIONS] or episodes, episodes[-HELD_OUT_SESSIONS:]
+        kept, held_out = episodes[:-HELD_OUT_SESSIONS], episodes[-HELD_OUT_SESSIONS:]
+        if not kept:
+            raise UserError(
+                f"{files[0]}: there are {len(episodes)} sessions, wanted more than the {HELD_OUT_SESSIONS} that are held out of training"
+            )
         self.pools.append(self._windows(kept))
         windows = [each for episode in held_out for each in windows_of(episode, self.settings.labels)]
         self.held_out = [stack(group) for group in _alike(windows, self.settings.optimiser.batch)]
-        self._take_up()
+        self._take_up(self.headers)
         self.rule_s = rule_jct_s(self.validation)
         self.console.print(f"{sum(map(len, self.pools))} windows to learn from, {len(windows)} held out")
 
@@ -164,6 +172,9 @@ class CjsRun(Adaptation):
     def _collected(self) -> Path:
         path = self.settings.out / "experience.parquet"
         if path.is_file():
+            asked, begun = json.loads(json.dumps(asdict(self.settings.collect))), experience.read_header(path)["settings"]
+            if other := sorted(name for name in asked if begun.get(name) != asked[name]):
+                raise UserError(f"{path}: was collected with another {', '.join(other)}, wanted the settings the run was begun with")
             return path
         settings, found = self.settings.collect, list[CjsEpisode]()
         with ProgressBar(TextColumn("collecting"), BarColumn(), TimeElapsedColumn(), console=self.console) as bar:
@@ -174,12 +185,21 @@ class CjsRun(Adaptation):
         experience.write(path, found, experience.header(settings))
         return path
 
-    def _learn(self, step: int) -> tuple[float, int]:
+    def _learn(self, number: int, done: float) -> tuple[float, int]:
         """See `Adaptation`; the first steps are without the language model."""
-        batches = self._batches(step)
-        self.model.bare = self.done < self.settings.bare
+        batches = self._batches(number)
+        self.model.bare = done < self.settings.bare
         loss = train_step(self.model, self.optimiser, self.settings.optimiser, batches, self._loss)
         return loss, sum(len(batch.seen.cluster) for batch in batches)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Trainee`."""
+        return super().facts() | {"bare": self.model.bare}
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """See `Trainee`."""
+        super().restore(facts)
+        self.model.bare = facts["bare"]
 
     def _loss(self, model: CjsModel, batch: Batch) -> torch.Tensor:
         return loss_of(model, batch, self.settings.labels)
@@ -206,28 +226,27 @@ class CjsRun(Adaptation):
     def _add_round(self, episodes: Sequence[CjsEpisode]) -> None:
         self.pools.append(self._windows(episodes))
 
-    def _judge(self) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    def _judge(self, told: Figures) -> Validation:
         """Minus the log of the student's JCT over the rule's, and its loss on labels held out."""
         with torch.inference_mode():
             loss = float(np.mean([self._loss(self.model, batch).item() for batch in self.held_out]))
         score = estimate(np.log(student_jct_s(self.model, self.validation) / self.rule_s))
         assert score.mean is not None
         row = {
-            "train_loss": f"{self.recent_loss:.5g}",
+            "train_loss": f"{told['loss']:.5g}",
             "valid_loss": f"{loss:.5g}",
             "valid_jct_over_rule": f"{np.exp(score.mean):.4f}",
             "valid_jct_over_rule_ci95": f"{score.half_width:.4f}",
-            "tokens_per_s": round(self.tokens_per_s),
-            "dagger_rounds": self.progress.rounds,
+            "tokens_per_s": round(told["tokens_per_s"]),
+            "dagger_rounds": self.rounds,
         }
-        said = f"JCT {row['valid_jct_over_rule']} ± {row['valid_jct_over_rule_ci95']} of the rule's"
-        self.console.print(f"step {self.progress.step}: validation {said}, loss {row['valid_loss']} (training {row['train_loss']})")
-        told = {
+        said = f"validation JCT {row['valid_jct_over_rule']} ± {row['valid_jct_over_rule_ci95']} of the rule's, loss {row['valid_loss']}"
+        facts = {
             "sessions": [list(kind) for kind in VALIDATION],
             "jct_over_rule": round(float(np.exp(score.mean)), 4),
             "log_ci95": round(score.half_width, 4),
         }
-        return -score.mean, row, told
+        return Validation(score.mean, row, said, facts)
 
     def _own_story(self) -> dict[str, Any]:
         """See `Adaptation`."""

@@ -116,7 +116,7 @@ def test_policy_optimisation_makes_what_paid_likelier(settings):
     decisions = [(record.chosen, record.count) for record in paid]
     before = learner._log_chances(paid, decisions)[0].mean().item()
     for i in range(5):
-        learner._optimise(records, np.random.default_rng(i), 0.0)
+        learner._optimise(records, np.random.default_rng(i), entropy_weight=0.0)
     assert learner._log_chances(paid, decisions)[0].mean().item() > before
 
 
@@ -145,21 +145,47 @@ def test_the_critic_learns_while_the_rule_is_imitated(settings):
     assert learner._misfit(told, returns).item() < before
 
 
-def test_each_part_of_the_run_has_its_own_rate(settings):
-    learner = run(settings)
-    rates = [learner._rate(done) for done in (0.0, 0.499999, 0.5, 1.0)]
-    assert rates == pytest.approx([2e-3, 2e-4, 5e-4, 5e-5], rel=1e-3)
+def test_each_part_of_the_run_has_its_own_rate_and_the_entropy_bonus_that_of_policy_optimisation(settings, monkeypatch):
+    learner, rates, weights = run(DecimaSettings(**{**vars(settings), "imitate": 0.8})), [], []
+    monkeypatch.setattr(learner, "_collect", lambda *_: [])
+    monkeypatch.setattr(learner, "_imitate", lambda *_: {})
+    monkeypatch.setattr(learner, "_optimise", lambda records, rng, weight: weights.append(weight) or {})
+    for done in (0.0, 0.799999, 0.8, 0.9, 1.0):
+        learner.step(0, done)
+        rates.append(learner.optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([2e-3, 2e-4, 5e-4, 2.75e-4, 5e-5], rel=1e-3)
+    assert weights == pytest.approx([5e-3, 2.75e-3, 5e-4], rel=1e-3)
 
 
 def test_a_run_goes_on_only_with_its_own_settings(settings):
     run(settings).train()
     resumed = DecimaSettings(**{**vars(settings), "resume": True, "iterations": 6})
     longer = run(resumed)
-    assert longer.standing.iteration == 4
+    assert longer.loop.standing.step == 4
     longer.train()
-    assert longer.standing.iteration == 6
-    with pytest.raises(UserError, match="another lr"):
+    assert longer.loop.standing.step == 6
+    with pytest.raises(UserError, match="begun with lr 0.002"):
         run(DecimaSettings(**{**vars(resumed), "lr": 0.5}))
+
+
+def test_ctrl_c_in_the_middle_of_an_iteration_keeps_none_of_it(settings, monkeypatch):
+    learner = run(settings)
+    learner.loop.advance()
+    before = {name: tensor.detach().clone() for name, tensor in learner.tensors().items()}
+    honest, steps = learner.optimiser.step, []
+
+    def cut(*given):
+        steps.append(honest(*given))
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner.optimiser, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        learner.train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in learner.tensors().items())
+    again = run(DecimaSettings(**{**vars(settings), "resume": True}))
+    assert again.loop.standing.step == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in again.tensors().items())
 
 
 def test_clusters_left_out_are_never_drawn():

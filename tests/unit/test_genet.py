@@ -235,9 +235,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights_and_curriculum(world,
     assert len(promoted) == 2
     cut = Run(GenetDesign(), world(), settings(tmp_path / "cut"), QUIET)
     for _ in range(5):
-        cut._iterate(6)  # killed after iteration 5: the checkpoint is of iteration 4
+        cut.loop.advance()  # killed after iteration 5: the checkpoint is of iteration 4
     resumed = Run(GenetDesign(), world(), settings(tmp_path / "cut", resume=True), QUIET)
-    assert resumed.standing.iteration == 4
+    assert resumed.loop.standing.step == 4
     resumed.train()
     assert resumed.world.facts()["promoted"] == promoted
     for name, array in read_weights(whole.weights).items():

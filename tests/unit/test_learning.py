@@ -138,9 +138,9 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(world, tmp_path):
     whole = Run(PensieveDesign(), world(), settings(tmp_path / "whole"), QUIET).train()
     cut = Run(PensieveDesign(), world(), settings(tmp_path / "cut"), QUIET)
     for _ in range(3):
-        cut._iterate(4)  # killed after iteration 3: the checkpoint is of iteration 2
+        cut.loop.advance()  # killed after iteration 3: the checkpoint is of iteration 2
     resumed = Run(PensieveDesign(), world(), settings(tmp_path / "cut", resume=True), QUIET)
-    assert resumed.standing.iteration == 2
+    assert resumed.loop.standing.step == 2
     again = resumed.train()
     for name, array in read_weights(whole).items():
         np.testing.assert_array_equal(array, read_weights(again)[name])
@@ -148,7 +148,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(world, tmp_path):
     assert curves[0] == curves[1] and [row["iteration"] for row in curves[0]] == ["2", "4"]
 
 
-@pytest.mark.parametrize("within", ["improve", "_validate"])
+@pytest.mark.parametrize("within", ["improve", "validate"])
 @pytest.mark.parametrize("at", [1, 3])
 def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, within, at):
     """Half an iteration's gradient steps, or a validation that was not made, must not be taken for done."""
@@ -158,7 +158,7 @@ def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, wi
     honest = getattr(owner, within)
 
     def interrupted(*given):
-        if cut.standing.iteration < at:
+        if cut.loop.standing.step < at:
             return honest(*given)
         if within == "improve":
             honest(*given)
@@ -176,7 +176,11 @@ def test_ctrl_c_at_any_moment_changes_no_weight(world, tmp_path, monkeypatch, wi
 
 def test_a_run_goes_on_with_its_own_settings_only(world, tmp_path):
     Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
-    with pytest.raises(UserError, match="begun with seed 1 and the same settings.*, wanted the checkpoint of a run with the same settings"):
+    more = settings(tmp_path, resume=True)
+    longer = Run(PensieveDesign(), world(), replace(more, ppo=replace(more.ppo, iterations=5), checkpoint_every=9), QUIET)
+    longer.train()
+    assert longer.loop.standing.step == 5
+    with pytest.raises(UserError, match=r"begun with seed 1\), wanted the checkpoint of a run with the same settings"):
         Run(PensieveDesign(), world(2), settings(tmp_path, resume=True, seed=2), QUIET)
 
 
@@ -186,11 +190,11 @@ def test_a_run_is_not_gone_on_with_on_other_data(world, tmp_path, monkeypatch, c
     Run(PensieveDesign(), world(), settings(tmp_path), QUIET).train()
     if changed == "ladders":
         monkeypatch.setattr("controllers.learning.pensieve.VARIED", 0.77)
-        named = "other data: other_ladders 0.3"
+        named = "world.other_ladders 0.3"
     else:
         monkeypatch.setattr("controllers.learning.validation.VALIDATION_VIDEOS", ("synthetic@0,1,2",))
-        named = "other data: validation [0-9a-f]{64}"
-    with pytest.raises(UserError, match=f"can't be resumed .it was begun with seed 1 and {named}"):
+        named = "world.validation [0-9a-f]{64}"
+    with pytest.raises(UserError, match=f"can't be resumed .it was begun with {named}"):
         Run(PensieveDesign(), world(), settings(tmp_path, resume=True), QUIET)
 
 

@@ -1,11 +1,13 @@
 """Training: it learns, it repeats, and it survives kill -9."""
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from controllers.learning.averaging import RunningMean
-from netllm import training
 from netllm.adapt import AdaptSettings, Run, adapt, score_of
 from netllm.adapter import load_adapter, read_settings
 from netllm.command import adapt_command
@@ -111,7 +112,7 @@ def test_a_run_taken_up_again_ends_with_the_weights_of_one_that_ran_through(sett
     run = Run(crashing, QUIET)
     run.start()
     with pytest.raises(SystemError, match="killed"):
-        run.train()
+        run.loop.run()
     run.model.switch.remove()
     monkeypatch.undo()
     assert_equal(weights(adapt(replace(crashing, resume=True), QUIET)), expected)
@@ -119,7 +120,7 @@ def test_a_run_taken_up_again_ends_with_the_weights_of_one_that_ran_through(sett
 
 def test_a_run_cut_in_its_last_validation_makes_it_when_taken_up_again(settings, monkeypatch):
     """Else a run that had done all its steps would end without an adapter."""
-    monkeypatch.setattr(Run, "_validate", interrupt)
+    monkeypatch.setattr(Run, "validate", interrupt)
     with pytest.raises(KeyboardInterrupt):
         adapt(replace(settings, rounds=0), QUIET)
     monkeypatch.undo()
@@ -128,51 +129,66 @@ def test_a_run_cut_in_its_last_validation_makes_it_when_taken_up_again(settings,
     assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["6"]
 
 
-def interrupt(run):
+def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_validation_that_no_checkpoint_knows_is_made_again_not_twice(settings):
-    run = Run(replace(settings, rounds=0, checkpoint_minutes=1e9), QUIET)
+def test_a_validation_that_no_checkpoint_knows_is_made_again_not_twice(settings, monkeypatch):
+    run = Run(replace(settings, rounds=0), QUIET)
     run.start()
-    run._advance()
-    run._checkpoint()
-    run._advance()
-    run._validate()  # then killed
+    run.loop.advance()
+    monkeypatch.setattr(run.loop, "_save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.loop._validate()  # then killed
     run.model.switch.remove()
+    assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["1"]
     adapt(replace(settings, rounds=0, resume=True), QUIET)
     assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["6"]
 
 
-def test_a_checkpoint_saved_again_at_the_same_step_can_be_killed_at_any_moment(settings, monkeypatch):
-    run = Run(replace(settings, rounds=0), QUIET)
+@pytest.mark.parametrize("after", ["gradients", "optimiser", "mean", "half a mean"])
+def test_ctrl_c_in_the_middle_of_a_step_changes_nothing(settings, tmp_path, monkeypatch, after):
+    """Weights that moved must not be taken for those of the step before."""
+    expected = weights(adapt(settings, QUIET))
+    run = Run(replace(settings, out=tmp_path / "cut"), QUIET)
     run.start()
-    run._advance()
-    run._checkpoint()
-    monkeypatch.setattr(training, "save_file", lambda *_: interrupt(run))
+    run.loop.advance()
+    owner, name = {
+        "gradients": (torch.nn.utils, "clip_grad_norm_"),
+        "optimiser": (run.optimiser, "step"),
+        "mean": (run.mean, "update"),
+        "half a mean": (run.mean, "_put"),
+    }[after]
+    honest = getattr(owner, name)
+
+    def cut(*given):
+        if after == "half a mean":
+            given = (dict(list(given[0].items())[:3]),)
+        with contextlib.suppress(KeyError):
+            honest(*given)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, cut)
     with pytest.raises(KeyboardInterrupt):
-        run._checkpoint()
-    monkeypatch.undo()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked).step == 1
-    for _ in range(3):
-        run._checkpoint()
-        assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked).step == 1
-    assert len(list(settings.out.glob("checkpoint-*"))) == 1
+        run.loop.run()
     run.model.switch.remove()
+    assert_equal(weights(adapt(replace(settings, out=tmp_path / "cut", resume=True), QUIET)), expected)
 
 
 def test_a_kill_while_an_adapter_is_written_leaves_the_one_before(settings, monkeypatch):
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
-    run._validate()
+    run.loop.advance()
+    run.loop._validate()
     before = weights(settings.out / "adapter")
-    run._advance()
-    monkeypatch.setattr("netllm.adapter._write_lora", lambda *_: interrupt(run))
-    run.progress = replace(run.progress, best_score=-1e9)
+    run.loop.advance()
+    monkeypatch.setattr("netllm.adapter._write_lora", interrupt)
+    run.loop.standing = replace(run.loop.standing, best=inf)
     with pytest.raises(KeyboardInterrupt):
-        run._validate()
+        run.loop._validate()
     assert_equal(before, weights(settings.out / "adapter"))
-    assert run.progress.best_score == -1e9, "a model that was not kept is not the best"
+    assert run.loop.standing.best == inf, "a model that was not kept is not the best"
     run.model.switch.remove()
 
 
@@ -210,14 +226,14 @@ def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
         cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stderr:  # without a terminal each checkpoint prints a line
-        if line.startswith("step 3 "):
+        if line.startswith("adapt abr step 3 "):
             break
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=30) == -signal.SIGKILL
     process.stderr.close()
     run = Run(replace(settings, resume=True, rounds=0), QUIET)
     run.start()
-    assert run.progress.step >= 3
+    assert run.loop.standing.step >= 3
     run.model.switch.remove()
 
 
@@ -233,31 +249,22 @@ def endless(out, llm, traces):
         held_out=0.25,
     )
     return AdaptSettings(
-        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, validate_minutes=1e9, checkpoint_minutes=0.0,
-        validation_sessions=3,
+        steps=100_000, out=out, llm=str(llm), dtype="float32", threads=1, rounds=0, round_sessions=3, validation_sessions=3,
+        validate_minutes=1e9, checkpoint_minutes=0.0,
         collect=collect, lora=LoraSettings(rank=2), optimiser=OptimiserSettings(batch=3, warmup_steps=2),
     )  # fmt: skip
-
-
-def test_a_checkpoint_that_was_cut_short_is_never_pointed_at(settings, monkeypatch):
-    run = Run(replace(settings, rounds=0), QUIET)
-    run.start()
-    run._advance()
-    before = training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked)
-    monkeypatch.setattr(training, "_moments", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        run._advance()
-    assert training.load_checkpoint(settings.out, run.model, run.optimiser, run.mean, run.asked) == before
-    run.model.switch.remove()
 
 
 def test_resuming_with_another_rank_is_one_sentence(settings):
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
-    run._advance()
+    run.loop.advance()
     run.model.switch.remove()
-    other = Run(replace(settings, resume=True, lora=LoraSettings(rank=3)), QUIET)
-    with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(.*\), wanted the settings the run was started with"):
+    other = Run(replace(settings, rounds=0, resume=True, lora=LoraSettings(rank=3)), QUIET)
+    with pytest.raises(
+        UserError,
+        match=r"checkpoint.safetensors: can't be resumed \(it was begun with lora.rank 2\), wanted the checkpoint of a run with the",
+    ):
         other.start()
     other.model.switch.remove()
 
@@ -270,16 +277,35 @@ def test_resuming_with_another_seed_is_one_sentence(settings):
         adapt(other, QUIET)
 
 
-def test_resuming_with_another_context_is_one_sentence(settings):
-    """All shapes fit, and still it would be another model."""
+@pytest.mark.parametrize(
+    "more, begun",
+    [
+        ({"task": AbrTask(context_steps=4)}, "task.context_steps 0"),
+        ({"dtype": "bfloat16"}, "dtype float32"),
+        ({"optimiser": OptimiserSettings(batch=3, warmup_steps=2, lr_lora=1.0)}, "optimiser.lr_lora 0.0006"),
+        ({"rounds": 1}, "rounds 0"),
+    ],
+)
+def test_resuming_with_other_settings_is_one_sentence(settings, more, begun):
+    """All shapes fit, and still it would be another model, or its card would tell the second setting for the whole run."""
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
-    run._advance()
+    run.loop.advance()
     run.model.switch.remove()
-    other = Run(replace(settings, resume=True, task=AbrTask(context_steps=4)), QUIET)
-    with pytest.raises(UserError, match=r"checkpoint.json: can't be resumed \(task differ\), wanted the settings the run was started with"):
+    other = Run(replace(settings, **({"resume": True, "rounds": 0} | more)), QUIET)
+    with pytest.raises(UserError, match=rf"can't be resumed \(it was begun with {begun}\), wanted the checkpoint of a run with the same"):
         other.start()
     other.model.switch.remove()
+
+
+def test_a_finished_run_trains_no_more_and_a_larger_budget_goes_on(settings, monkeypatch):
+    folder = adapt(replace(settings, steps=2), QUIET)
+    before = weights(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr("netllm.adapt.train_step", interrupt)
+        assert_equal(weights(adapt(replace(settings, steps=2, resume=True), QUIET)), before)
+    adapt(replace(settings, steps=3, resume=True), QUIET)
+    assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["2", "3"]
 
 
 def test_experience_made_elsewhere_is_learnt_from_if_it_fits(settings, tmp_path):
@@ -326,7 +352,7 @@ def test_training_never_changes_the_backbone(settings):
     frozen = {name: tensor.clone() for name, tensor in run.model.backbone.model.named_parameters() if "lora_" not in name}
     moved = [parameter.clone() for parameter in run.model.switch.parameters()]
     for _ in range(3):
-        run._advance()
+        run.loop.advance()
     for name, parameter in run.model.backbone.model.named_parameters():
         assert "lora_" in name or torch.equal(parameter, frozen[name]), name
     assert any(not torch.equal(a, b) for a, b in zip(moved, run.model.switch.parameters(), strict=True))
@@ -365,9 +391,9 @@ def test_what_is_kept_is_the_mean_of_weights_and_training_goes_on_from_its_own(s
     run = Run(replace(settings, rounds=0), QUIET)
     run.start()
     for _ in range(3):
-        run._advance()
+        run.loop.advance()
     own = [parameter.detach().clone() for parameter in run.model.adapt_parameters()]
-    run._validate()
+    run.loop._validate()
     assert all(torch.equal(*pair) for pair in zip(own, run.model.adapt_parameters(), strict=True))
     with run.mean.in_place():
         mean = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}

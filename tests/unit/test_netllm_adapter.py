@@ -13,9 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from netllm.adapter import load_adapter, save_adapter
+from netllm import adapter
+from netllm.adapter import load_adapter, new_model, save_adapter
+from netllm.lora import LoraSettings
 from netllm.model import as_tensors
-from netllm.tasks.abr import session_features
+from netllm.tasks.abr import AbrTask, session_features
 from testbed.errors import UserError
 from tests.unit.tiny_models import MODELS, a_session, lively, played, save_tiny
 
@@ -101,8 +103,16 @@ DAMAGES = {
     "other rank": (edit("adapter_config.json", lambda c: c.update(r=2)), r"adapter_model.safetensors: can't be used .*wanted \(2, 32\)"),
     "truncated": (lambda folder: (folder / "modules.safetensors").write_bytes(b"\0" * 40), r"modules.safetensors: can't be used"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), r"adapter_model.safetensors: can't be used"),
+    "another's head": (lambda folder: flip_last_bit(folder / "modules.safetensors"), r"modules.safetensors: can't be used \(its sha256 is"),
+    "another's matrices": (lambda folder: flip_last_bit(folder / "adapter_model.safetensors"), r"adapter_model.safetensors: .*its sha256"),
     "pickled weights": (lambda folder: pickled(folder), r"adapter_model.safetensors: can't be used"),
 }
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def pickled(folder):
@@ -184,3 +194,53 @@ def test_an_adapter_that_was_removed_decides_nothing(saved, tmp_path):
     gone.switch.remove()
     with pytest.raises(RuntimeError, match="was taken off the backbone"):
         decisions(gone)
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_an_interrupt_at_any_rename_leaves_one_model_or_one_sentence(saved, tmp_path, monkeypatch, at):
+    llm, _, old = saved
+    folder = shutil.copytree(saved[1], tmp_path / "adapter")
+    model = lively(llm, seed=9, name=f"newer {at}")
+    new, renamed = decisions(model), []
+
+    def replace(source, target):
+        if len(renamed) == at:
+            raise KeyboardInterrupt
+        renamed.append(Path(target).name)
+        source.rename(target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter.os, "replace", replace)
+        if at < 4:
+            with pytest.raises(KeyboardInterrupt):
+                save_adapter(model, folder, {})
+        else:
+            save_adapter(model, folder, {})
+    assert not list(folder.glob(".*")), "nothing is left beside"
+    if at in (2, 3):
+        with pytest.raises(UserError, match=r"adapter_model.safetensors: can't be used \(its sha256 is"):
+            load_adapter(folder, str(llm), "float32")
+        save_adapter(model, folder, {})  # as a run does that is taken up again
+    np.testing.assert_allclose(decisions(load_adapter(folder, str(llm), "float32")), old if at < 2 else new, atol=5e-5)
+    model.switch.remove()
+
+
+def test_an_adapter_without_hashes_is_loaded(saved, tmp_path):
+    """Those that were saved before hashes were."""
+    folder = shutil.copytree(saved[1], tmp_path / "adapter")
+    edit("netllm.json", lambda c: c.pop("sha256"))(folder)
+    np.testing.assert_allclose(decisions(load_adapter(folder, str(saved[0]), "float32")), saved[2], atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "task, lora, message",
+    [
+        (AbrTask(hidden=-1), LoraSettings(rank=2), "negative dimension"),
+        (AbrTask(), LoraSettings(rank=-1), "negative dimension"),
+    ],
+)
+def test_a_model_that_could_not_be_made_leaves_its_name_free(saved, task, lora, message):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            new_model(str(saved[0]), "float32", task, lora, "never made")
+    new_model(str(saved[0]), "float32", AbrTask(), LoraSettings(rank=2), "never made").switch.remove()

@@ -28,6 +28,7 @@ def adapters(settings, tmp_path):  # noqa: F811
     second = Path(shutil.copytree(first, tmp_path / "seed-2"))
     content = read_settings(first)
     content["trained"]["seed"] = 2
+    del content["sha256"]  # of the weights before they are turned
     (second / SETTINGS).write_text(json.dumps(content), encoding="utf-8")
     save_file({name: -tensor for name, tensor in load_file(first / MODULES).items()}, second / MODULES)
     return first, second

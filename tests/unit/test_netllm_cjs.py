@@ -277,23 +277,43 @@ def test_equal_settings_give_equal_weights_also_when_cut(settings, tmp_path, mon
     cut = replace(settings, out=tmp_path / "cut")
     made, steps = begun(cut), []
     made.start()
-    advance = CjsRun._advance
+    learn = CjsRun._learn
 
-    def advance_or_die(self):
+    def learn_or_die(self, *given):
+        found = learn(self, *given)
         if len(steps) == 4:
             raise KeyboardInterrupt
         steps.append(0)
-        advance(self)
+        return found
 
-    monkeypatch.setattr(CjsRun, "_advance", advance_or_die)
+    monkeypatch.setattr(CjsRun, "_learn", learn_or_die)
     with pytest.raises(KeyboardInterrupt):
-        made.train()
+        made.loop.run()
     made.model.switch.remove()
     monkeypatch.undo()
     settings_again = replace(cut, resume=True)
     monkeypatch.setattr(experience, "draw_session", None)  # nothing is drawn any more: the round was played before the cut
     found = weights(begun(settings_again).run())
     assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_a_round_that_was_cut_is_played_again_as_it_was(settings, tmp_path, monkeypatch):
+    """The encoder and heads alone decide in it, if they alone have learnt so far."""
+    whole, cut = weights(begun(settings).run()), replace(settings, out=tmp_path / "cut")
+    honest, bare = CjsRun._play_round, []
+
+    def play(self, *given):
+        bare.append(self.model.bare)
+        if len(bare) == 1:
+            raise KeyboardInterrupt
+        return honest(self, *given)
+
+    monkeypatch.setattr(CjsRun, "_play_round", play)
+    with pytest.raises(KeyboardInterrupt):
+        begun(cut).run()
+    found = weights(begun(replace(cut, resume=True)).run())
+    assert bare == [True, True]
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
@@ -307,7 +327,7 @@ def test_it_learns_what_the_labels_say(settings):
     try:
         before = np.mean([made._loss(made.model, batch).item() for batch in made.held_out])
         for _ in range(40):
-            made._advance()
+            made.loop.advance()
         assert np.mean([made._loss(made.model, batch).item() for batch in made.held_out]) < 0.8 * before
     finally:
         made.model.switch.remove()
@@ -316,3 +336,23 @@ def test_it_learns_what_the_labels_say(settings):
 def test_what_can_not_be_trained_is_refused(settings):
     with pytest.raises(UserError, match="--collect.window is 9, wanted at most --task.context, 8"):
         adapt(replace(settings, collect=replace(settings.collect, window=9)), QUIET)
+    with pytest.raises(UserError, match="--collect.sessions is 8, wanted at least 9"):
+        adapt(replace(settings, collect=replace(settings.collect, sessions=8)), QUIET)
+
+
+def test_too_few_sessions_to_hold_any_out_are_refused(settings, tmp_path):
+    """Else the held-out loss would be one on sessions learnt from, and not say so."""
+    collect = replace(settings.collect, sessions=8)
+    experience.write(tmp_path / "few.parquet", list(experience.play(experience.jobs(collect), collect)), experience.header(collect))
+    made = begun(replace(settings, experience=(tmp_path / "few.parquet",)))
+    with pytest.raises(UserError, match=r"few.parquet: there are 8 sessions, wanted more than the 8 that are held out"):
+        made.run()
+
+
+def test_experience_collected_with_other_settings_is_refused(settings):
+    made = begun(settings)
+    made.start()
+    made.model.switch.remove()
+    other = begun(replace(settings, resume=True, collect=replace(settings.collect, seed=2)))
+    with pytest.raises(UserError, match="experience.parquet: was collected with another seed, wanted the settings the run was begun with"):
+        other.run()

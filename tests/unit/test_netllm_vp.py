@@ -230,7 +230,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_ran_through(set
     cut_off = replace(settings, out=tmp_path / "cut")
     run = VpAdaptRun(cut_off, QUIET, data)
     for _ in range(5):  # a checkpoint after four, and one step more
-        run.advance()
+        run.loop.advance()
     run.model.switch.remove()
     resumed = adapt(replace(cut_off, resume=True), QUIET, data)
     for name in ("adapter_model.safetensors", "modules.safetensors"):
@@ -239,6 +239,29 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_ran_through(set
     assert (resumed.parent / "curve.csv").read_text() == (whole.parent / "curve.csv").read_text()
     with pytest.raises(UserError, match="can't be resumed"):
         adapt(replace(cut_off, resume=True, seed=2), QUIET, data)
+
+
+def test_ctrl_c_in_the_middle_of_a_step_changes_nothing_and_a_larger_budget_goes_on(settings, data, tmp_path, monkeypatch):
+    whole, cut = adapt(settings, QUIET, data), replace(settings, out=tmp_path / "cut")
+    honest, calls = VpAdaptRun.learn, []
+
+    def interrupted(run, *given):
+        calls.append(honest(run, *given))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(VpAdaptRun, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(cut, QUIET, data)
+    monkeypatch.undo()
+    resumed = adapt(replace(cut, resume=True), QUIET, data)
+    for name in ("adapter_model.safetensors", "modules.safetensors"):
+        one, other = load_file(whole / name), load_file(resumed / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (resumed.parent / "curve.csv").read_text() == (whole.parent / "curve.csv").read_text()
+    adapt(replace(cut, resume=True, steps=12, validations=4), QUIET, data)
+    assert [row["step"] for row in csv.DictReader((cut.out / "curve.csv").open())] == ["2", "4", "6", "8", "9", "12"]
 
 
 def test_half_of_what_is_learnt_is_mirrored_and_some_of_it_has_no_front(settings, data):
@@ -417,6 +440,14 @@ def test_what_ships_is_named_when_it_is_of_another_task(task, adapter, monkeypat
     monkeypatch.setattr("netllm.adapter.SHIPPED", tmp_path)
     with pytest.raises(UserError, match=rf"^adapter {tmp_path}/{task} is for task (abr|vp), wanted {task}$"):
         load("netllm", task)()
+
+
+def test_a_frame_that_can_not_be_read_is_told_each_time(settings, data, vit, frames):
+    """Not that the backbone has an adapter of this name already."""
+    (frames / "video2" / "0.png").write_bytes(b"no picture")
+    for _ in range(2):
+        with pytest.raises(UserError, match="0.png: can't be read"):
+            adapt(replace(settings, task=replace(TASK, image_features=8), frames=frames, vit=vit), QUIET, data)
 
 
 def test_one_pass_answers_the_whole_horizon(adapter, llm, monkeypatch):

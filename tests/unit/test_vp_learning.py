@@ -92,14 +92,43 @@ def test_a_run_is_reproducible_and_tells_its_story(data, tmp_path):
 def test_a_run_that_was_killed_goes_on_as_if_it_was_not(data, tmp_path, after):
     whole = read_weights(MlpRun(replace(SMALL, out=tmp_path / "whole"), data, QUIET).train())
     run = MlpRun(replace(SMALL, out=tmp_path / "cut"), data, QUIET)
-    while run.standing.step * SMALL.validations < after * run.steps:
-        run.advance()
-    run.advance()  # done, but not saved
+    while run.loop.standing.step * SMALL.validations < after * run.steps:
+        run.loop.advance()
+    run.loop.advance()  # done, but not saved
     with (tmp_path / "cut" / "curve.csv").open("a") as curve:
         curve.write("99999,1,1\n")  # a validation after the checkpoint
     resumed = read_weights(MlpRun(replace(SMALL, out=tmp_path / "cut", resume=True), data, QUIET).train())
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
     assert (tmp_path / "cut" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_leaves_a_checkpoint_of_the_one_before(data, tmp_path, monkeypatch):
+    whole = read_weights(MlpRun(replace(SMALL, out=tmp_path / "whole"), data, QUIET).train())
+    run = MlpRun(replace(SMALL, out=tmp_path / "cut"), data, QUIET)
+    honest, taken = run.optimiser.step, []
+
+    def cut():
+        taken.append(honest())
+        if len(taken) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.optimiser, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    again = MlpRun(replace(SMALL, out=tmp_path / "cut", resume=True), data, QUIET)
+    assert again.loop.standing.step == 7
+    resumed = read_weights(again.train())
+    assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
+    assert (tmp_path / "cut" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
+
+
+def test_a_larger_budget_goes_on(data, tmp_path):
+    run = MlpRun(replace(SMALL, out=tmp_path), data, QUIET)
+    run.train()
+    longer = MlpRun(replace(SMALL, epochs=40, out=tmp_path, resume=True), data, QUIET)
+    assert longer.loop.standing.step == run.steps < longer.steps
+    longer.train()
+    assert longer.loop.standing.step == longer.steps
 
 
 def test_a_run_with_other_settings_or_data_is_not_gone_on_with(data, tmp_path):

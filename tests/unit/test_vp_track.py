@@ -57,7 +57,7 @@ def test_a_run_is_reproducible_goes_on_after_a_kill_and_tells_its_story(data, tm
     whole = TrackRun(replace(SMALL, out=tmp_path / "whole"), data, QUIET).train()
     run = TrackRun(replace(SMALL, out=tmp_path / "cut"), data, QUIET)
     for _ in range(11):
-        run.advance()
+        run.loop.advance()
     resumed = TrackRun(replace(SMALL, out=tmp_path / "cut", resume=True), data, QUIET).train()
     first, second = read_weights(whole), read_weights(resumed)
     assert all(np.array_equal(first[key], second[key]) for key in first)
