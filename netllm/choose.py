@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -81,12 +82,13 @@ def choose(settings: ChooseSettings, console: Console | None = None) -> Path:
     for folder in settings.adapters:
         _check(folder, sources.held_out_groups)
     torch.set_num_threads(settings.threads)
+    commit = checkout_commit() or "unknown"  # of the code that plays, whatever is committed meanwhile
     jobs = experience.validation_jobs(settings.collect, sources, settings.sessions)
     tried = [_tried(folder, jobs, settings.dtype, console) for folder in settings.adapters]
     best = max(tried, key=lambda each: each.score.qoe)
-    console.print(_table(tried, best, jobs))
+    _show(tried, best, jobs, console)
     if settings.into:
-        _ship(best, tried, settings.into, len(jobs))
+        _ship(best, tried, settings.into, {"sessions": len(jobs), "commit": commit})
         console.print(f"{best.folder} is in {settings.into}")
     return best.folder
 
@@ -110,16 +112,17 @@ def _tried(folder: Path, jobs: Sequence[Job], dtype: str, console: Console) -> T
     return Tried(folder, score_of(jobs, played), np.array(qoe))
 
 
-def _table(tried: Sequence[Tried], best: Tried, jobs: Sequence[Job]) -> Table:
+def _show(tried: Sequence[Tried], best: Tried, jobs: Sequence[Job], console: Console) -> None:
     """Each adapter's QoE per chunk, and how far it is from the best one's on the same sessions."""
-    table = Table(title=f"{len(jobs)} validation sessions, QoE per chunk, mean over families")
-    for name in ("adapter", "QoE", *best.score.families, "minus the best", "95 % interval"):
-        table.add_column(name, justify="left" if name == "adapter" else "right", overflow="fold")
-    for each in tried:
+    table = Table(title=f"{len(jobs)} validation sessions, QoE per chunk, mean over families", box=SIMPLE_HEAD)
+    for name in ("", "QoE", *best.score.families, "minus the best", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, each in enumerate(tried, 1):
+        console.print(f"{number}: {each.folder}", soft_wrap=True, highlight=False)
         families = [f"{qoe:.3f}" for qoe in each.score.families.values()]
         gap = [] if each is best else _gap(each, best, jobs)
-        table.add_row(str(each.folder), f"{each.score.qoe:.4f}", *families, *gap, style="bold" if each is best else "")
-    return table
+        table.add_row(str(number), f"{each.score.qoe:.4f}", *families, *gap, style="bold" if each is best else "")
+    console.print(table)
 
 
 def _gap(one: Tried, other: Tried, jobs: Sequence[Job]) -> list[str]:
@@ -133,10 +136,10 @@ def _gap(one: Tried, other: Tried, jobs: Sequence[Job]) -> list[str]:
     return [f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"]
 
 
-def _ship(best: Tried, tried: Sequence[Tried], into: Path, sessions: int) -> None:
+def _ship(best: Tried, tried: Sequence[Tried], into: Path, facts: dict[str, Any]) -> None:
     """Copy the best adapter's files, with what was tried; an adapter that lay there before is replaced."""
     content = read_settings(best.folder)
-    content["chosen"] = {"sessions": sessions, "commit": checkout_commit() or "unknown", "tried": [each.facts() for each in tried]}
+    content["chosen"] = {**facts, "tried": [each.facts() for each in tried]}
     into.mkdir(parents=True, exist_ok=True)
     if best.folder.resolve() != into.resolve():
         for name in (LORA_SETTINGS, LORA, MODULES, CURVE):

@@ -18,10 +18,10 @@ def _chosen(facts: dict[str, Any]) -> str:
     if "chosen" not in facts:
         return ""
     chosen = facts["chosen"]
-    tried = ", ".join(f"{each['qoe']:.4f} (`{each['command']}`, seed {each['seed']})" for each in chosen["tried"])
+    tried = ", ".join(f"{each['qoe']:.4f} (seed {each['seed']})" for each in chosen["tried"])
     return (
-        f" `scripts/adapt abr-choose` (commit\n`{chosen['commit'][:12]}`) chose it by QoE in {chosen['sessions']} validation sessions, "
-        f"none of a test split, among: {tried}."
+        f" `scripts/adapt abr-choose` (commit `{chosen['commit'][:12]}`)\nchose it by QoE in {chosen['sessions']} validation sessions, "
+        f"none of a test split, among {len(chosen['tried'])} adapters: {tried}; their commands are in\n`netllm.json`."
     )
 
 

@@ -69,9 +69,9 @@ def test_who_is_chosen_does_not_inherit_what_lay_there(folder, tmp_path):
     set_results(folder, MEASURED)
     score = Score(1.0, 0.1, {"valid": 1.0})
     same, better = (choose.Tried(each, score, None) for each in (folder, other))
-    choose._ship(same, [same, better], folder, 3)
+    choose._ship(same, [same, better], folder, {"sessions": 3, "commit": "0" * 12})
     assert MEASURED in card(folder), "the one that lay there was chosen again"
-    choose._ship(better, [same, better], folder, 3)
+    choose._ship(better, [same, better], folder, {"sessions": 3, "commit": "0" * 12})
     assert MEASURED not in card(folder)
 
 
