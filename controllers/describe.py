@@ -30,6 +30,10 @@ def describe(question: Question) -> list[dict[str, str]]:
             shipped = factory.policy_class.__module__ == f"{KINDS[question.task].package}.netllm" and not factory.arguments
             if not shipped:  # what ships starts, and would take torch and seconds to say so
                 _try(factory, session, question.seed)
+    for factory in found:
+        for name in ("label", "colour", "citation"):
+            if not isinstance(value := getattr(factory, name), str):
+                raise UserError(f"policy {factory.name!r}: {name} is {value!r:.100}, wanted a text")
     return [
         {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found
     ]

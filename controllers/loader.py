@@ -24,6 +24,8 @@ from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import UserError, suggestion
 
+TESTBED = Path(__file__).resolve().parents[1] / "testbed"
+
 ABR_FOLDER = Path(__file__).parent / "abr"
 """Each file in it is a policy, named like the file."""
 
@@ -224,7 +226,9 @@ def _is_policy(value: object, base: type[Any]) -> bool:
 
 
 def raised(error: BaseException) -> str:
-    """What a policy raised and where, on one line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """What a policy raised and where, on one line: the last line of a policy's file, for what it was told is in the hands of others."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not Path(frame.filename).is_relative_to(TESTBED)]
+    frame = (own or frames)[-1]
     message = " ".join(str(error).split())[:500]
     return f"raised {type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"

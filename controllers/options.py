@@ -17,7 +17,7 @@ def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str
     Understood annotations: int, float, str, bool, Literal, and any of them `| None`.
     """
     parameters = _parameters(policy)
-    hints = get_type_hints(policy.__init__) if parameters else {}  # type: ignore[misc]
+    hints = _hints(policy, where) if options else {}
     for name, _ in options:
         if name not in parameters:
             wanted = suggestion(name, parameters) if parameters else "wanted none: this policy takes no option"
@@ -27,6 +27,15 @@ def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str
         if parameter.default is inspect.Parameter.empty and name not in given:
             raise UserError(f"{where}: option {name!r} has no default, wanted +{name}=value")
     return tuple((name, _value(text, hints.get(name, str), f"{where}: option {name!r}")) for name, text in options)
+
+
+def _hints(policy: type, where: str) -> dict[str, Any]:
+    """Annotations of the options; those that only a type checker can read are no one's to give on a command line."""
+    try:
+        return get_type_hints(policy.__init__)  # type: ignore[misc]
+    except Exception as error:  # whatever a user's annotations may name
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: the types of its options can't be read ({told}), wanted names that are imported when it runs") from None
 
 
 def _parameters(policy: type) -> dict[str, inspect.Parameter]:
@@ -45,8 +54,10 @@ def _value(text: str, hint: Any, where: str) -> Any:
         if text.lower() not in _BOOLS:
             raise UserError(f"{where} is {text!r}, wanted true or false")
         return _BOOLS[text.lower()]
+    if kind not in _TYPES:
+        raise UserError(f"{where} is of type {kind}, which no text can give, wanted int, float, str, bool or Literal")
     try:
-        value: Any = kind(text) if kind in _TYPES else text
+        value: Any = kind(text)
         if kind is float and not isfinite(value):
             raise ValueError(text)
     except ValueError as error:

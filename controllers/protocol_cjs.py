@@ -7,6 +7,7 @@ afresh: its random draws begin anew).
 import math
 from dataclasses import fields
 from itertools import pairwise
+from operator import index
 
 import msgspec
 import numpy as np
@@ -134,10 +135,20 @@ def observation(session: CjsSession, message: DecideCjs) -> CjsObservation:
 
 def answer(decided: object, seen: CjsObservation, policy_s: float) -> AnswerCjs:
     """What the policy decided, if it is an action that can be meant; else `Refusal`."""
-    if not isinstance(decided, CjsAction) or not fits(decided, seen):
-        wanted = f"wanted DECLINE, or a schedulable stage of {seen.stages} and 1 to {seen.committable} executors"
+    action = checked(decided, seen)
+    return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=policy_s)
+
+
+def checked(decided: object, seen: CjsObservation) -> CjsAction:
+    """The policy's answer in plain numbers (numpy's integers are numbers, too), if it can be meant; else `Refusal`."""
+    try:
+        action = CjsAction(index(decided.stage), index(decided.executors))  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        action = None
+    if action is None or not fits(action, seen):
+        wanted = f"wanted DECLINE, or a schedulable stage of {seen.stages} and 1 to {seen.committable} executors, as a CjsAction"
         raise Refusal("invalid", f"the policy answered {decided!r:.200}, {wanted}")
-    return AnswerCjs(stage=int(decided.stage), executors=int(decided.executors), policy_s=policy_s)
+    return action
 
 
 def fits(action: CjsAction, seen: CjsObservation) -> bool:

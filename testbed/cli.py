@@ -1,8 +1,11 @@
 """The command line: an experiment by default, or one of `_COMMANDS`. The only place that turns errors into exit codes."""
 
 import contextlib
+import errno
 import io
 import itertools
+import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +27,9 @@ Runs an experiment: `run.py --trace fcc`. Other commands:
   run.py list           tasks, traces, videos and policies
   run.py --spec FILE    run an experiment.toml again; other options override it"""
 _BOX = "│╭╮╰╯─"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.EILSEQ, errno.ENOTDIR)
+"""What the system says of a path that a user gave, wherever it is met."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,12 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say("error", str(error), 2)
     except TestbedError as error:
         return _say("failed", str(error), 1)
+    except OSError as error:
+        if error.errno not in _UNUSABLE or error.filename is None:
+            raise
+        return _say("error", f"{str(error.filename)[:200]}: {error.strerror}, wanted a path that can be used", 2)
     except KeyboardInterrupt:
         return _say("interrupted", "what was made is undone", 130)
 
 
 def _say(what: str, text: str, code: int) -> int:
-    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
     sys.stderr.write(f"{red}{what}:{plain} {text}\n")
     return code
 
@@ -88,7 +98,7 @@ def _parse(kind: type, arguments: Sequence[str], **settings: Any) -> Any:
 
 def _sentence(box: str) -> str:
     """The first paragraph of tyro's box, and the option it suggests."""
-    lines = [line.strip(_BOX + " ") for line in box.splitlines()[1:]]
+    lines = [line.strip(_BOX + " ") for line in _ANSI.sub("", box).splitlines()[1:]]
     told = " ".join(lines[: lines.index("")] if "" in lines else lines)
     hints = [line.split()[0] for before, line in itertools.pairwise(lines) if before == "Perhaps you meant:"]
     return told + (f"; did you mean {hints[0]}?" if hints else "")
@@ -117,7 +127,7 @@ def _take_spec(arguments: list[str]) -> tuple["Experiment | None", list[str]]:
         if name == "--spec":
             if not value and i + 1 >= len(arguments):
                 raise UserError("--spec has no value, wanted a path to experiment.toml")
-            path = Path(value or arguments[i + 1])
+            path = Path(value or arguments[i + 1]).expanduser()
             rest = arguments[:i] + arguments[i + (1 if value else 2) :]
             spec = from_toml(path)
             if any(a.split("=")[0] == "--trace" for a in rest):
@@ -145,7 +155,7 @@ def _report(arguments: list[str]) -> int:
         """Also write figures for a paper in this format: pdf, png or svg."""
 
     options = _parse(Report, arguments, prog="run.py report")
-    report(options.folder, options.figures, Console())
+    report(options.folder.expanduser(), options.figures, Console())
     return 0
 
 

@@ -37,7 +37,7 @@ def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
     if not (experiment.simulate or experiment.cluster):
         require_root()
-    check_base(Path(experiment.out))
+    check_base(Path(experiment.out).expanduser())
     prepared = prepare(experiment)
     for note in prepared.notes:
         console.print(f"note: {note}")
@@ -69,7 +69,7 @@ def _recorded(
     prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any], pictures: Path | None = None
 ) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
-    folder = ResultFolder.create(Path(prepared.experiment.out), _header(prepared, facts), utc_now())
+    folder = ResultFolder.create(Path(prepared.experiment.out).expanduser(), _header(prepared, facts), utc_now())
     for trace in {trace.sha256: trace for trace in prepared.links}.values():
         folder.append(trace_row(trace))
     reason = "failed"
@@ -95,7 +95,9 @@ def _recorded(
         with undisturbed():
             summary = folder.finish(reason)
         print_summary(summary, console)
-        console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})")
+        console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})", soft_wrap=True)
+    if summary["policies"] and all(row["failed"] for row in summary["policies"].values()):
+        raise TestbedError("every policy failed, as the notes above say")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from testbed import dashjs, debian, encode, host, native
@@ -77,7 +78,8 @@ def groups_for(arguments: Sequence[str]) -> list[str]:
     words = [word for argument in arguments for word in argument.split("=", 1)]
     specs = [Path(word) for word in words if word.endswith(".toml")]
     in_spec = any(path.is_file() and 'player = "dashjs' in path.read_text(encoding="utf-8", errors="replace") for path in specs)
-    return ["run", "browser"] if in_spec or any(word.startswith("dashjs") for word in words) else ["run"]
+    asked = any(before == "--player" and word.startswith("dashjs") for before, word in pairwise(words))
+    return ["run", "browser"] if in_spec or asked else ["run"]
 
 
 @dataclass(frozen=True)

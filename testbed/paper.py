@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from testbed.errors import UserError
 from testbed.events import Run
+from testbed.figures import Look
 from testbed.report import Page
 from testbed.summary import summarise
 from testbed.terminal import MODELLED
@@ -40,6 +41,11 @@ def export(run: Run, folder: Path, form: str) -> list[Path]:
     return written
 
 
+def _said(look: Look) -> str:
+    """A policy's label. A dollar is a dollar: what stands between two might be no formula."""
+    return look.label.replace("$", r"\$")
+
+
 def _metric(page: Page) -> str:
     return f"{page.metric} {page.run.header.unit}".strip()
 
@@ -65,7 +71,7 @@ def _means(page: Page, axes: Axes) -> bool:
             fontsize=7,
         )
     turned = len(rows) > 5
-    axes.set_xticks(range(len(rows)), [look.label for look, _ in rows], rotation=20 if turned else 0, ha="right" if turned else "center")
+    axes.set_xticks(range(len(rows)), [_said(look) for look, _ in rows], rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.set_ylabel(_metric(page))
     axes.grid(axis="x", visible=False)
     return bool(rows)
@@ -76,7 +82,7 @@ def _cdf(page: Page, axes: Axes) -> bool:
     for name, look in page.looks.items():
         values = [t.value for t in page.trials[name] if t.value is not None]
         if values:
-            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=look.label)
+            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=_said(look))
             drawn = True
     if page.upper and drawn:
         axes.ecdf([row.qoe for row in page.optima], color=page.upper.colour, linestyle="--", linewidth=1, label=page.upper.label)
@@ -98,9 +104,9 @@ def _differences(page: Page, axes: Axes) -> bool:
             axes.plot([pair.estimate.mean], [i], "o", color=look.colour, markeredgecolor="white", markersize=6)
     if pairs:
         axes.axvline(0, color="#222222", linewidth=0.8)
-        axes.set_yticks(range(len(pairs)), [page.looks[p.b].label for p in reversed(pairs)])
+        axes.set_yticks(range(len(pairs)), [_said(page.looks[p.b]) for p in reversed(pairs)])
         axes.set_ylim(-0.6, len(pairs) - 0.4)
-        axes.set_xlabel(f"{page.looks[pairs[0].a].label} minus the other, {_metric(page)}")
+        axes.set_xlabel(f"{_said(page.looks[pairs[0].a])} minus the other, {_metric(page)}")
     return bool(pairs)
 
 
@@ -108,7 +114,7 @@ def _latency(page: Page, axes: Axes) -> bool:
     waits = page.waits_ms()
     for look, values in waits.items():
         if values:
-            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=look.label)
+            axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=_said(look))
     if not any(waits.values()):
         return False
     deadline_ms = page.deadline_ms

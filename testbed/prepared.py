@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -260,6 +261,10 @@ def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
         ("the uplink", experiment.uplink is not None),
         ("the traces' delay", any(each.delay_s for each in conditions)),
         ("the traces' loss", any(each.loss for each in conditions)),
+        ("the congestion control", experiment.simulate and experiment.cc != Experiment.cc),
+        ("the link's back end", experiment.simulate and experiment.link == "kernel"),
+        ("the browser", experiment.simulate and experiment.player != Experiment.player),
+        ("the deadline", experiment.simulate and experiment.deadline_ms != Experiment.deadline_ms),
         ("the queue's settings", queue != (Experiment.queue, Experiment.queue_packets, Experiment.aqm)),
     )
     if not (told := ", ".join(what for what, given in unknown if given)):
@@ -300,15 +305,11 @@ def _stock_cards(experiment: Experiment, to_play: bool) -> dict[str, PolicyCard]
 
 def _loaded_cards(question: Question, llm: str | None) -> tuple[PolicyCard, ...]:
     command = [sys.executable, "-m", "controllers.describe"]
-    process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with process:
-        try:
-            out, errors = process.communicate(msgspec.json.encode(question), timeout=LOAD_S)
-        except subprocess.TimeoutExpired:
-            names = ", ".join(question.references)
-            raise UserError(f"policies {names}: importing and starting them took over {LOAD_S:g} s, wanted less") from None
-        finally:
-            process.kill()
+    with tempfile.TemporaryFile() as said:  # no pipe: a helper that a policy starts would hold it open
+        process = popen_tied(invoking_user(), command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+        out = _answered(process, question)
+        said.seek(0)
+        errors = said.read()
     try:
         answer = msgspec.json.decode(out, type=tuple[PolicyCard, ...] | Fault)
     except msgspec.DecodeError:
@@ -317,6 +318,17 @@ def _loaded_cards(question: Question, llm: str | None) -> tuple[PolicyCard, ...]
     if isinstance(answer, Fault):
         raise UserError(answer.sentence)
     return tuple(_named_as_asked(card, llm) for card in answer)
+
+
+def _answered(process: subprocess.Popen[bytes], question: Question) -> bytes:
+    with process:
+        try:
+            return process.communicate(msgspec.json.encode(question), timeout=LOAD_S)[0]
+        except subprocess.TimeoutExpired:
+            names = ", ".join(question.references)
+            raise UserError(f"policies {names}: importing and starting them took over {LOAD_S:g} s, wanted less") from None
+        finally:
+            process.kill()
 
 
 def with_backbone(reference: str, llm: str | None) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,8 +60,12 @@ def dealt(jobs: Sequence[AnyJob], count: int) -> list[list[AnyJob]]:
     return hands
 
 
+class _Killed(Exception):
+    """A signal ended the worker, as a segmentation fault in a policy's library does. The text is its name."""
+
+
 class _Worker:
-    """Some of the jobs, in a process; in another one after a policy hung."""
+    """Some of the jobs, in a process; in another one after a policy hung or crashed."""
 
     def __init__(self, jobs: Sequence[AnyJob], on_row: Callable[[Row], None], silence_s: float) -> None:
         self._left, self._on_row, self._silence_s = deque(jobs), on_row, silence_s
@@ -84,7 +89,9 @@ class _Worker:
                     self._listen(process, errors)
                 except TimeoutError as error:
                     process.kill()
-                    self._give_up(str(error))
+                    self._give_up(f"did not answer for {error}")
+                except _Killed as error:
+                    self._give_up(f"ended its process ({error})")
                 finally:
                     if self._left:
                         process.kill()
@@ -114,6 +121,8 @@ class _Worker:
             if not self._left:
                 return
         code = process.wait()
+        if code < 0 and not self._stopped:
+            raise _Killed(signal.Signals(-code).name)
         errors.seek(0)
         told = errors.read().decode(errors="replace").strip()[-2000:]
         raise TestbedError(f"the simulation worker ended with code {code} in trial {self._left[0].trial_id}: {told}")
@@ -132,10 +141,10 @@ class _Worker:
         else:
             self._on_row(message)
 
-    def _give_up(self, how_long: str) -> None:
-        """End the trial that hangs, and the further ones of its policy: each would hang as long."""
+    def _give_up(self, why: str) -> None:
+        """End the trial that hangs or kills its process, and the further ones of its policy: each would take as long."""
         hung = self._left.popleft()
-        reason = f"{hung.who} did not answer for {how_long}"
+        reason = f"{hung.who} {why}"
         self._on_row(hung.ended_early(reason))
         others = [job for job in self._left if job.policy == hung.policy and job.asks]
         self._left = deque(job for job in self._left if job not in others)

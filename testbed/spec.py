@@ -146,7 +146,7 @@ class Experiment:
             ("policies", repr(self.policies), not self.policies or bool(self.policy_references), "at least one policy"),
             ("jobs", self.jobs, 1 <= self.jobs <= 10_000, "1 to 10000"),
             ("executors", self.executors, 1 <= self.executors <= MOST_EXECUTORS, f"1 to {MOST_EXECUTORS}"),
-            ("interarrival", self.interarrival, math.isfinite(self.interarrival) and self.interarrival > 0, "more than 0 s"),
+            ("interarrival", self.interarrival, 0 < self.interarrival <= 1e6, "more than 0, at most 1000000 s"),
             ("time_scale", self.time_scale, 0.1 <= self.time_scale <= 1000, "0.1 to 1000"),
             ("bytes_scale", self.bytes_scale, 0 <= self.bytes_scale <= 100, "0 to 100"),
             ("history", self.history, 0.2 <= self.history <= 5 and _whole(5 * self.history), "0.2 to 5 s, a multiple of 0.2"),

@@ -58,7 +58,7 @@ def _policies(summary: Mapping[str, Any], wide: bool) -> Table:
     modelled = f", {MODELLED}" if "model" in str(trace["source"]).split("+") else ""
     title = f"{summary['task']} over {escape(where)}{modelled}, {summary['mode']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold", min_width=8)
     metric = _METRICS.get(summary["metric"], summary["metric"])
     shown = list(dict.fromkeys(c for row in summary["policies"].values() for c in row["components"] if wide))
     parts = [_COMPONENTS.get(c, (c, 2))[0] for c in shown]

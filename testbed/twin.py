@@ -16,6 +16,7 @@ import msgspec
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk, Manifest
 from controllers.loader import PolicyFactory, load, parse_reference, raised
+from controllers.protocol import Refusal
 from controllers.stdio import Fault, claim_stdout, take_stdin
 from testbed.cache import cache_folder
 from testbed.clock import now_s
@@ -165,6 +166,8 @@ def _guarded(job: AnyJob, alive: Callable[[], None]) -> Iterator[Row]:
         yield from simulate(job, alive)
     except UserError:
         raise
+    except Refusal as refusal:
+        yield job.ended_early(refusal.message.removeprefix("the "))
     except (Exception, SystemExit) as error:  # whatever a user's policy may raise
         yield job.ended_early(f"{job.who} {raised(error)}")
 

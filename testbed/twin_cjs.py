@@ -6,6 +6,7 @@ import msgspec
 
 from controllers.api import CjsObservation, CjsPolicy, CjsSession
 from controllers.loader import PolicyFactory
+from controllers.protocol_cjs import checked
 from testbed.clock import now_s
 from testbed.cluster.observe import active_stages
 from testbed.execution.account import job_row
@@ -81,8 +82,9 @@ def _decided(job: ScheduleJob, simulator: CjsSimulator, policy: CjsPolicy) -> Sc
     seen: CjsObservation = simulator.observation
     rows = [(stage.job, stage.number) for stage in active_stages(simulator.engine)]
     begin_s, index, at_s = now_s(), simulator.decisions, simulator.now_s
-    action = policy.decide(seen)
+    decided = policy.decide(seen)
     took_s = now_s() - begin_s
+    action = checked(decided, seen)
     simulator.step(action)
     chosen, stage = rows[action.stage] if action.stage >= 0 else (-1, -1)
     return ScheduleDecisionRow(
@@ -93,7 +95,7 @@ def _decided(job: ScheduleJob, simulator: CjsSimulator, policy: CjsPolicy) -> Sc
         active_jobs=seen.jobs,
         job=chosen,
         stage=stage,
-        executors=int(action.executors),
+        executors=action.executors,
         latency_s=took_s,
         policy_s=took_s,
         source="policy",

@@ -38,6 +38,8 @@ TABLE = [
     ("unknown key that is not in a spec", ["--chunkz", "3"], ["--chunkz", "did you mean --chunks"]),
     ("no integers", ["--seeds", "1,a"], ["--seeds", "'1,a'"]),
     ("seed too large", ["--seeds", "99999999999999999999"], ["--seeds", "2^63"]),
+    ("a name too long for a file", ["--out", "{folder}/" + "x" * 300], ["File name too long", "wanted a path that can be used"]),
+    ("an option of another task", ["--executors", "5"], ["--executors is 5, wanted nothing: it is for --task cjs"]),
     ("results where a file is", ["--out", "{empty}"], ["empty.txt is a file, wanted a folder"]),
     ("unknown command", ["reprot"], ["reprot", "did you mean report"]),
     ("report of no result folder", ["report", "{folder}"], ["folder", "not a result folder"]),

@@ -63,10 +63,11 @@ def test_a_policy_that_answers_no_level_has_invalid_trials(
     [
         (f"{MINE}    def __init__(self):\n        sys.stderr.write('noise'); raise OSError('no\\nfile')\n", ["no file (mine.py:11)"]),
         (MINE + "    def reset(self, session, seed):\n        raise KeyError(session.chunks)\n", ["raised KeyError: 5 (mine.py:11)"]),
+        (MINE.replace('"Mine"', "5"), ["policy 'mine': label is 5, wanted a text"]),
         (MINE + "    def reset(self):\n        pass\n", ["raised TypeError", "reset()"]),
         ("import threading\nthreading.Event().wait()\n", ["mine.py", "took over 2 s"]),
     ],
-    ids=["can't be made", "can't be reset", "has another reset", "never ends its import"],
+    ids=["can't be made", "can't be reset", "has a label that is none", "has another reset", "never ends its import"],
 )
 def test_a_policy_that_can_not_start_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: list[str]
@@ -77,3 +78,38 @@ def test_a_policy_that_can_not_start_is_told_before_anything_runs(
     assert (code, said.count("\n"), os.path.lexists(latest)) == (2, 1, False), said
     for word in words:
         assert word in said
+
+
+def test_a_helper_that_a_policy_starts_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It inherits the process's standard error, and may outlive it."""
+    monkeypatch.setattr(prepared, "LOAD_S", 20.0)
+    helper = "    def reset(self, session, seed):\n        import subprocess; subprocess.Popen(['sleep', '30'])\n"
+    assert run(tmp_path, MINE + helper)[0] == 0
+
+
+def test_where_every_policy_fails_the_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alone.py").write_text(MINE.replace("return 1", "raise ValueError('no')"))
+    code, latest = run(tmp_path, MINE, "--policies", f"{tmp_path}/alone.py")
+    told = capsys.readouterr()
+    assert code == 1 and "failed: every policy failed" in told.err
+    assert "alone has no mean, for it failed in 1 of 1 trials" in " ".join(told.out.split()) and (latest / "report.html").is_file()
+
+
+def test_a_home_in_the_results_place_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    code, _ = run(tmp_path, MINE, "--out", "~/found")
+    assert code == 0 and (tmp_path / "home" / "found" / "latest" / "trials.parquet").is_file() and not (tmp_path / "~").exists()
+
+
+def test_numbers_are_whole_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long name is folded before a number is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    named = MINE.replace("    label", "    def __init__(self, an_option_with_a_long_name: int = 1):\n        pass\n    label")
+    code, latest = run(tmp_path, named, "--policies", f"{tmp_path}/mine.py+an_option_with_a_long_name=2,bba")
+    told, mean = capsys.readouterr().out, json.loads((latest / "summary.json").read_text())["policies"]["bba"]["mean"]
+    assert code == 0 and f"{mean:.2f}" in told and "\N{HORIZONTAL ELLIPSIS}" not in told
+    assert f"results: {latest.resolve()}" in told

@@ -79,7 +79,7 @@ def test_without_decimas_profiles_our_own_stand_in_and_say_so(tmp_path: Path, mo
 
 def test_a_policy_that_declines_for_ever_is_named_and_no_average(folder: Path) -> None:
     (folder / "never.py").write_text(MINE)
-    assert main([*RUN, "--policies", "never.py"]) == 0
+    assert main([*RUN, "--policies", "never.py"]) == 1  # not one policy finished
     trials = polars.read_parquet(folder / "results" / "latest" / "trials.parquet")
     assert trials["end_reason"].to_list() == ["starved"] * 2 and not trials["valid"].any()
     assert json.loads((folder / "results" / "latest" / "summary.json").read_text())["policies"]["never"]["mean"] is None
@@ -98,3 +98,24 @@ def test_a_policy_that_declines_for_ever_is_named_and_no_average(folder: Path) -
 def test_what_can_not_be_meant_is_one_sentence(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "valid", "said"),
+    [
+        ("CjsAction(stage, np.int64(1))", True, ""),
+        ("CjsAction(stage, 1.0)", False, "policy answered CjsAction(stage="),
+        ("CjsAction(stage, 99)", False, "wanted DECLINE, or a schedulable stage of"),
+        ("None", False, "policy answered None, wanted DECLINE"),
+    ],
+)
+def test_what_a_scheduler_may_answer(folder: Path, answer: str, valid: bool, said: str) -> None:
+    """numpy's integers are numbers; anything else ends its own trial."""
+    mine = "import numpy as np\nfrom controllers.api import CjsAction, CjsPolicy\n\nclass Mine(CjsPolicy):\n    label = 'Mine'\n"
+    mine += f"    def decide(self, seen):\n        stage = np.flatnonzero(seen.schedulable)[0]\n        return {answer}\n"
+    (folder / "mine.py").write_text(mine)
+    assert main([*RUN, "--policies", "mine.py,fair"]) == 0
+    rows = polars.read_parquet(folder / "results" / "latest" / "trials.parquet")
+    assert rows.filter(polars.col("policy") == "fair")["valid"].all()
+    own = rows.filter(polars.col("policy") == "mine")
+    assert own["valid"].to_list() == [valid] * 2 and all(said in reason for reason in own["invalid_reason"])

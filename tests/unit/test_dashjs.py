@@ -68,6 +68,7 @@ def test_without_npm_it_says_who_installs_it(cache, monkeypatch):
         (["--trace", "fcc", "--player", "dashjs"], ["run", "browser"]),
         (["--player=dashjs_sync"], ["run", "browser"]),
         (["report", "dashjs-results"], ["run"]),
+        (["--trace", "fcc", "--out", "dashjs-results"], ["run"]),
         (["--spec", "SPEC"], ["run", "browser"]),
     ],
 )

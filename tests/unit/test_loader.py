@@ -188,6 +188,26 @@ class _OrNone(AbrPolicy):
         return 0
 
 
+def test_types_that_only_a_checker_can_read_hinder_nobody_who_gives_no_option(folder: Path) -> None:
+    (folder / "checked.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nfrom controllers.api import AbrPolicy\nif TYPE_CHECKING:\n"
+        "    import numpy as np\nclass Checked(AbrPolicy):\n    def __init__(self, gains: np.ndarray | None = None):\n"
+        "        pass\n    def decide(self, observation):\n        return 0\n"
+    )
+    assert load("checked.py")().decide(None) == 0
+    with pytest.raises(UserError, match=r"types of its options can't be read \(NameError: name 'np' is not defined\)"):
+        load("checked.py+gains=3")
+
+
+def test_an_option_that_no_text_can_give_is_refused() -> None:
+    class Listed(_Typed):
+        def __init__(self, some: list[int]) -> None:
+            pass
+
+    with pytest.raises(UserError, match=r"option 'some' is of type list\[int\], which no text can give"):
+        typed_options(Listed, (("some", "1"),), "here")
+
+
 def test_options_take_the_annotated_types() -> None:
     given = (("needed", "3"), ("maybe", "0.5"), ("mode", "2"), ("text", "a b"), ("flag", "Yes"))
     assert typed_options(_Typed, given, "here") == (("needed", 3), ("maybe", 0.5), ("mode", 2), ("text", "a b"), ("flag", True))

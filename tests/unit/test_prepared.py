@@ -93,6 +93,12 @@ def test_what_the_simulator_leaves_out_is_said(tmp_path: Path, down, up, setting
     assert notes == ([f"the simulator leaves out {told}{rest}"] if told else [])
 
 
+def test_what_only_an_emulation_has_is_said_to_be_left_out(tmp_path: Path) -> None:
+    trace, asked = write(tmp_path / "down", x_csv=PLAIN), {"cc": "reno", "link": "kernel", "deadline_ms": 1.0}
+    notes = [note for note in prepared(trace, simulate=True, **asked).notes if "simulator" in note]
+    assert notes == ["the simulator leaves out the congestion control, the link's back end, the deadline"]
+
+
 @pytest.mark.parametrize(("link", "relay", "told"), [("userspace", "C", False), ("userspace", "Python", True), ("python", "Python", False)])
 def test_a_run_says_when_another_relay_stands_in(tmp_path: Path, link: str, relay: str, told: bool) -> None:
     asked = dataclasses.replace(prepared(write(tmp_path / "plain", x_csv=PLAIN), link=link), notes=("as ever",))

@@ -1,5 +1,6 @@
 """The summary's contract and the page: what it must say, and what it must never say."""
 
+import dataclasses
 import json
 import re
 from datetime import UTC, datetime
@@ -452,6 +453,13 @@ def test_figures_for_a_paper_embed_their_fonts(tmp_path):
     for name in names:
         content = (folder / "figures" / name).read_bytes()
         assert content.startswith(b"%PDF") and b"/Type3" not in content and b"/CIDFontType2" in content
+
+
+def test_a_dollar_in_a_label_is_a_dollar(tmp_path):
+    run = run_of(tmp_path, FakeRun(traces=4, policies=("netllm", "bba")))
+    labels = {name: {**told, "label": "MPC $\\alpha_{$ and $5"} for name, told in run.header.policies.items()}
+    run = dataclasses.replace(run, header=msgspec.structs.replace(run.header, policies=labels))
+    assert len(export(run, tmp_path / "figures", "svg")) == 4
 
 
 def test_figures_of_a_run_without_trials_are_left_out(tmp_path):

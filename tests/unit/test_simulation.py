@@ -103,6 +103,18 @@ def test_a_policy_that_hangs_ends_its_trials_and_no_other(tmp_path: Path) -> Non
     }
 
 
+def test_a_policy_that_crashes_ends_its_trials_and_no_other(tmp_path: Path) -> None:
+    crashing = policy(tmp_path, "return os.kill(os.getpid(), 11)")
+    seen = ends(run([*jobs("bba"), *jobs(crashing, 2, first=1), *jobs("rate", 2, first=3)]))
+    assert seen == {
+        "t0": "complete",
+        "t1": "policy ended its process (SIGSEGV)",
+        "t2": "policy ended its process (SIGSEGV) in trial t1, and was not asked again",
+        "t3": "complete",
+        "t4": "complete",
+    }
+
+
 def test_each_decision_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is on one decision, not on a trial. So is the start of a policy."""
     monkeypatch.setattr(twin, "SIGN_OF_LIFE_S", 0.0)
@@ -174,7 +186,6 @@ def test_a_file_is_imported_once_for_all_trials_of_a_worker(tmp_path: Path) -> N
     ("decide", "wanted"),
     [
         ("os._exit(0)", "the simulation worker ended with code 0 in trial t"),
-        ("os.kill(os.getpid(), 11)", "the simulation worker ended with code -11 in trial t"),
         ("[os.write(fd, b'x\\n') for fd in range(3, 9) if os.path.exists(f'/proc/self/fd/{fd}')]", "the simulation worker wrote b'x'"),
     ],
 )
