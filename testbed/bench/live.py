@@ -176,8 +176,8 @@ def _introduction(shown: Path | None) -> str:
     command = command_line("scripts/bench", [Path(word).name if Path(word).is_dir() else word for word in sys.argv[1:]])
     made = f"Made by `{command}` on {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`; don't edit. What made each run stands with it."
     picture = (
-        "Dots and bars: live, with 95 % intervals (traces of one household or ride are one measurement); strokes: the simulator; dashed: the "
-        "offline optimum there."
+        "Dots and bars: live, with 95 % intervals (traces of one household or ride are one measurement); strokes: the simulator; dashed: "
+        "the offline optimum there."
     )
     seen = [f"![QoE live and in the simulator]({shown.name})", "", picture, ""] if shown else []
     return "\n".join(["# Live: emulation beside the simulator", "", made, "", told, "", *seen])
