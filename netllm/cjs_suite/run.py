@@ -49,7 +49,7 @@ class CjsEvaluateSettings:
 def test(settings: CjsEvaluateSettings | None = None, console: Console | None = None) -> list[SettingResult]:
     """Measure schedulers; prints tables and writes `sessions.jsonl` and `summary.json` into `settings.out`."""
     settings = settings or CjsEvaluateSettings()
-    console = console or Console()
+    console = console or roomy()
     check_least(settings, 1, ["threads"])
     if settings.write and settings.semantics != PUBLISHED:
         raise UserError(f"--write is for results under the published rules, seen --semantics {settings.semantics}, wanted one of the two")

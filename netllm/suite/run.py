@@ -66,7 +66,7 @@ class EvaluateSettings:
 def test(settings: EvaluateSettings | None = None, console: Console | None = None) -> Analysis:
     """Measure policies and adapters; prints a table and writes `report.html`, `summary.json` and `results.parquet` into `settings.out`."""
     settings = settings or EvaluateSettings()
-    console = console or Console()
+    console = console or terminal.roomy()
     _check(settings)
     named = chosen(settings.settings)
     who, notes = contenders(settings.policies, settings.adapters, str(settings.adapter or ""), settings.llm, settings.dtype)

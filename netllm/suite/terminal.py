@@ -7,6 +7,15 @@ from netllm.suite import words
 from netllm.suite.analysis import Analysis, SettingResult
 from netllm.suite.header import Header
 
+ROOMY = 160
+"""Columns that the tables of an evaluation fit in."""
+
+
+def roomy() -> Console:
+    """Standard output, where it is a terminal as wide as that is; else as wide as the tables need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=ROOMY)
+
 
 def show(analysis: Analysis, header: Header, console: Console) -> None:
     """All settings, ablations, notes and the finding."""

@@ -65,7 +65,7 @@ class VpEvaluateSettings:
 def test(settings: VpEvaluateSettings | None = None, console: Console | None = None) -> list[SettingResult]:
     """Measure predictors; prints tables and writes `windows.parquet` and `summary.json` into `settings.out`."""
     settings = settings or VpEvaluateSettings()
-    console = console or Console()
+    console = console or roomy()
     check_least(settings, 0, ["seed", "timed"])
     if settings.write and settings.split != TEST:
         raise UserError(f"--write is for results on test viewings, seen --split {settings.split}, wanted one of the two")
