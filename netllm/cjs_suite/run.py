@@ -18,6 +18,7 @@ from netllm.cjs_suite.analysis import SettingResult, analyse
 from netllm.cjs_suite.header import CjsHeader, cjs_header, identity
 from netllm.cjs_suite.play import Played, play
 from netllm.cjs_suite.settings import NAMED, PUBLISHED, CjsSetting, chosen
+from netllm.suite.terminal import roomy
 from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 

@@ -17,6 +17,7 @@ from controllers.weights import VP_SHIPPED
 from netllm.ablations import trainings
 from netllm.adapter import SHIPPED
 from netllm.cards import set_results
+from netllm.suite.terminal import roomy
 from netllm.vp_ablate import CHANGES
 from netllm.vp_suite import page
 from netllm.vp_suite.ablations import NETLLM, Family, families, joined, seeds_deg
