@@ -132,7 +132,7 @@ def test_done_sessions_are_kept_and_changed_ones_played_again(settings, traces, 
     assert measure(settings, QUIET).settings[0].outcomes["bba"].qoe == first.settings[0].outcomes["bba"].qoe and played == []
     measure(replace(settings, policies=("bba", f"{mine}:Trained+weights=2")), QUIET)
     assert [name.rpartition("=")[2] for name in played] == ["2"]
-    mine.write_text(POLICIES + "# changed\n")
+    mine.write_text(POLICIES + "CHANGED = True\n")
     measure(settings, QUIET)
     assert len(played) == 2
     for cell in (settings.out / "cells").glob("*bba*"):
