@@ -1,8 +1,9 @@
 """From a link's counters to its report: lateness, windows, rate error."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
+from typing import TypedDict
 
 from testbed.link import LATE_S, LinkReport
 from testbed.records import LatenessRow, LinkRow
@@ -27,10 +28,7 @@ def report(
         started_at=None if result.started_ns is None else s_from_ns(result.started_ns),
         windows=tuple(row for direction, half in halves.items() for row in link_rows(trial_id, direction, half.rows)),
         lateness=tuple(histogram.row(trial_id, direction) for direction, histogram in lateness.items()),
-        lateness_p50_s=max(histogram.quantile_s(0.5) for histogram in lateness.values()),
-        lateness_p99_s=max(histogram.quantile_s(0.99) for histogram in lateness.values()),
-        lateness_max_s=max(histogram.max_s for histogram in lateness.values()),
-        late_packets=sum(histogram.late_packets for histogram in lateness.values()),
+        **worst(lateness.values()),
         packets_in=sum(half.packets_in for half in halves.values()),
         packets_out=sum(half.packets_out for half in halves.values()),
         packets_inside=sum(half.inside for half in halves.values()),
@@ -74,6 +72,15 @@ def rate_error_pct(rows: "array[float]") -> float:
             due_bytes += allowed
         behind_before = behind
     return 100 * error_bytes / due_bytes if due_bytes else 0.0
+
+
+class Worst(TypedDict):
+    """What a `LinkReport` says of lateness in both directions."""
+
+    lateness_p50_s: float
+    lateness_p99_s: float
+    lateness_max_s: float
+    late_packets: int
 
 
 class Histogram:
@@ -120,3 +127,13 @@ class Histogram:
         shown = range(max(used, default=0) + 1)
         upper_ms = [ms_from_s(2**i * US) for i in shown]
         return LatenessRow(trial_id=trial_id, direction=direction, upper_ms=upper_ms, counts=[bins.get(i, 0) for i in shown])
+
+
+def worst(directions: Collection[Histogram]) -> Worst:
+    """Quantiles of the direction that has the larger ones, and all late packets."""
+    return Worst(
+        lateness_p50_s=max(each.quantile_s(0.5) for each in directions),
+        lateness_p99_s=max(each.quantile_s(0.99) for each in directions),
+        lateness_max_s=max(each.max_s for each in directions),
+        late_packets=sum(each.late_packets for each in directions),
+    )

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from testbed.link import LinkReport, PathSpec
 from testbed.records import LinkRow
-from testbed.shapers.accounts import Histogram
+from testbed.shapers.accounts import Histogram, worst
 from testbed.shapers.capacity import RATE_SCALE, RateCapacity
 from testbed.shapers.kernel_tc import DIRECTIONS, FLOOR_BPS, Counters, Direction, Losses, held_limit, htb, netem, packet_limit
 from testbed.shapers.ledger import WINDOW_NS, Lateness
@@ -163,7 +163,6 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
     """What the samples say. Lateness is that of changes, the only thing that is timed here."""
     judged = [judge(replay, course) for course in replay.courses]
     histograms = {direction: Histogram.of_counts(late) for direction, late in replay.lateness.items()}
-    lateness = histograms["down"] + histograms["up"]
     duration_ns = ns_from_s(replay.courses[0].rates.duration_s)
     run_ns = now_ns - replay.started_ns + ns_from_s(replay.offset_s) % duration_ns if replay.started_ns else 0
     ends = replay.last.values()
@@ -174,10 +173,7 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
         started_at=None if replay.started_ns is None else s_from_ns(replay.started_ns),
         windows=tuple(row for rows, _ in judged for row in rows),
         lateness=tuple(histogram.row(replay.trial_id, direction) for direction, histogram in histograms.items()),
-        lateness_p50_s=lateness.quantile_s(0.5),
-        lateness_p99_s=lateness.quantile_s(0.99),
-        lateness_max_s=lateness.max_s,
-        late_packets=lateness.late_packets,
+        **worst(histograms.values()),
         packets_in=sum(end.served_packets + end.queue_packets for end in ends) + queue + codel,
         packets_out=sum(end.delivered_packets for end in ends),
         packets_inside=sum(end.queue_packets + end.flying_packets for end in ends),
