@@ -158,7 +158,7 @@ def trainings(families: Mapping[str, Sequence[Path]], changes: Mapping[str, Chan
                 told = " ".join([program, task, f"--names {name}", "--seeds {}", f"--out {_shown(adapter.parents[1])}", *options])
                 said = f"`{name}`: {changes[name].said}"
             else:
-                said = ""
+                said = "no ablation: an adapter by itself"
             commands.setdefault((said, told), []).append(seed)
         rows += [(row, said, f"`{told.replace('{}', ' '.join(seeds))}`") for (said, told), seeds in commands.items() if told]
     return rows

@@ -111,5 +111,5 @@ def test_each_row_names_the_command_that_makes_it_again(tmp_path, monkeypatch):
             "`no-lora`: no LoRA: the backbone is what it was",
             "`scripts/ablate abr --names no-lora --seeds 1 2 --out results/few --steps 3 --adapt.rounds 1`",
         ),
-        ("netllm", "", "`scripts/adapt abr --minutes 5`"),
+        ("netllm", "no ablation: an adapter by itself", "`scripts/adapt abr --minutes 5`"),
     ]
