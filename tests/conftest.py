@@ -2,9 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Generator
 
 import hypothesis
 import pytest
+
+from testbed.errors import UserError
+from traces.store import data_roots
 
 hypothesis.settings.register_profile("suite", deadline=None, database=None)  # no files, and no verdict on a busy machine's pace
 hypothesis.settings.load_profile("suite")
@@ -20,3 +24,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if not met and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    try:
+        return (yield)
+    except UserError as error:
+        raise _judged(error) from error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    try:
+        return (yield)
+    except UserError as error:
+        raise _judged(error) from error
+
+
+def _judged(error: UserError) -> BaseException:
+    """A test that meets a data set which isn't here is skipped, and says which; where any data are, what lacks is an error."""
+    if "is not on this machine" not in str(error) or any(root.is_dir() for root in data_roots()):
+        return error
+    return pytest.skip.Exception(" ".join(str(error).split()))

@@ -1,5 +1,6 @@
 """What a child of a run says, line by line, however it comes."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from testbed.child import Child
 
+CHECKOUT = Path(__file__).parents[2]
 SAYS = "import sys; out = sys.stdout.buffer; out.write({!r}); out.flush(); sys.stdin.read(); out.write({!r})"
 
 
@@ -16,7 +18,8 @@ def saying(folder: Path, at_once: bytes, later: bytes = b"") -> Child:
     (folder / "talks.py").write_text(SAYS.format(at_once, later))
 
     def popen(argv: list[str], **keywords: Any) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(argv, cwd=folder, **keywords)
+        environment = {**(keywords.pop("env", None) or os.environ), "PYTHONPATH": f"{folder}:{CHECKOUT}"}
+        return subprocess.Popen(argv, cwd=folder, env=environment, **keywords)
 
     return Child(popen, "talks")
 

@@ -51,6 +51,7 @@ def world(monkeypatch):
     """Sessions that need no catalogued data."""
     monkeypatch.setattr("controllers.learning.pensieve.load_manifest", lambda name: synthetic_manifest())
     monkeypatch.setattr("controllers.learning.pensieve.VIDEOS", ("synthetic",) * 3)
+    monkeypatch.setattr("controllers.learning.validation.VALIDATION_VIDEOS", ("synthetic",) * 3)
     found = some_traces(6)
     sources = Sources(tuple(found[:4]), tuple(found[4:]), ())
     return lambda seed=1: PensieveWorld(seed, sources, chunks=8, traces=6, count=8)
