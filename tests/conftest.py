@@ -27,23 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None, None, None]:
-    try:
-        return (yield)
-    except UserError as error:
-        raise _judged(error) from error
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
+    """A test that meets a data set which isn't here is skipped, and says which; where any data are, what lacks is an error."""
     try:
         return (yield)
     except UserError as error:
-        raise _judged(error) from error
+        if "is not on this machine" in str(error) and not any(root.is_dir() and any(root.glob("[!.]*")) for root in data_roots()):
+            pytest.skip(" ".join(str(error).split()))
+        raise
 
 
-def _judged(error: UserError) -> BaseException:
-    """A test that meets a data set which isn't here is skipped, and says which; where any data are, what lacks is an error."""
-    if "is not on this machine" not in str(error) or any(root.is_dir() and any(root.glob("[!.]*")) for root in data_roots()):
-        return error
-    return pytest.skip.Exception(" ".join(str(error).split()))
+pytest_runtest_setup = pytest_runtest_call
