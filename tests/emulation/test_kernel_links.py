@@ -229,9 +229,7 @@ def open_vswitch() -> None:
     """Its daemons run."""
     if not shutil.which("ovs-vsctl"):
         pytest.skip("Open vSwitch is not installed")
-    time.sleep(
-        max(0.0, 11.0 - time.monotonic())
-    )  # Open vSwitch 3.1 counts no CPU in a kernel's first 10 s: its switch would forward nothing
+    time.sleep(max(0.0, 11.0 - time.monotonic()))  # Open vSwitch 3.1 sees no CPU in a kernel's first 10 s: its switch forwards nothing
     control = "/usr/share/openvswitch/scripts/ovs-ctl"
     started = subprocess.run([control, "--system-id=random", "--no-record-hostname", "start"], capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
