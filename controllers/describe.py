@@ -23,7 +23,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(question: Question) -> list[dict[str, str]]:
-    """Name, label, colour, citation and reference of each policy. Raises `UserError` for one that can't be found, made or reset."""
+    """Name, label, colour, citation, reference and source of each policy. Raises `UserError` for one that can't be found, made or reset."""
     found = load_all(question.references, question.task)
     if session := question.session or question.scheduling or question.viewing:
         for factory in found:
@@ -35,7 +35,15 @@ def describe(question: Question) -> list[dict[str, str]]:
             if not isinstance(value := getattr(factory, name), str):
                 raise UserError(f"policy {factory.name!r}: {name} is {value!r:.100}, wanted a text")
     return [
-        {"name": f.name, "label": f.label, "colour": f.colour, "citation": f.citation, "reference": f.reference.canonical} for f in found
+        {
+            "name": each.name,
+            "label": each.label,
+            "colour": each.colour,
+            "citation": each.citation,
+            "reference": each.reference.canonical,
+            "source_sha256": each.source_sha256,
+        }
+        for each in found
     ]
 
 

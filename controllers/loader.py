@@ -85,6 +85,12 @@ class PolicyFactory:
     policy_class: type[Any]
     arguments: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def source_sha256(self) -> str:
+        """Of the file that defines the class; empty where there is none."""
+        file = getattr(sys.modules.get(self.policy_class.__module__), "__file__", None)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
     def __call__(self) -> Any:
         """A fresh policy; one serves one session at a time."""
         return self.policy_class(**dict(self.arguments))

@@ -25,7 +25,7 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tiled: tuple[TiledVideo, ...] = ()
     """The same, of tiled videos."""
     film: str | None = None
-    """Folder of the film (`testbed.encode`) with which chunks begin, for browsers; None: chunks hold a pattern, and there is no MPD."""
+    """Folder of the film (`testbed.setup.encode`) that chunks begin with, for browsers; None: chunks hold a pattern, without an MPD."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from controllers.api import Manifest
-from testbed.encode import FACTS, INIT
 from testbed.errors import UserError
+from testbed.setup.encode import FACTS, INIT
 
 FREE_HEADER_BYTES = 8
 SEGMENTS_KEPT = 64
@@ -22,7 +22,7 @@ SEGMENTS_KEPT = 64
 
 @dataclass(frozen=True)
 class Film:
-    """What `testbed.encode` made in `folder`."""
+    """What `testbed.setup.encode` made in `folder`."""
 
     folder: Path
     codecs: str

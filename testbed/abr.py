@@ -1,49 +1,178 @@
-"""The ABR workload: what one trial's rows add up to, and whether they can be trusted."""
+"""The ABR workload: its trials, what one trial's rows add up to, and whether they can be trusted."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from controllers.api import AbrSession, Manifest
+from players.config import OriginConfig, PlayerConfig
+from players.dash.messages import DashConfig
+from players.dash.stock import STOCK
+from players.media import default_manifest, load_manifest
+from testbed.policycards import describe_policies
+from testbed.prepared import PreparedInLanes, from_anywhere
 from testbed.pressure import NO_STRAIN, Strain
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
-from testbed.records_trial import Drops
+from testbed.setup.dashjs import library
+from testbed.setup.encode import film_folder
 from testbed.spec import Experiment
-from testbed.trial import Trial
+from testbed.trial import Trial, plan
+from testbed.twin import SimulationJob
 from testbed.units import mbps_from_bps, s_from_ms
+from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes
+from traces.store import TraceSet, resolve, resolve_uplink
+from traces.trace import OpportunityTrace, RateTrace, Trace
 
-WALL_TOLERANCE_S = 0.05
-"""How far start-up + playback + rebuffering may be from the wall time before a trial's own account is not believed."""
+DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
 MOST_HICCUPS_S = 0.5
 """In a whole trial; so far apart may the ends of two equal sessions be (docs/dashjs.md)."""
 
 
 @dataclass(frozen=True)
-class PathFacts:
-    """What an emulated trial knows about its path; all None in simulation. All but the first two go into its row under the same name."""
+class PreparedPlaybacks(PreparedInLanes):
+    """Of adaptive bitrate streaming."""
 
-    reasons: tuple[str, ...] = ()
-    """Why the link fails its verdict."""
-    fault: str = ""
-    """What befell the player; empty when nothing did."""
-    lane: int = 0
-    congestion_control: str = ""
-    fidelity: str | None = None
-    lateness_ms_p50: float | None = None
-    lateness_ms_p99: float | None = None
-    lateness_ms_max: float | None = None
-    late_packets: int | None = None
-    stalled_ms: float | None = None
-    rate_error_pct_100ms: float | None = None
-    uncounted_losses: int | None = None
-    packets_in: int | None = None
-    packets_out: int | None = None
-    drops: Drops | None = None
-    link_notes: str = ""
-    trace_wraps: int = 0
-    controller_restarts: int = 0
-    began_at_s: float | None = None
-    ended_at_s: float | None = None
+    video: Manifest
+    uplink: TraceSet | None = None
+    """Where the trials' uplinks come from; None: they have none."""
+
+    metric = "qoe_lin"
+    unit = "per chunk"
+    closing = PlaybackEndRow
+    step = ChunkRow
+
+    @property
+    def player(self) -> str:
+        """Headless, or what drives a browser."""
+        return "players.headless" if self.experiment.player == "headless" else "players.dash.player"
+
+    @property
+    def steps(self) -> int:
+        """Chunks."""
+        return self.experiment.chunks
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest chunk."""
+        return max(map(max, self.video.sizes_bytes))
+
+    def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
+        """One video; for browsers with a film."""
+        film = None if self.experiment.player == "headless" else str(film_folder())
+        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, start_socket=start_socket)
+
+    def player_config(self, trial: Trial, origin_url: str, controller_url: str) -> PlayerConfig:
+        """One playback."""
+        return PlayerConfig(
+            trial_id=trial.trial_id,
+            origin_url=origin_url,
+            controller_url=controller_url,
+            policy=self.references[trial.policy],
+            seed=trial.seed,
+            video=self.video.name,
+            chunks=self.experiment.chunks,
+            rtt_s=s_from_ms(self.experiment.rtt_ms),
+            deadline_s=s_from_ms(self.experiment.deadline_ms),
+        )
+
+    def handed(self, trial: Trial, config: PlayerConfig, kept: Callable[[], Path], picture: Path | None) -> PlayerConfig | DashConfig:
+        """For a browser, who decides, how a decision is waited for, the library and where to keep what it showed, too."""
+        if self.experiment.player == "headless":
+            return config
+        return DashConfig(
+            player=config,
+            decides=STOCK[trial.policy].decides if trial.policy in STOCK else "controller",
+            waits="sync" if self.experiment.player == "dashjs_sync" else "gate",
+            library=str(library()),
+            keep=str(kept().absolute()),
+            picture=str(picture) if picture else None,
+        )
+
+    @property
+    def links(self) -> tuple[Trace, ...]:
+        """Downlinks."""
+        return tuple(trial.trace for trial in self.trials)
+
+    def job(self, trial: Trial) -> SimulationJob:
+        """A trial as work for the simulator twin."""
+        return job(self, trial)
+
+    def row(self, trial: Trial, rows: Sequence[Row], path: PathFacts, attempt: int, strain: Strain) -> TrialRow:
+        """A trial that is over, judged."""
+        playback = session(trial, self.video, self.experiment)
+        mode = "simulation" if self.experiment.simulate else "emulation"
+        return trial_row(trial, playback, rows, path, mode, attempt, strain)
+
+
+def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
+    """Find policies, traces and video."""
+    if not experiment.policy_references:
+        experiment = dataclasses.replace(experiment, policies=DEFAULT_POLICIES)
+    video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
+    policies = describe_policies(experiment, video)
+    trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
+    uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
+    experiment = dataclasses.replace(
+        experiment,
+        trace=tuple(from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
+        uplink=from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
+        policies=",".join(card.reference for card in policies),
+        video=video.name,
+    )
+    traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
+    trials = plan(experiment, [card.name for card in policies], list(traces.values()), uplink.traces if uplink else ())
+    found = dict.fromkeys(each.note for each in (*trace_sets, *([uplink] if uplink else [])))
+    notes = (note, *found, _wrap_note(trials, experiment.chunks * video.chunk_s), _unsimulated_note(experiment, trials))
+    return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
+
+
+def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
+    """A sentence on traces that are shorter than the video; empty when none is."""
+    used = {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}
+    short = {sha256: trace for sha256, trace in used.items() if trace.duration_s < media_s}
+    if not short:
+        return ""
+    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
+
+
+def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
+    """A sentence on what was asked for and the simulator doesn't know; empty when that is nothing."""
+    traces = [trace for trial in trials for trace in (trial.trace, trial.uplink) if trace]
+    conditions = [trace.conditions for trace in traces if trace.conditions]
+    queue = (experiment.queue, experiment.queue_packets, experiment.aqm)
+    unknown = (
+        ("the uplink", experiment.uplink is not None),
+        ("the traces' delay", any(each.delay_s for each in conditions)),
+        ("the traces' loss", any(each.loss for each in conditions)),
+        ("the congestion control", experiment.simulate and experiment.cc != Experiment.cc),
+        ("the link's back end", experiment.simulate and experiment.link == "kernel"),
+        ("the browser", experiment.simulate and experiment.player != Experiment.player),
+        ("the deadline", experiment.simulate and experiment.deadline_ms != Experiment.deadline_ms),
+        ("the queue's settings", queue != (Experiment.queue, Experiment.queue_packets, Experiment.aqm)),
+    )
+    if not (told := ", ".join(what for what, given in unknown if given)):
+        return ""
+    too = "" if experiment.simulate else ": so do the simulated twins of these trials, and their offline optimum"
+    return f"the simulator leaves out {told}{too}"
+
+
+def job(prepared: PreparedPlaybacks, trial: Trial, levels: tuple[int, ...] = (), optimum_grid_s: float | None = None) -> SimulationJob:
+    """A trial as work for the simulator twin: under its policy, with the `levels` that an emulated trial chose, or at the optimum."""
+    return SimulationJob(
+        trial_id=trial.trial_id,
+        policy="" if optimum_grid_s else prepared.references[trial.policy],
+        session=session(trial, prepared.video, prepared.experiment),
+        seed=trial.seed,
+        offset_s=trial.offset_s,
+        levels=levels,
+        optimum_grid_s=optimum_grid_s,
+        rate_trace=trial.trace if isinstance(trial.trace, RateTrace) else None,
+        opportunity_trace=trial.trace if isinstance(trial.trace, OpportunityTrace) else None,
+    )
 
 
 def session(trial: Trial, video: Manifest, experiment: Experiment) -> AbrSession:
@@ -92,16 +221,6 @@ def trial_row(
     )
 
 
-def only_its_link_failed(row: TrialRow, path: PathFacts) -> bool:
-    """Whether nothing but the link's verdict speaks against a trial, so that it may be played again.
-
-    That is fair: the verdict looks only at the link (how late packets were, how long it stood still, whether the rate was kept, whether
-    losses were counted), never at the quality of experience, and every policy's trials are judged by the same rule. So no result is chosen
-    by its value.
-    """
-    return bool(path.reasons) and row.invalid_reason == "; ".join(path.reasons)
-
-
 def _broken_invariants(
     trial: Trial,
     playback: AbrSession,
@@ -133,11 +252,6 @@ def _broken_invariants(
     if mode == "emulation" and chunks and carried_bytes > most_bytes(trial, chunks[-1].end_s):
         problems.append(f"{carried_bytes} bytes arrived, more than the trace allows by {chunks[-1].end_s:.1f} s")
     return problems
-
-
-def most_bytes(trial: Trial, seconds: float) -> float:
-    """Bytes that the trace can carry in the `seconds` from the trial's start: no session can receive more."""
-    return trial.trace.bytes_by(trial.offset_s + seconds) - trial.trace.bytes_by(trial.offset_s)
 
 
 def _wraps(trial: Trial, playback: AbrSession, chunks: Sequence[ChunkRow]) -> int:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from testbed import install
+from testbed.setup import install
 from testbed.user import User, popen_as
 
 STATIC = {

@@ -13,8 +13,9 @@ from typing import Any
 
 from controllers.api import CjsSession
 from controllers.loader import KINDS, discover
-from testbed.abr import PathFacts
-from testbed.prepared import Prepared, describe_policies, from_anywhere
+from testbed.verdict import PathFacts
+from testbed.policycards import describe_policies
+from testbed.prepared import Prepared, from_anywhere
 from testbed.pressure import Strain
 from testbed.records import JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, ScheduleRow
 from testbed.results import as_trace, trace_row

@@ -22,26 +22,26 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from testbed import owned
-from testbed.abr import PathFacts
+from testbed.verdict import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.cjs import PreparedSchedules, ScheduleTrial
 from testbed.clock import now_s
-from testbed.containers import Containers
 from testbed.controller import PORT, Controller
 from testbed.docker import docker, engine_fault
 from testbed.emulation import WATCH_EVERY_S, shared_folder
 from testbed.errors import UserError
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.link import LinkReport
+from testbed.netns import owned
+from testbed.netns.containers import Containers
+from testbed.star import Star
+from testbed.netns.wires import UNSHAPED, Wire, WireSpec
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
 from testbed.records import ExecutorRow, LinkRow, Row, ScheduleBeginRow
 from testbed.records_trial import Drops
-from testbed.star import Star
 from testbed.units import ms_from_s, s_from_ms
 from testbed.user import User, home, invoking_user, popen_tied
-from testbed.wires import UNSHAPED, Wire, WireSpec
 
 DATA, CONTROL = "data", "control"
 SCHEDULER, CONTROLLER = "scheduler", "controller"

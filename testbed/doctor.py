@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed import dashjs, encode, host, install, native
+from testbed import host
 from testbed.errors import UserError
 from testbed.host import host_facts, versions
+from testbed.setup import dashjs, encode, install, native
 from testbed.units import ms_from_s
 
 __all__ = ["Finding", "examine", "host_facts", "main", "versions"]

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from players.dash.stock import STOCK
-from testbed import dashjs, owned
 from testbed.controller import Controller
 from testbed.errors import TestbedError
 from testbed.host import browser_version
 from testbed.lane import END_S, LanePlayer, stop
 from testbed.link import PathSpec
+from testbed.netns import owned
 from testbed.network import Network
 from testbed.prepared import PreparedInLanes
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
+from testbed.setup import dashjs
 from testbed.spec import Experiment
 from testbed.trial import Trial, lanes
 from testbed.units import s_from_ms

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -15,20 +15,20 @@ from players.dash.stock import STOCK
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
-from testbed.live import LiveView, print_summary
+from testbed.live import LiveView, View, print_summary
+from testbed.netns.owned import require_root, undisturbed
 from testbed.optima import one_a_cell, optima
-from testbed.owned import require_root, undisturbed
-from testbed.prepared import Prepared, PreparedInLanes, PreparedPlaybacks, describe_policies, prepare
+from testbed.abr import PreparedPlaybacks
+from testbed.policycards import PolicyCard, describe_policies
+from testbed.prepared import Prepared, PreparedInLanes
+from testbed.tasks import prepare
 from testbed.recorder import Recorder, schedule_twins, twins
 from testbed.records import OptimumRow, RunHeader
-from testbed.results import ResultFolder, check_base, rebuild, trace_row
+from testbed.results import ResultFolder, check_base, trace_row
 from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from traces.store import TraceSet
-
-if TYPE_CHECKING:
-    from testbed.show import Show
 
 LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")
 
@@ -93,7 +93,8 @@ def _recorded(
         raise
     finally:
         with undisturbed():
-            summary = folder.finish(reason)
+            folder.finish(reason)
+            summary = _built(folder.path, folder.owner)
         print_summary(summary, console)
         console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})", soft_wrap=True)
     if summary["policies"] and all(row["failed"] for row in summary["policies"].values()):
@@ -101,7 +102,7 @@ def _recorded(
 
 
 @contextlib.contextmanager
-def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Iterator["LiveView | Show"]:
+def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Iterator[View]:
     """The terminal's view, with the page of `--show` before it when that is asked for."""
     if not prepared.experiment.show or pictures is None:
         yield terminal
@@ -123,7 +124,7 @@ def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> 
         recorder.note(f"no comparison with the simulator: {error}")
 
 
-def _add_optima(prepared: PreparedPlaybacks, view: "LiveView | Show", folder: ResultFolder) -> None:
+def _add_optima(prepared: PreparedPlaybacks, view: View, folder: ResultFolder) -> None:
     """Put each trace's offline optimum beside its trials, now that no trial is played."""
     view.stage("finding the offline optimum", len(one_a_cell(prepared.trials)), "trace")
 
@@ -150,7 +151,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
         commit=checkout_commit(),
         spec=msgspec.to_builtins(experiment),
         experiment_toml=experiment.to_toml(),
-        policies={card.name: {"label": card.label, "colour": card.colour, "citation": card.citation} for card in prepared.policies},
+        policies={card.name: _described(card) for card in prepared.policies},
         trace={
             "name": "+".join(s.name for s in sets),
             "split": "+".join(s.split for s in sets),
@@ -163,6 +164,10 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
         host=host_facts() | facts,
         notes=[*prepared.notes, *_stand_in(experiment, facts)],
     )
+
+
+def _described(card: PolicyCard) -> dict[str, str]:
+    return {"label": card.label, "colour": card.colour, "citation": card.citation, "source_sha256": card.source_sha256}
 
 
 def _stand_in(experiment: Experiment, facts: Mapping[str, Any]) -> list[str]:
@@ -178,14 +183,20 @@ def report(folder: Path, figures: str | None, console: Console) -> None:
     """Rebuild everything derived in a result folder."""
     if figures not in (None, "pdf", "png", "svg"):
         raise UserError(f"--figures is {figures}, wanted pdf, png or svg")
-    summary = rebuild(folder.resolve(), figures=figures)
+    summary = _built(folder.resolve(), figures=figures)
     print_summary(summary, console)
     console.print(f"report: {folder / 'report.html'}")
 
 
+def _built(folder: Path, owner: User | None = None, figures: str | None = None) -> dict[str, Any]:
+    from testbed.report.build import build  # polars, scipy and jinja2 are not loaded before they are needed
+
+    return build(folder, owner, figures)
+
+
 def clean(console: Console) -> None:
     """Remove what a killed run left, and nothing else. Raises `TestbedError` when containers may be left."""
-    from testbed import owned
+    from testbed.netns import owned
 
     owned.require_root()
     cleaned = owned.clean()

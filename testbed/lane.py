@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from players.config import OriginLine, OriginReady, PlayerConfig
-from testbed.abr import PathFacts
+from testbed.verdict import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.clock import now_s
 from testbed.controller import PORT, Controller

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -69,7 +70,29 @@ class _LaneState:
         return self.qoe_sum / (self.chunks - 1) if self.chunks > 1 else None
 
 
-class LiveView:
+class View(Protocol):
+    """What is told of a run while it goes on. `LiveView` says it on the terminal; `testbed.show.Show` stands before that."""
+
+    def trial_started(self, trial_id: str, policy: str, trace: str, lane: int) -> None:
+        """A trial begins in a lane."""
+
+    def row(self, row: Row) -> None:
+        """A row of a trial that goes on."""
+
+    def trial_ended(self, row: AnyTrialRow, again: bool = False) -> None:
+        """A trial is over; or it will be played `again`, because only its link failed."""
+
+    def stage(self, what: str, total: int, of: str) -> None:
+        """What goes on after the trials: `what` of `total` things, each told by `advance`."""
+
+    def advance(self) -> None:
+        """One more of the stage's things is done."""
+
+    def note(self, text: str) -> None:
+        """A sentence for the user."""
+
+
+class LiveView(View):
     """`with LiveView(total_trials, chunks) as view:` and hand it the rows as they come, from any thread. `step` is the row that is counted.
 
     Rows of trials that were not announced (simulated ones) only move the progress. `clock` gives seconds; tests hand in their own.

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.hosts import Spawner, keep_awake, make_host, run_scripts
-from testbed.hostsetup import PREFIX_LENGTH, Port, check, script
 from testbed.link import Endpoint, Link, LinkSet, PathSpec
-from testbed.owned import Run, require_root, undisturbed
-from testbed.wires import UNSHAPED, Wires, WireSpec
+from testbed.netns.hosts import Spawner, keep_awake, make_host, run_scripts
+from testbed.netns.hostsetup import PREFIX_LENGTH, Port, check, script
+from testbed.netns.owned import Run, require_root, undisturbed
+from testbed.netns.wires import UNSHAPED, Wires, WireSpec
 
 MAX_LANES = 64
 AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")

@@ -7,20 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from players.dash.stock import STOCK
-from testbed.abr import PathFacts, only_its_link_failed
-from testbed.live import LiveView
-from testbed.prepared import Prepared, PreparedPlaybacks, job
+from testbed.verdict import PathFacts, only_its_link_failed
+from testbed.live import View
+from testbed.abr import PreparedPlaybacks, job
+from testbed.prepared import Prepared
 from testbed.pressure import NO_STRAIN, Strain, strain
 from testbed.records import ChunkRow, HostRow, Row, ScheduleEndRow, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
-
-if TYPE_CHECKING:
-    from testbed.show import Show
-
 
 @dataclass(frozen=True)
 class Played:
@@ -33,7 +30,7 @@ class Played:
 class Recorder:
     """Takes rows from all lanes, writes them through to the result folder and closes each trial."""
 
-    def __init__(self, prepared: Prepared, folder: ResultFolder, view: "LiveView | Show") -> None:
+    def __init__(self, prepared: Prepared, folder: ResultFolder, view: View) -> None:
         self._prepared, self._folder, self._view = prepared, folder, view
         self._attempts = {trial.trial_id: _Attempt(trial, trial.trial_id) for trial in prepared.trials}
         self._rows: dict[str, list[Row]] = defaultdict(list)

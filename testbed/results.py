@@ -1,11 +1,10 @@
-"""The result folder of a run: written while it runs, finished at its end, rebuilt from `events.jsonl` alone at any time."""
+"""The result folder of a run: written while it runs. All else in it is made from its `events.jsonl` (`testbed/report/build.py`)."""
 
 import os
 import threading
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -60,27 +59,14 @@ class ResultFolder:
             raise TestbedError(f"{self.path}: {error.strerror}; `run.py report {self.path}` shows what is written") from error
 
     def close(self) -> None:
-        """Close the event file without an end line, as after a failure; `rebuild` still works. Closing twice does nothing."""
+        """Close the event file without an end line, as after a failure: what it has can be reported. Closing twice does nothing."""
         with self._lock:
             self._file.close()
 
-    def finish(self, reason: str = "complete") -> dict[str, Any]:
-        """Write the end line, the tables, `summary.json` and `report.html`; returns the summary."""
+    def finish(self, reason: str = "complete") -> None:
+        """Write the end line and close the event file."""
         self.append(EndRow(ended_utc=utc_now().isoformat(timespec="seconds"), reason=reason))
         self.close()
-        return rebuild(self.path, self.owner)
-
-
-def rebuild(path: Path, owner: User | None = None, figures: str | None = None) -> dict[str, Any]:
-    """Make everything derived in a result folder anew from its `events.jsonl`; returns the summary.
-
-    Works on the folder of a killed run. `figures` (pdf, png or svg) also writes figures for a paper into `figures/`.
-    """
-    from testbed.build import build  # polars, scipy and jinja2 are not loaded before they are needed
-
-    summary = build(path, figures)
-    give(path, owner or invoking_user())
-    return summary
 
 
 def trace_row(trace: Trace) -> TraceRow:

@@ -12,8 +12,8 @@ if "SUDO_UID" in os.environ:
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = CHECKOUT  # run as a script, the folder of this file stands there, and hides whatever bears a name of a file in it
 
-from testbed import install  # noqa: E402
 from testbed.errors import UserError  # noqa: E402
+from testbed.setup import install  # noqa: E402
 
 HELP = """\
 usage: python3 testbed/run.py [--no-setup] [command] [options]

@@ -18,7 +18,7 @@ from aiohttp import web
 from testbed.clock import now_s
 from testbed.errors import TestbedError
 from testbed.lane import picture_of
-from testbed.live import LiveView
+from testbed.live import View
 from testbed.prepared import Prepared
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow, TrialRow
 from testbed.results import trace_row
@@ -61,10 +61,10 @@ class _Shown:
                 self.ended = row
 
 
-class Show:
-    """A view of a run that also keeps what the page shows. Its methods are those of `LiveView`."""
+class Show(View):
+    """A view of a run that also keeps what the page shows, before the one on the terminal."""
 
-    def __init__(self, view: LiveView, prepared: Prepared, pictures: Path) -> None:
+    def __init__(self, view: View, prepared: Prepared, pictures: Path) -> None:
         self._view, self._pictures = view, pictures
         self._cards = {card.name: {"label": card.label, "colour": card.colour} for card in prepared.policies}
         self._traces = {trial.trial_id: trial.trace for trial in prepared.trials}

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from testbed.errors import TestbedError, UserError
-from testbed.hosts import Spawner, keep_awake, make_host, run_scripts
-from testbed.hostsetup import Port, check, script
+from testbed.netns.hosts import Spawner, keep_awake, make_host, run_scripts
+from testbed.netns.hostsetup import Port, check, script
+from testbed.netns.owned import Run, require_root, undisturbed
+from testbed.netns.wires import Wire, Wires, WireSpec
 from testbed.network import adopt, check_congestion_control, congestion_control_allowed
-from testbed.owned import Run, require_root, undisturbed
-from testbed.wires import Wire, Wires, WireSpec
 
 MAX_NETWORKS = 10
 MAX_HOSTS = 250

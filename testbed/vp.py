@@ -23,9 +23,10 @@ from controllers.api import VpSession
 from controllers.loader import KINDS, discover
 from players.config import HeadsetConfig, OriginConfig
 from players.tiles import TiledVideo, synthetic_tiles
-from testbed.abr import WALL_TOLERANCE_S, PathFacts, most_bytes
+from testbed.verdict import PathFacts, WALL_TOLERANCE_S, most_bytes
 from testbed.errors import UserError
-from testbed.prepared import Prepared, PreparedInLanes, describe_policies, from_anywhere
+from testbed.policycards import describe_policies
+from testbed.prepared import Prepared, PreparedInLanes, from_anywhere
 from testbed.pressure import Strain
 from testbed.records import Row
 from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow, ViewingRow

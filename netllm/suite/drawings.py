@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from testbed.figures import Look
+from testbed.drawing.figures import Look
+from testbed.drawing.svg import Scale, figure, line, marker, padded, text, tick_label
 from testbed.stats import Estimate
-from testbed.svg import Scale, figure, line, marker, padded, text, tick_label
 
 PANEL_WIDTH = 370
 LABEL_WIDTH = 96

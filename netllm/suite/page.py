@@ -17,8 +17,8 @@ from netllm.suite.contenders import ABLATION, COMPARED, SEEDS
 from netllm.suite.drawings import Point, panel, shares
 from netllm.suite.header import Header
 from netllm.suite.settings import QUICK_TRACES
-from testbed import figures
-from testbed.figures import Look
+from testbed.drawing import figures
+from testbed.drawing.figures import Look
 from testbed.units import kbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from netllm.suite.analysis import Analysis, SettingResult, many_units
 from netllm.suite.contenders import ABLATION
-from testbed.typography import COLUMN_INCHES, DASHES, STYLE, save
+from testbed.drawing.typography import COLUMN_INCHES, DASHES, STYLE, save
 
 _PER_ROW = 3
 

@@ -18,8 +18,8 @@ from netllm.suite.header import Header, header
 from netllm.suite.play import OPTIMUM, Task, play_all
 from netllm.suite.settings import DEFAULT, SETTINGS, UNSEEN, Prepared, chosen, prepare
 from netllm.suite.table import as_dict
+from testbed.drawing.typography import FORMATS
 from testbed.errors import UserError
-from testbed.typography import FORMATS
 
 QUICK_SAMPLES = 3
 DOCS = CHECKOUT / "docs"

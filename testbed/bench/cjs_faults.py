@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from testbed.abr import PathFacts
+from testbed.verdict import PathFacts
 from testbed.bench.page import table
 from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, schedule_row
 from testbed.cjs_cluster import DATA, ClusterRun, EmulatedExecutors, emulated

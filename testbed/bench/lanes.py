@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from testbed.clock import now_s
-from testbed.hosts import Spawner
 from testbed.link import BackEnd, Link, LinkReport, PathSpec
+from testbed.netns.hosts import Spawner
+from testbed.netns.owned import Run
 from testbed.network import Network
-from testbed.owned import Run
 from testbed.units import MTU_BYTES
 from traces.trace import Trace
 
@@ -163,7 +163,7 @@ class OwnLink(Contender):
         """See `Contender`."""
         if self.back_end != "userspace":
             return ""
-        from testbed import native
+        from testbed.setup import native
 
         return "" if native.built() else native.fault() or "not built: run scripts/setup"
 

@@ -17,8 +17,8 @@ from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.host import CHECKOUT, host_facts, versions
-from testbed.hosts import Spawner
-from testbed.owned import STATE_DIR, require_root, run_lock
+from testbed.netns.hosts import Spawner
+from testbed.netns.owned import STATE_DIR, require_root, run_lock
 from testbed.results import check_base, give, new_folder
 from testbed.units import bps_from_mbps
 from testbed.user import invoking_user

@@ -30,14 +30,14 @@ from testbed import stats
 from testbed.bench.page import table
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
+from testbed.drawing.typography import STYLE, save
 from testbed.errors import UserError
 from testbed.events import Run, read_run
 from testbed.metrics import REBUF_PENALTY
 from testbed.records import TrialRow
+from testbed.report.summary import fidelity, main_policy, optimum, policy_names, summarise
 from testbed.results import as_trace
 from testbed.sim.abr import PAYLOAD_SHARE
-from testbed.summary import fidelity, main_policy, optimum, policy_names, summarise
-from testbed.typography import STYLE, save
 from testbed.units import ms_from_s, s_from_ms
 from traces.trace import RateTrace
 

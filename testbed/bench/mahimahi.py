@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from testbed.bench.lanes import CONGESTION_CONTROL, Contender, Counted, End, Lane, Wanted
 from testbed.clock import now_s
 from testbed.errors import TestbedError
-from testbed.hosts import Spawner, make_host, run_scripts
-from testbed.owned import Run
+from testbed.netns.hosts import Spawner, make_host, run_scripts
+from testbed.netns.owned import Run
 from testbed.units import bps_from_mbps, ms_from_s
 from testbed.user import User, invoking_user
 from traces.formats import to_opportunities, write_trace

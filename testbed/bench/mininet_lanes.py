@@ -10,9 +10,9 @@ from typing import Any
 from testbed.bench.lanes import CONGESTION_CONTROL, ETHERNET_BYTES, Contender, Counted, End, Lane, Wanted
 from testbed.clock import now_s
 from testbed.errors import TestbedError
-from testbed.hosts import Spawner, make_host, run_scripts
-from testbed.hostsetup import Port, check, script
-from testbed.owned import Run
+from testbed.netns.hosts import Spawner, make_host, run_scripts
+from testbed.netns.hostsetup import Port, check, script
+from testbed.netns.owned import Run
 from testbed.units import MTU_BYTES, bits_from_bytes, mbps_from_bps
 from traces.trace import Trace
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from testbed import native
 from testbed.bench.lanes import Contender, End, Lane, OwnLane, Wanted, part_of
 from testbed.bench.mininet_lanes import PORTS, two_hosts
-from testbed.hosts import Spawner
 from testbed.link import Endpoint, Link, PathSpec
-from testbed.owned import Run
+from testbed.netns.hosts import Spawner
+from testbed.netns.owned import Run
+from testbed.setup import native
 from testbed.shapers.userspace import RelaySet
 from testbed.units import MTU_BYTES
 

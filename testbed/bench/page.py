@@ -6,7 +6,7 @@ from typing import Any
 
 from testbed.bench.contenders import CONTENDERS
 from testbed.bench.judge import Spread, spread
-from testbed.svg import Frame, Scale, line, text
+from testbed.drawing.svg import Frame, Scale, line, text
 from testbed.units import mbps_from_bps, ms_from_s, ns_from_s
 
 Row = dict[str, Any]

@@ -18,9 +18,9 @@ from testbed.bench.lanes import CONGESTION_CONTROL, Contender, Lane, Wanted, cou
 from testbed.bench.traffic import TICK_S
 from testbed.clock import now_s
 from testbed.errors import TestbedError
-from testbed.hosts import Spawner
+from testbed.netns.hosts import Spawner
+from testbed.netns.owned import Run
 from testbed.network import ALLOWED, AVAILABLE
-from testbed.owned import Run
 from testbed.units import MTU_BYTES, bps_from_mbps, bytes_per_s_from_bps
 from traces.trace import RateTrace, Trace
 

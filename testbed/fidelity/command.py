@@ -22,7 +22,6 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from testbed import owned
 from testbed.clock import now_s, utc_now, wall_offset_ns
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
@@ -30,6 +29,7 @@ from testbed.fidelity.capture import RETIRE_S, Tap, compress, require_tcpdump
 from testbed.fidelity.evidence import Course, Evidence, Folder, Said, write
 from testbed.host import host_facts
 from testbed.link import PathSpec
+from testbed.netns import owned
 from testbed.network import Lane, Network
 from testbed.results import check_base, give, new_folder
 from testbed.trial import partner, spread

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from testbed.drawing.svg import Frame, Scale, figure, line, line_path, path, step_points, text
 from testbed.errors import UserError
 from testbed.fidelity.audit import Audit, Comparison, Rates, Side, audit
 from testbed.fidelity.evidence import Folder, read
 from testbed.link import LATE_S, MAX_LATENESS_P99_S
 from testbed.records import LatenessRow
-from testbed.report import TEMPLATES, number, plain
+from testbed.report.page import TEMPLATES, number, plain
 from testbed.results import give
-from testbed.svg import Frame, Scale, figure, line, line_path, path, step_points, text
 from testbed.units import bits_from_bytes, mbps_from_bps, ms_from_s, s_from_ns
 from testbed.user import invoking_user
 

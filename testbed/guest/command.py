@@ -9,8 +9,8 @@ from pathlib import Path
 from testbed.clock import utc_now
 from testbed.errors import UserError
 from testbed.guest import image, machine
-from testbed.install import exit_code
 from testbed.progress import Progress, termination_interrupts
+from testbed.setup.install import exit_code
 
 TIMEOUT_S = 1800.0
 INTERRUPTED = 130

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import debian
 from testbed.errors import UserError
 from testbed.progress import Progress
+from testbed.setup import debian
 from testbed.user import DIE_WITH_STARTER
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from testbed import native
 from testbed.errors import TestbedError, UserError
 from testbed.link import BackEnd, Endpoint, Link, LinkReport, LinkSet, PathSpec
+from testbed.setup import native
 from testbed.shapers import codel, messages
 from testbed.shapers.accounts import report
 from testbed.shapers.encoding import encode

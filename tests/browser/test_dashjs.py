@@ -24,8 +24,8 @@ from players.dash.player import play
 from players.headless import PlayerRow
 from players.media import synthetic_manifest
 from players.throughput import ThroughputEstimate
-from testbed import dashjs, encode
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow
+from testbed.setup import dashjs, encode
 from testbed.units import kbps_from_bps
 from tests.unit.loopback import listening
 

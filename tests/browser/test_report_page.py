@@ -8,7 +8,8 @@ import pytest
 from fake_run import POLICIES, FakeRun
 
 from players.dash.devtools import Browser, chromium
-from testbed.results import ResultFolder, rebuild
+from testbed.report.build import build
+from testbed.results import ResultFolder
 
 pytestmark = pytest.mark.browser
 TRACES = 5
@@ -46,7 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ResultFolder.create(tmp_path_factory.mktemp("results"), fake.header(), datetime(2026, 11, 23, tzinfo=UTC))
     folder.extend(list(fake.events())[1:])
     folder.close()
-    rebuild(folder.path)
+    build(folder.path)
     return folder.path / "report.html"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_project import write
 
-from testbed import install
-from testbed.install import _read_state, lacks, set_up
 from testbed.progress import CommandFailed, Progress
+from testbed.setup import install
+from testbed.setup.install import _read_state, lacks, set_up
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent / 'unit'}"}
@@ -79,7 +79,7 @@ def running_in(folder: Path) -> list[int]:
 SET_UP = """
 import io, sys
 from pathlib import Path
-from testbed import install
+from testbed.setup import install
 from testbed.progress import Progress
 from tiny_project import recipe
 

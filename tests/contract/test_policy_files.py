@@ -1,5 +1,6 @@
 """A user's policy on the command line: what it prints, answers, raises or never answers, from `main` to the result folder."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import polars
 import pytest
 
-from testbed import prepared, simulation
+from controllers.abr import bba
+from testbed import policycards, simulation
 from testbed.cli import main
 
 MINE = """
@@ -28,6 +30,16 @@ def run(folder: Path, content: str, *arguments: str) -> tuple[int, Path]:
     out = str(folder / "results")
     given = ["--simulate", "--trace", str(folder / "steady.txt"), "--policies", f"bba,{folder}/mine.py", "--chunks", "5", "--out", out]
     return main([*given, *arguments]), folder / "results" / "latest"
+
+
+def test_a_run_says_which_file_a_policy_was(tmp_path: Path) -> None:
+    _, latest = run(tmp_path, MINE)
+    policies = json.loads((latest / "summary.json").read_text())["policies"]
+    files = {"mine": tmp_path / "mine.py", "bba": Path(bba.__file__)}
+    assert {name: each["source_sha256"] for name, each in policies.items()} == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    }
+    assert policies["mine"]["source_sha256"][:12] in (latest / "report.html").read_text()
 
 
 @pytest.mark.parametrize("answer", ["np.int64(1)", "True", "print('x' * 100_000) or sys.stdin.read() or 1"])
@@ -72,7 +84,7 @@ def test_a_policy_that_answers_no_level_has_invalid_trials(
 def test_a_policy_that_can_not_start_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: list[str]
 ) -> None:
-    monkeypatch.setattr(prepared, "LOAD_S", 2.0)
+    monkeypatch.setattr(policycards, "LOAD_S", 2.0)
     code, latest = run(tmp_path, content)
     said = capsys.readouterr().err
     assert (code, said.count("\n"), os.path.lexists(latest)) == (2, 1, False), said
@@ -82,7 +94,7 @@ def test_a_policy_that_can_not_start_is_told_before_anything_runs(
 
 def test_a_helper_that_a_policy_starts_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It inherits the process's standard error, and may outlive it."""
-    monkeypatch.setattr(prepared, "LOAD_S", 20.0)
+    monkeypatch.setattr(policycards, "LOAD_S", 20.0)
     helper = "    def reset(self, session, seed):\n        import subprocess; subprocess.Popen(['sleep', '30'])\n"
     assert run(tmp_path, MINE + helper)[0] == 0
 

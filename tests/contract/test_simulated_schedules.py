@@ -8,7 +8,7 @@ import pytest
 
 from testbed.cli import main
 from testbed.errors import UserError
-from testbed.results import rebuild
+from testbed.report.build import build
 from traces import tpch
 from traces.tpch import load_profiles
 
@@ -51,7 +51,7 @@ def test_records_of_simulated_schedules(folder: Path) -> None:
     report = (latest / "report.html").read_text()
     assert "Distribution over jobs" in report and "Jobs in the system" in report and report.count("executors over time") == 4
     before = (latest / "summary.json").read_bytes()
-    rebuild(latest.resolve())
+    build(latest.resolve())
     assert (latest / "summary.json").read_bytes() == before
     assert main(["--spec", str(latest / "experiment.toml"), "--seeds", "2"]) == 0
     again = json.loads((latest / "summary.json").read_text())

@@ -14,8 +14,8 @@ import pytest
 from quiet import begun, witnesses  # noqa: F401 (fixtures for all tests here)
 
 from testbed.link import PathSpec
+from testbed.netns.owned import run_lock
 from testbed.network import Network
-from testbed.owned import run_lock
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -10,9 +10,9 @@ import polars
 import pytest
 from conftest import descendants, interfaces, schedules_begun, start_schedules
 
-from testbed import native
 from testbed.bench.cjs_faults import CjsFaultsSettings, injected
-from testbed.owned import TOKEN_VARIABLE
+from testbed.netns.owned import TOKEN_VARIABLE
+from testbed.setup import native
 
 pytestmark = [
     pytest.mark.emulation,

@@ -12,8 +12,8 @@ import polars
 import pytest
 from test_run import events, nothing_left, ours, sound, start, trace, trials_of, wait_for
 
-from testbed import dashjs, encode
-from testbed.owned import STATE_DIR
+from testbed.netns.owned import STATE_DIR
+from testbed.setup import dashjs, encode
 
 __all__ = ["nothing_left", "trace"]
 pytestmark = [

@@ -13,10 +13,10 @@ import pytest
 from conftest import network
 from quiet import in_real_time
 
-from testbed import native
 from testbed.errors import UserError
 from testbed.link import Link, LinkReport, PathSpec
 from testbed.network import Lane
+from testbed.setup import native
 from testbed.shapers.kernel import netem_available
 from traces.trace import Conditions, OpportunityTrace, RateTrace, Trace
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import inside
 
-from testbed import native
+from testbed.setup import native
 from testbed.shapers import messages
 from testbed.shapers.kernelcalls import dropped_by_interface
 from testbed.shapers.messages import Attach, Course, Load, Request, Result, Stop

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from conftest import inside, network
 
-from testbed import native
 from testbed.errors import TestbedError
-from testbed.hosts import DIE_WITH_PARENT, Spawner
 from testbed.link import LinkReport, PathSpec
+from testbed.netns.hosts import DIE_WITH_PARENT, Spawner
+from testbed.netns.owned import run_lock
 from testbed.network import Network
-from testbed.owned import run_lock
+from testbed.setup import native
 from testbed.shapers.userspace import RelaySet
 from traces.trace import RateTrace
 

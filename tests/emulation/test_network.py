@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import FOREIGN, descendants, interfaces, namespaces, network
 
-from testbed import native
 from testbed.errors import UserError
 from testbed.link import PathSpec
+from testbed.netns.owned import Run, clean, run_lock
 from testbed.network import ALLOWED, Network
-from testbed.owned import Run, clean, run_lock
+from testbed.setup import native
 
 pytestmark = pytest.mark.emulation
 
@@ -25,7 +25,7 @@ import subprocess, sys, time
 from pathlib import Path
 from testbed.link import PathSpec
 from testbed.network import Network
-from testbed.owned import run_lock
+from testbed.netns.owned import run_lock
 quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 with run_lock("child", Path(sys.argv[1])) as run, Network(2, PathSpec(), "cubic", run) as net:
     net.lanes[0].popen_server(["sleep", "1000"], **quiet)
@@ -306,7 +306,7 @@ def test_a_signal_while_hosts_are_made_is_not_taken_for_a_missing_program(
     def end(*_: object, **__: object) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr("testbed.hosts._host_class", lambda: end)
+    monkeypatch.setattr("testbed.netns.hosts._host_class", lambda: end)
     with pytest.raises(error), network(tmp_path):
         pass
 

@@ -19,14 +19,14 @@ import pytest
 from conftest import descendants, inside, interfaces
 from quiet import in_real_time
 
-from testbed import native
 from testbed.errors import TestbedError, UserError
 from testbed.link import PathSpec
-from testbed.network import Network
-from testbed.owned import clean, run_lock
-from testbed.shapers.userspace import NO_OFFLOAD
+from testbed.netns.owned import clean, run_lock
 from testbed.star import Star
-from testbed.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
+from testbed.netns.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
+from testbed.network import Network
+from testbed.setup import native
+from testbed.shapers.userspace import NO_OFFLOAD
 from traces.trace import RateTrace
 
 pytestmark = [pytest.mark.emulation, in_real_time]
@@ -322,7 +322,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_the_relay_in_c_a_wire_through_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
-    monkeypatch.setattr("testbed.native.built", lambda: None)
+    monkeypatch.setattr("testbed.setup.native.built", lambda: None)
     with pytest.raises(UserError, match="need the relay in C") as refused, star(tmp_path, {"data": {"e0": WireSpec(1e6, by="relay")}}):
         pass
     assert str(refused.value) == NO_OFFLOAD
@@ -330,7 +330,7 @@ def test_without_the_relay_in_c_a_wire_through_it_is_refused(tmp_path: Path, mon
 
 
 def test_a_kernel_that_cannot_pace_is_a_users_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from testbed import wires
+    from testbed.netns import wires
 
     wires._require_tbf.cache_clear()
     monkeypatch.setattr(wires, "tried", lambda command: False)
@@ -341,9 +341,9 @@ def test_a_kernel_that_cannot_pace_is_a_users_matter(tmp_path: Path, monkeypatch
 FIREWALLED = """
 import sys
 from pathlib import Path
-from testbed.owned import run_lock
+from testbed.netns.owned import run_lock
 from testbed.star import Star
-from testbed.wires import WireSpec
+from testbed.netns.wires import WireSpec
 with run_lock(state_dir=Path(sys.argv[1])) as run, Star({"data": {f"e{i}": WireSpec(20e6) for i in range(2)}}, run, "reno") as one:
     sys.exit(one.popen("e0", ["ping", "-c", "1", "-W", "2", one.ip("data", "e1")]).wait())
 """

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from controllers.api import AbrSession, Manifest
-from testbed.abr import PathFacts, most_bytes, trial_row
+from testbed.abr import trial_row
+from testbed.verdict import PathFacts, most_bytes
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row
 from testbed.sim.abr import AbrSimulator
 from testbed.trial import Trial

@@ -8,7 +8,7 @@ import pytest
 from players.dash.stock import STOCK
 from testbed import recorder
 from testbed.errors import UserError
-from testbed.prepared import prepare
+from testbed.tasks import prepare
 from testbed.recorder import Played, twins
 from testbed.spec import Experiment
 from testbed.trial import BROWSER_LANES, DEFAULT_LANES, lanes

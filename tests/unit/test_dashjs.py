@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import dashjs, install
 from testbed.errors import TestbedError, UserError
+from testbed.setup import dashjs, install
 
 CONTENT = b"var dashjs;"
 
@@ -81,9 +81,9 @@ def test_the_browser_is_set_up_for_those_who_ask_for_it(arguments, groups, tmp_p
 def test_what_is_missing_of_the_browser_is_named_with_what_makes_it(monkeypatch):
     monkeypatch.setattr(install.debian, "missing", lambda wanted: [])
     monkeypatch.setattr(install.shutil, "which", lambda name: None)
-    asset = install.Asset("the film", lambda: False, "testbed.encode", "ffmpeg")
+    asset = install.Asset("the film", lambda: False, "testbed.setup.encode", "ffmpeg")
     group = install.Group(browser=True, assets=(asset,))
     recipe = install.Recipe(root=True)
     assert install._lacking_packages(recipe, [group]) == ["chromium", "ffmpeg"]
-    there = install.Group(browser=True, assets=(install.Asset("the film", lambda: True, "testbed.encode", "ffmpeg"),))
+    there = install.Group(browser=True, assets=(install.Asset("the film", lambda: True, "testbed.setup.encode", "ffmpeg"),))
     assert install._lacking_packages(recipe, [there]) == ["chromium"]

@@ -8,10 +8,11 @@ import sys
 import pytest
 from rich.console import Console
 
-from testbed import doctor, host, install, native
+from testbed import doctor, host
 from testbed.doctor import LACKS, Finding, examine, main
 from testbed.errors import UserError
 from testbed.host import host_facts, versions
+from testbed.setup import install, native
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from controllers.api import Manifest
 from players import origin
 from players.config import OriginConfig, OriginRequest
 from players.encoded import load_film, mpd
-from testbed import encode
 from testbed.errors import TestbedError, UserError
+from testbed.setup import encode
 from tests.unit.loopback import listening
 
 VIDEO = Manifest("tiny", 4.0, (300_000, 750_000), ((2_000, 70_000), (1_108, 1_109)))

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from controllers.api import Manifest
 from testbed import experiment
-from testbed.abr import PathFacts
-from testbed.prepared import PolicyCard, PreparedPlaybacks, job
+from testbed.verdict import PathFacts
+from testbed.abr import PreparedPlaybacks, job
+from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder
 from testbed.spec import Experiment
 from testbed.trial import plan

@@ -9,7 +9,7 @@ import pytest
 from testbed.errors import TestbedError, UserError
 from testbed.guest import image, machine
 from testbed.guest.command import main
-from testbed.install import GROUPS
+from testbed.setup.install import GROUPS
 
 RECIPE = image.Recipe("bookworm", "linux-image-6.1.0-56-cloud-amd64=6.1.192-2", ("numpy==2",))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny_project import PYPROJECT, fake_venv, recipe, write
 
-from testbed import debian, install
 from testbed.errors import TestbedError, UserError
-from testbed.install import State, _read_state, _write_state, lacks, set_up
 from testbed.progress import Progress
+from testbed.setup import debian, install
+from testbed.setup.install import State, _read_state, _write_state, lacks, set_up
 
 
 def quiet() -> Progress:

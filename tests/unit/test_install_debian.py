@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import debian
 from testbed.errors import TestbedError, UserError
 from testbed.progress import CommandFailed, Progress
+from testbed.setup import debian
 
 LOG = 'echo "$(basename "$0") $*" >> "$LOG"\n'
 

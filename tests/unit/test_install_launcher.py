@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import install
+from testbed.setup import install
 
 CHECKOUT = Path(__file__).parents[2]
 NEEDED = (

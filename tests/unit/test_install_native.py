@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_project import fake_venv, write
 
-from testbed import debian, install, native
-from testbed.install import State, _write_state, lacks, set_up
 from testbed.progress import Progress
+from testbed.setup import debian, install, native
+from testbed.setup.install import State, _write_state, lacks, set_up
 
 MISSING = ("the relay in C",)
 needs_compiler = pytest.mark.skipif(not shutil.which(native.COMPILER), reason="no C compiler")

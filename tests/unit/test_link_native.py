@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import native
+from testbed.setup import native
 from testbed.shapers import messages
 from testbed.shapers.bottleneck import MAX_INSIDE_BYTES, Bottleneck
 from testbed.shapers.codel import CoDel

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from testbed import owned
 from testbed.docker import sweep
 from testbed.errors import TestbedError, UserError
-from testbed.owned import (
+from testbed.netns import owned
+from testbed.netns.owned import (
     TOKEN_VARIABLE,
     ChangedSetting,
     Cleaned,
@@ -229,7 +229,7 @@ def test_the_lock_dies_with_its_holder_and_not_with_its_children(tmp_path: Path)
     code = """
 import subprocess, sys
 from pathlib import Path
-from testbed.owned import run_lock
+from testbed.netns.owned import run_lock
 with run_lock(state_dir=Path(sys.argv[1])) as run:
     print(subprocess.Popen(["sleep", "300"], stdout=subprocess.DEVNULL, env=run.environment({"PATH": "/usr/bin:/bin"})).pid, flush=True)
     sys.stdin.read()
@@ -249,7 +249,7 @@ def forked_orphan(folder: Path, holds_s: float) -> int:
     code = """
 import os, sys, time
 from pathlib import Path
-from testbed.owned import run_lock
+from testbed.netns.owned import run_lock
 with run_lock(state_dir=Path(sys.argv[1])):
     if child := os.fork():
         print(child, flush=True)
@@ -274,7 +274,7 @@ def test_the_child_that_a_killed_run_was_just_starting_is_waited_for(tmp_path: P
 
 def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = forked_orphan(tmp_path, 60)
-    monkeypatch.setattr("testbed.owned.ORPHAN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("testbed.netns.owned.ORPHAN_TIMEOUT_S", 0.05)
     try:
         with pytest.raises(UserError, match="another run is under way"):
             clean(tmp_path)

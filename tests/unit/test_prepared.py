@@ -8,7 +8,8 @@ import pytest
 
 from testbed.errors import UserError
 from testbed.experiment import _header
-from testbed.prepared import PreparedPlaybacks, job, prepare
+from testbed.abr import PreparedPlaybacks, job
+from testbed.tasks import prepare
 from testbed.spec import Experiment, from_toml
 from testbed.twin import SimulationJob, simulate
 from traces.catalog import load_catalog

@@ -18,13 +18,14 @@ from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
 from testbed.link import LinkReport
 from testbed.live import LiveView
-from testbed.prepared import PolicyCard, PreparedPlaybacks, job
+from testbed.abr import PreparedPlaybacks, job
+from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder, twins
 from testbed.records import PlaybackEndRow
+from testbed.report.summary import summarise
 from testbed.results import ResultFolder
 from testbed.spec import Experiment
 from testbed.stats import compare, last_attempts
-from testbed.summary import summarise
 from testbed.trial import plan
 from testbed.twin import simulate
 from traces.trace import RateTrace

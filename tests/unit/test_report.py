@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from testbed import stats
 from testbed.events import Run, read_run
-from testbed.paper import export
 from testbed.records import OptimumRow, RunHeader, TraceRow, TrialRow
-from testbed.report import Page, render
-from testbed.results import ResultFolder, rebuild
-from testbed.sessions import ARRIVED_BYTES, _rates
-from testbed.summary import summarise
-from testbed.timeline import buffer_points, capacity
+from testbed.report.build import build
+from testbed.report.page import Page, render
+from testbed.report.paper import export
+from testbed.report.sessions import ARRIVED_BYTES, _rates
+from testbed.report.summary import summarise
+from testbed.report.timeline import buffer_points, capacity
+from testbed.results import ResultFolder
 
 FIDELITY = (
     "verdict",
@@ -447,7 +448,7 @@ def test_delivered_rate_is_that_of_the_links_counters(tmp_path):
 
 def test_figures_for_a_paper_embed_their_fonts(tmp_path):
     folder = folder_of(tmp_path, FakeRun(traces=4, source="model"))
-    rebuild(folder, figures="pdf")
+    build(folder, figures="pdf")
     names = sorted(p.name for p in (folder / "figures").iterdir())
     assert names == ["decision_latency.pdf", "qoe_cdf.pdf", "qoe_difference.pdf", "qoe_mean.pdf"]
     for name in names:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import outline, run_of
 
-from testbed import linkfigures
-from testbed.linkfigures import Windows
-from testbed.linkpage import LinkPage, late_pct, nearness
 from testbed.records import HostRow, LatenessRow, LinkRow, TrialRow
-from testbed.report import render
+from testbed.report import linkfigures
+from testbed.report.linkfigures import Windows
+from testbed.report.links import LinkPage, late_pct, nearness
+from testbed.report.page import render
+from testbed.report.summary import summarise
 from testbed.stats import last_attempts
-from testbed.summary import summarise
 
 
 def page_text(run) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.svg import Scale, figure, line_path, marker, num, padded, step_points, text, tick_label
+from testbed.drawing.svg import Scale, figure, line_path, marker, num, padded, step_points, text, tick_label
 
 ranges = st.tuples(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4)).map(lambda r: (r[0], r[0] + r[1]))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from testbed.errors import UserError
 from testbed.events import TABLES, frame, read_run, schema
 from testbed.records import ChunkRow, EndRow, Event, SimulatedRow, TrialRow
-from testbed.results import ResultFolder, rebuild, trace_row
+from testbed.report.build import build
+from testbed.results import ResultFolder, trace_row
 from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
 
 NOW = datetime(2026, 11, 23, 18, 47, 5, tzinfo=UTC)
@@ -31,6 +33,11 @@ def written(base: Path, fake: FakeRun = SMALL) -> ResultFolder:
     folder = ResultFolder.create(base, fake.header(), NOW)
     folder.extend(event for event in list(fake.events())[1:] if not isinstance(event, EndRow))
     return folder
+
+
+def finished(folder: ResultFolder, reason: str = "complete") -> dict[str, Any]:
+    folder.finish(reason)
+    return build(folder.path, folder.owner)
 
 
 def test_folder_is_named_after_time_and_task_and_holds_the_header_at_once(tmp_path):
@@ -69,7 +76,7 @@ def test_every_row_is_in_the_file_when_append_returns(tmp_path):
 
 
 def test_finish_writes_everything_derived(tmp_path):
-    summary = written(tmp_path).finish()
+    summary = finished(written(tmp_path))
     path = tmp_path / "latest"
     assert {p.name for p in path.iterdir()} == DERIVED | {"events.jsonl", "experiment.toml"}
     assert json.loads((path / "summary.json").read_text()) == summary
@@ -81,12 +88,12 @@ def test_finish_writes_everything_derived(tmp_path):
 
 
 def test_everything_derived_comes_back_from_the_events_alone(tmp_path):
-    summary = written(tmp_path).finish()
+    summary = finished(written(tmp_path))
     path = (tmp_path / "latest").resolve()
     before = {name: (path / name).read_bytes() for name in DERIVED}
     for name in DERIVED:
         (path / name).unlink()
-    assert rebuild(path) == summary
+    assert build(path) == summary
     assert {name: (path / name).read_bytes() for name in DERIVED} == before
 
 
@@ -95,6 +102,7 @@ def test_run_killed_by_signal_9_still_gives_a_report(tmp_path):
 import os, signal, sys
 from datetime import datetime, UTC
 from pathlib import Path
+from typing import Any
 from fake_run import FakeRun
 from testbed.results import ResultFolder
 fake = FakeRun(traces=2, policies=("netllm", "bba"), chunks=4, link_rows=False)
@@ -107,7 +115,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    summary = rebuild((tmp_path / "latest").resolve())
+    summary = build((tmp_path / "latest").resolve())
     assert summary["policies"]["netllm"]["trials"] == 2 and summary["policies"]["bba"]["trials"] == 1
     assert summary["unfinished"] == 1
     assert any("cut short" in note for note in summary["notes"])
@@ -133,7 +141,7 @@ def test_line_spoilt_in_the_middle_is_named(tmp_path):
     lines[4] = b'{"event":"chunk","trial_id":3}\n'
     (path / "events.jsonl").write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"events\.jsonl, line 5: .*wanted one event"):
-        rebuild(path)
+        build(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello\n", b'{"event":"end","ended_utc":"","reason":""}\n'])
@@ -141,12 +149,12 @@ def test_folder_that_is_no_result_is_the_users_mistake(tmp_path, content):
     if content is not None:
         (tmp_path / "events.jsonl").write_bytes(content)
     with pytest.raises(UserError):
-        rebuild(tmp_path)
+        build(tmp_path)
     assert not (tmp_path / "summary.json").exists()
 
 
 def test_tables_are_typed_even_when_empty(tmp_path):
-    ResultFolder.create(tmp_path, SMALL.header(), NOW).finish("interrupted")
+    finished(ResultFolder.create(tmp_path, SMALL.header(), NOW), "interrupted")
     for name, row in TABLES.items():
         table = pl.read_parquet(tmp_path / "latest" / f"{name}.parquet")
         assert table.height == 0 and dict(table.schema) == schema(row)
@@ -209,7 +217,7 @@ def test_many_rows_are_read_in_batches(tmp_path, monkeypatch):
 def test_folder_belongs_to_who_called_sudo(tmp_path, monkeypatch):
     monkeypatch.setenv("SUDO_UID", "12345")
     monkeypatch.setenv("SUDO_GID", "23456")
-    written(tmp_path / "new" / "results").finish()
+    finished(written(tmp_path / "new" / "results"))
     made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
     assert len(made) > 8
     assert {(p.lstat().st_uid, p.lstat().st_gid) for p in made} == {(12345, 23456)}

@@ -10,8 +10,8 @@ from rich.console import Console
 from testbed.events import read_run
 from testbed.live import LiveView, print_summary
 from testbed.records import TrialRow
+from testbed.report.summary import summarise
 from testbed.results import ResultFolder
-from testbed.summary import summarise
 
 FAKE = FakeRun(traces=2, policies=("netllm", "bba"), chunks=10, link_rows=False, fallback_share=0.3)
 

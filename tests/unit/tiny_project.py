@@ -3,7 +3,7 @@
 import platform
 from pathlib import Path
 
-from testbed.install import Recipe
+from testbed.setup.install import Recipe
 
 PYPROJECT = """\
 [build-system]

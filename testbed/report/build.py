@@ -9,12 +9,18 @@ import msgspec
 
 from testbed.errors import TestbedError
 from testbed.events import read_run
-from testbed.report import render
-from testbed.summary import summarise
+from testbed.report.page import render
+from testbed.report.summary import summarise
+from testbed.results import give
+from testbed.user import User, invoking_user
 
 
-def build(folder: Path, figures: str | None = None) -> dict[str, Any]:
-    """Write all derived files of a result folder anew and return the summary."""
+def build(folder: Path, owner: User | None = None, figures: str | None = None) -> dict[str, Any]:
+    """Make everything derived in a result folder anew from its `events.jsonl`; returns the summary.
+
+    Works on the folder of a killed run. `figures` (pdf, png or svg) also writes figures for a paper into `figures/`. All of it is given to
+    the `owner` (default: the invoking user).
+    """
     run = read_run(folder)
     summary = summarise(run)
     for name, table in run.tables.items():
@@ -24,9 +30,10 @@ def build(folder: Path, figures: str | None = None) -> dict[str, Any]:
     page = render(run, summary).encode()
     _replace(folder / "report.html", lambda path: path.write_bytes(page))
     if figures is not None:
-        from testbed.paper import export  # matplotlib takes a second to load
+        from testbed.report.paper import export  # matplotlib takes a second to load
 
         export(run, folder / "figures", figures)
+    give(folder, owner or invoking_user())
     return summary
 
 

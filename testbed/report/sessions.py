@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
+from testbed.drawing.figures import Look
 from testbed.events import Run
-from testbed.figures import Look
-from testbed.linkfigures import WINDOW_S
 from testbed.records import ChunkRow, DecisionRow, StallRow, TrialRow
+from testbed.report.linkfigures import WINDOW_S
+from testbed.report.summary import main_policy
+from testbed.report.timeline import Session, extent, timeline
 from testbed.results import as_trace
-from testbed.summary import main_policy
-from testbed.timeline import Session, extent, timeline
 from testbed.units import bits_from_bytes, mbps_from_bps
 
 MOST_TIMELINES = 96

@@ -7,13 +7,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from testbed.drawing.figures import Look
+from testbed.drawing.typography import COLUMN_INCHES, DASHES, FORMATS, STYLE, save
 from testbed.errors import UserError
 from testbed.events import Run
-from testbed.figures import Look
-from testbed.report import Page
-from testbed.summary import summarise
+from testbed.report.page import Page
+from testbed.report.summary import summarise
 from testbed.terminal import MODELLED
-from testbed.typography import COLUMN_INCHES, DASHES, FORMATS, STYLE, save
 
 
 def export(run: Run, folder: Path, form: str) -> list[Path]:

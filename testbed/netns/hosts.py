@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-from testbed import native
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
 from testbed.host import namespace_made
-from testbed.owned import Run
+from testbed.netns.owned import Run
+from testbed.setup import native
 
 TERM_S = 1.0
 """From SIGTERM to SIGKILL."""

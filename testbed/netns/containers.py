@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.docker import docker
-from testbed.owned import Run
+from testbed.netns.owned import Run
 from testbed.user import User
 
 IMAGE = "netllm-testbed-executor:bind"
@@ -78,7 +78,7 @@ def _mounts() -> list[str]:
         sys.prefix,
         sys.base_prefix,
         str(Path.cwd()),
-        str(Path(__file__).parents[1]),
+        str(Path(__file__).parents[2]),
     }
     kept = [
         path for path in sorted(shown) if os.path.exists(path) and not any(path.startswith(f"{other}/") for other in shown if other != path)

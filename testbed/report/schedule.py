@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from testbed import figures
+from testbed.drawing import figures
+from testbed.drawing.figures import Look
+from testbed.drawing.svg import Frame, Scale, figure, line, num, padded, rect, text, tick_label
 from testbed.events import Run
-from testbed.figures import Look
 from testbed.records import ScheduleRow
-from testbed.svg import Frame, Scale, figure, line, num, padded, rect, text, tick_label
 
 WIDTH = 1120
 ROW = 12

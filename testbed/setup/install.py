@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from testbed import dashjs, debian, encode, host, native
+from testbed import host
 from testbed.errors import TestbedError, UserError, suggestion
 from testbed.progress import CommandFailed, Progress, termination_interrupts
+from testbed.setup import dashjs, debian, encode, native
 from testbed.user import User, invoking_user
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON = (3, 11)
 FIRST_TIME = (
     "The first time takes some minutes (apt-get and pip download, PyTorch most of all) and 2 GB of disk, "
@@ -59,8 +60,8 @@ GROUPS = {
     "browser": Group(
         browser=True,
         assets=(
-            Asset(f"dash.js {dashjs.VERSION} from npm", dashjs.fetched, "testbed.dashjs", "npm"),
-            Asset("the film that browsers play", encode.made, "testbed.encode", "ffmpeg"),
+            Asset(f"dash.js {dashjs.VERSION} from npm", dashjs.fetched, "testbed.setup.dashjs", "npm"),
+            Asset("the film that browsers play", encode.made, "testbed.setup.encode", "ffmpeg"),
         ),
     ),
     "test": Group(apt=("iputils-ping",), extras=("test",)),

@@ -10,12 +10,13 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from testbed import linkfigures, stats
+from testbed import stats
 from testbed.events import Run
 from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT
-from testbed.linkfigures import WINDOW_S, Windows
 from testbed.records import HostRow, TrialRow
-from testbed.summary import repeated, verdict
+from testbed.report import linkfigures
+from testbed.report.linkfigures import WINDOW_S, Windows
+from testbed.report.summary import repeated, verdict
 from testbed.units import ms_from_s
 
 MOST_PICTURES = 4

@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from testbed.errors import TestbedError, UserError
-from testbed.hosts import Spawner, run_scripts
-from testbed.hostsetup import RING_PACKETS, Port
 from testbed.link import Endpoint, Link, LinkReport, PathSpec
+from testbed.netns.hosts import Spawner, run_scripts
+from testbed.netns.hostsetup import RING_PACKETS, Port
 from testbed.shapers.kernel import tried
 from testbed.shapers.userspace import RelaySet
 from testbed.units import ETHERNET_BYTES, MTU_BYTES, bytes_per_s_from_bps

@@ -7,9 +7,9 @@ from html import escape
 
 import numpy as np
 
+from testbed.drawing.svg import Frame, Scale, figure, line, line_path, marker, num, padded, path, rect, signed, text, tick_label
 from testbed.metrics import REBUF_PENALTY
 from testbed.stats import Estimate
-from testbed.svg import Frame, Scale, figure, line, line_path, marker, num, padded, path, rect, signed, text, tick_label
 
 WIDTH = 560
 HEIGHT = 330

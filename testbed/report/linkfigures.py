@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from testbed.drawing.svg import Frame, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.records import HostRow, LatenessRow, TrialRow
-from testbed.svg import Frame, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.units import bits_from_bytes, kilobytes_from_bytes, mbps_from_bps
 
 WIDTH = 1120

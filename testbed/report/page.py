@@ -11,16 +11,16 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from testbed import figures, linkpage, stats
+from testbed import stats
+from testbed.drawing import figures
+from testbed.drawing.figures import Look
 from testbed.events import Run
-from testbed.figures import Look
-from testbed.linkpage import LinkPage
 from testbed.records import OptimumRow, TrialRow
-from testbed.results import as_trace
-from testbed.schedulepage import SchedulePage
-from testbed.sessions import groups, selection_sentence
-from testbed.stats import AnyTrialRow
-from testbed.summary import (
+from testbed.report import links
+from testbed.report.links import LinkPage
+from testbed.report.schedule import SchedulePage
+from testbed.report.sessions import groups, selection_sentence
+from testbed.report.summary import (
     AGREEMENT_LEAST,
     AGREEMENT_SHARE,
     COMPONENTS,
@@ -32,11 +32,13 @@ from testbed.summary import (
     modelled,
     policy_names,
 )
+from testbed.report.viewing import ViewingPage
+from testbed.results import as_trace
+from testbed.stats import AnyTrialRow
 from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
-from testbed.viewingpage import ViewingPage
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).parents[1] / "templates"
 TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
 OPTIMUM = "Offline optimum"
 METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "viewport_qoe": "QoE", "mae_deg": "MAE"}
@@ -291,6 +293,8 @@ class Page:
             rows.append((label, shown))
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))
+        if sources := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get("source_sha256"))]:
+            rows.append(("Policies' files, sha256", ", ".join(sources)))
         return rows
 
     def table(self) -> dict[str, Any]:
@@ -425,7 +429,7 @@ class Page:
         """The links' and the host's part; None in simulation, and for schedules, whose links come by the dozen."""
         if self.schedules:
             return None
-        return linkpage.of_run(self.run, self.summary)
+        return links.of_run(self.run, self.summary)
 
     def twins(self) -> dict[str, Any] | None:
         """Emulation beside simulation; None when no twin was simulated."""

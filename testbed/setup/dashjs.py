@@ -1,6 +1,6 @@
 """dash.js as its authors publish it on npm: one version, pinned by its hash, fetched once into the cache. Standard library only.
 
-`python -m testbed.dashjs` fetches it. BSD-3 licence, © its authors; nothing of it is in this repository.
+`python -m testbed.setup.dashjs` fetches it. BSD-3 licence, © its authors; nothing of it is in this repository.
 """
 
 import hashlib

@@ -7,10 +7,10 @@ from html import escape
 import msgspec
 import numpy as np
 
-from testbed.figures import Look
+from testbed.drawing.figures import Look
+from testbed.drawing.svg import Frame, Point, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.records import ChunkRow, DecisionRow, OptimumRow, StallRow, TraceRow, TrialRow
 from testbed.results import as_trace
-from testbed.svg import Frame, Point, Scale, figure, line, line_path, num, path, rect, step_points, text
 from testbed.units import bits_from_bytes, mbps_from_bps, ms_from_s
 
 WIDTH = 1120

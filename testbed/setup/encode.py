@@ -2,7 +2,7 @@
 
 All levels have one small resolution, so that no player falls behind in decoding and calls that a stall; a white bar in the picture
 grows with the level. Segments are smaller than any manifest's chunks: the origin pads each to the manifest's very size
-(`players.encoded`), and one film serves every manifest. `python -m testbed.encode` makes it, in the cache.
+(`players.encoded`), and one film serves every manifest. `python -m testbed.setup.encode` makes it, in the cache.
 """
 
 import hashlib

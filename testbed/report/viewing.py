@@ -8,11 +8,11 @@ import polars as pl
 from markupsafe import Markup
 
 from players.tiles import BITRATES_BPS, COLUMNS, ROWS, SEGMENT_S
-from testbed import figures
+from testbed.drawing import figures
+from testbed.drawing.figures import Look
+from testbed.drawing.svg import Frame, Scale, figure, line, padded, rect, text
 from testbed.events import Run
-from testbed.figures import Look
 from testbed.records_vp import ViewingRow
-from testbed.svg import Frame, Scale, figure, line, padded, rect, text
 from testbed.units import mbps_from_bps
 
 WIDTH = 1120

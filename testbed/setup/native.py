@@ -14,7 +14,7 @@ from pathlib import Path
 from testbed.errors import TestbedError
 from testbed.user import User
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 COMPILER = "cc"
 FLAGS = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-ffp-contract=off")
 """Contraction into fused multiply-add would round otherwise than Python does."""
