@@ -7,7 +7,7 @@ package loads no torch.
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"collect": "netllm.experience", "adapt": "netllm.adapt", "test": "netllm.suite.run"}
+_HOMES = {"collect": "netllm.abr.experience", "adapt": "netllm.abr.adapt", "test": "netllm.abr.suite.run"}
 
 __all__ = ["adapt", "collect", "test"]
 

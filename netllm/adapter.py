@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
-from netllm.cjs.graph import CjsModel
+from netllm.graph import CjsModel
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask

@@ -25,20 +25,20 @@ class Work(NamedTuple):
 RESUMES, GOES_ON, ANEW = "--resume goes on from the last checkpoint", "the same command goes on from here", "the same command begins anew"
 COMMANDS: dict[str, dict[str, Work]] = {
     "adapt": {
-        "abr": Work("train for adaptive bitrate, on teachers' labels", "netllm.adapt", "AdaptSettings", "adapt", RESUMES),
-        "abr-choose": Work("choose among adapters for adaptive bitrate", "netllm.choose", "ChooseSettings", "choose", ANEW),
+        "abr": Work("train for adaptive bitrate, on teachers' labels", "netllm.abr.adapt", "AdaptSettings", "adapt", RESUMES),
+        "abr-choose": Work("choose among adapters for adaptive bitrate", "netllm.abr.choose", "ChooseSettings", "choose", ANEW),
         "cjs": Work("train for cluster job scheduling, on look-ahead", "netllm.cjs.adapt", "CjsAdaptSettings", "adapt", RESUMES),
         "cjs-trust": Work("choose how far that adapter leans on a rule", "netllm.cjs.trust", "TrustSettings", "choose", ANEW),
-        "vp": Work("train for viewport prediction, on head movement", "netllm.vp_adapt", "VpAdaptSettings", "adapt", RESUMES),
+        "vp": Work("train for viewport prediction, on head movement", "netllm.vp.adapt", "VpAdaptSettings", "adapt", RESUMES),
     },
     "ablate": {
-        "abr": Work("adaptive bitrate, one thing changed at a time", "netllm.ablate", "AblateSettings", "ablate", GOES_ON),
-        "vp": Work("viewport prediction, one thing changed at a time", "netllm.vp_ablate", "VpAblateSettings", "ablate", GOES_ON),
+        "abr": Work("adaptive bitrate, one thing changed at a time", "netllm.abr.ablate", "AblateSettings", "ablate", GOES_ON),
+        "vp": Work("viewport prediction, one thing changed at a time", "netllm.vp.ablate", "VpAblateSettings", "ablate", GOES_ON),
     },
     "evaluate": {
-        "abr": Work("policies for adaptive bitrate", "netllm.suite.run", "EvaluateSettings", "test", GOES_ON),
-        "cjs": Work("policies for cluster job scheduling", "netllm.cjs_suite.run", "CjsEvaluateSettings", "test", GOES_ON),
-        "vp": Work("policies for viewport prediction", "netllm.vp_suite.run", "VpEvaluateSettings", "test", ANEW),
+        "abr": Work("policies for adaptive bitrate", "netllm.abr.suite.run", "EvaluateSettings", "test", GOES_ON),
+        "cjs": Work("policies for cluster job scheduling", "netllm.cjs.suite.run", "CjsEvaluateSettings", "test", GOES_ON),
+        "vp": Work("policies for viewport prediction", "netllm.vp.suite.run", "VpEvaluateSettings", "test", ANEW),
     },
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from controllers.loader import PolicyFactory
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-_MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised cjs/graph tasks/*"
+_MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised graph tasks/*"
 MODEL = tuple(f"netllm/{name}.py" for name in _MODULES.split())
 """Sources that decide what a language model answers."""
 WEIGHTS, ADAPTER = "weights", "adapter"

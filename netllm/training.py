@@ -1,4 +1,4 @@
-"""The parts of a training step: batches, loss, optimiser. What to learn is decided in `adapt.py`."""
+"""The parts of a training step that tasks share: optimiser, rates, running mean. What is learnt is the task's: batches and loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from controllers.ladder import places
-from netllm.experience import Episode
-from netllm.heads import ALLOWED
-from netllm.model import TaskModel, as_tensors
-from netllm.tasks.abr import AbrTask, session_features
-
-LABEL = "label"
-WEIGHT = "weight"
+from netllm.model import TaskModel
 
 
 @dataclass(frozen=True)
@@ -39,40 +32,6 @@ class OptimiserSettings:
     """Sessions per micro-batch."""
     accumulation: int = 1
     """Micro-batches per optimiser step."""
-
-
-def prepare(task: AbrTask, episodes: Sequence[Episode]) -> list[dict[str, np.ndarray]]:
-    """Features and labels of each session, labels put into slots: one dictionary of arrays (T, ...) per session."""
-    return [_prepared(task, episode) for episode in episodes]
-
-
-def _prepared(task: AbrTask, episode: Episode) -> dict[str, np.ndarray]:
-    features = session_features(task, episode.session, episode.chunks)
-    labels = np.zeros((len(episode.chunks) - 1, task.choices), dtype=np.float32)
-    for level, slot in enumerate(places(episode.session.video.bitrates_bps, task.ladder_bps).slot_of_level):
-        labels[:, slot] += episode.labels[:, level]
-    return features | {LABEL: labels, WEIGHT: np.ones(len(labels), dtype=np.float32)}
-
-
-def stack(sessions: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """A batch (B, T, ...). Shorter sessions are padded at their end, where attention to the past can't see it, with weight 0."""
-    longest = max(len(each[WEIGHT]) for each in sessions)
-    return {name: np.stack([_padded(each[name], longest, name) for each in sessions]) for name in sessions[0]}
-
-
-def _padded(values: np.ndarray, length: int, name: str) -> np.ndarray:
-    pad = np.zeros((length - len(values), *values.shape[1:]), dtype=values.dtype)
-    if name == ALLOWED:
-        pad[:] = True
-    return np.concatenate([values, pad])
-
-
-def loss_of(model: TaskModel, batch: dict[str, np.ndarray]) -> torch.Tensor:
-    """Mean cross-entropy against the teacher's probabilities over all decisions of the batch, in nats."""
-    tensors = as_tensors(batch)
-    log_probabilities = model(tensors)
-    terms = torch.where(tensors[LABEL] > 0, tensors[LABEL] * log_probabilities, 0.0).sum(-1)  # (B, T)
-    return -(terms * tensors[WEIGHT]).sum() / tensors[WEIGHT].sum()
 
 
 def make_optimiser(model: TaskModel, settings: OptimiserSettings) -> torch.optim.AdamW:
@@ -108,7 +67,7 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     settings: OptimiserSettings,
     batches: Sequence[Any],
-    loss_of: Callable[[Any, Any], torch.Tensor] = loss_of,
+    loss_of: Callable[[Any, Any], torch.Tensor],
 ) -> float:
     """One optimiser step over the micro-batches; returns the mean loss. `loss_of` is the task's, of model and batch."""
     optimiser.zero_grad(set_to_none=True)

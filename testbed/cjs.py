@@ -13,7 +13,6 @@ from typing import Any
 
 from controllers.api import CjsSession
 from controllers.loader import KINDS, discover
-from testbed.verdict import PathFacts
 from testbed.policycards import describe_policies
 from testbed.prepared import Prepared, from_anywhere
 from testbed.pressure import Strain
@@ -23,6 +22,7 @@ from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
 from testbed.trial import in_turn, spread
 from testbed.twin_cjs import ScheduleJob
+from testbed.verdict import PathFacts
 from traces.store import resolve
 from traces.tpch_own import find_profiles
 from traces.trace import RateTrace, Trace

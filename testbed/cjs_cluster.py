@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from testbed.verdict import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.cjs import PreparedSchedules, ScheduleTrial
 from testbed.clock import now_s
@@ -34,14 +33,15 @@ from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.link import LinkReport
 from testbed.netns import owned
 from testbed.netns.containers import Containers
-from testbed.star import Star
 from testbed.netns.wires import UNSHAPED, Wire, WireSpec
 from testbed.pressure import Sampler
 from testbed.recorder import Recorder
 from testbed.records import ExecutorRow, LinkRow, Row, ScheduleBeginRow
 from testbed.records_trial import Drops
+from testbed.star import Star
 from testbed.units import ms_from_s, s_from_ms
 from testbed.user import User, home, invoking_user, popen_tied
+from testbed.verdict import PathFacts
 
 DATA, CONTROL = "data", "control"
 SCHEDULER, CONTROLLER = "scheduler", "controller"

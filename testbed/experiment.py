@@ -12,22 +12,23 @@ import msgspec
 from rich.console import Console
 
 from players.dash.stock import STOCK
+from testbed.abr import PreparedPlaybacks
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
 from testbed.live import LiveView, View, print_summary
 from testbed.netns.owned import require_root, undisturbed
 from testbed.optima import one_a_cell, optima
-from testbed.abr import PreparedPlaybacks
 from testbed.policycards import PolicyCard, describe_policies
 from testbed.prepared import Prepared, PreparedInLanes
-from testbed.tasks import prepare
 from testbed.recorder import Recorder, schedule_twins, twins
 from testbed.records import OptimumRow, RunHeader
 from testbed.results import ResultFolder, check_base, trace_row
 from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
+from testbed.tasks import prepare
+from testbed.user import User
 from traces.store import TraceSet
 
 LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from players.config import OriginLine, OriginReady, PlayerConfig
-from testbed.verdict import PathFacts
 from testbed.child import LIGHT, Child
 from testbed.clock import now_s
 from testbed.controller import PORT, Controller
@@ -23,6 +22,7 @@ from testbed.records import Row
 from testbed.records_trial import Drops
 from testbed.trial import Trial
 from testbed.units import bytes_per_s_from_bps, ms_from_s
+from testbed.verdict import PathFacts
 
 ORIGIN_PORT = 8000
 ORIGIN_READY_S = 60.0

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from testbed.errors import TestbedError, UserError
 from testbed.abr import PreparedPlaybacks, job
+from testbed.errors import TestbedError, UserError
 from testbed.records import ChunkRow, OptimumRow, PlaybackEndRow, Row
 from testbed.sim.abr import OPTIMUM_GRID_S
 from testbed.simulation import simulate

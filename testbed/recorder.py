@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from players.dash.stock import STOCK
-from testbed.verdict import PathFacts, only_its_link_failed
-from testbed.live import View
 from testbed.abr import PreparedPlaybacks, job
+from testbed.live import View
 from testbed.prepared import Prepared
 from testbed.pressure import NO_STRAIN, Strain, strain
 from testbed.records import ChunkRow, HostRow, Row, ScheduleEndRow, SimulatedRow
 from testbed.results import ResultFolder
 from testbed.simulation import simulate
+from testbed.verdict import PathFacts, only_its_link_failed
+
 
 @dataclass(frozen=True)
 class Played:

@@ -22,6 +22,8 @@ LEAST_FOR_INTERVAL = 3
 """With fewer measurements there is no interval: two points can't say how far a third may lie."""
 TIE = 1e-9
 """Differences up to this, in the metric's unit, are ties: rounding, not behaviour."""
+SIGNIFICANT = 0.05
+"""A verdict wants an adjusted p value below this."""
 LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
 """Metrics that are costs; all others are gains."""
 
@@ -87,6 +89,41 @@ def estimate(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] 
     error = (count / (count - 1) * np.sum(np.sort(np.square(list(sums.values()))))) ** 0.5 / n
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
     return Estimate(mean, (mean - half, mean + half), n, told)
+
+
+def p_value_of(found: Estimate) -> float | None:
+    """Two-sided, of a mean of 0; None where there is no interval."""
+    if found.mean is None or found.ci95 is None:
+        return None
+    if found.half_width <= TIE:
+        return 1.0 if abs(found.mean) <= TIE else 0.0
+    freedom = (found.clusters or found.n) - 1
+    critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(2 * stats.t.sf(abs(found.mean) * critical / found.half_width, freedom))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P values adjusted for their number by Holm's step-down rule; None stays None and doesn't count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, i) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = least
+    return adjusted
+
+
+def ratio_of_means(values: np.ndarray, bases: np.ndarray) -> Estimate:
+    """Mean of `values` over mean of `bases`, (n,) each; unknown where the bases' mean is not above 0."""
+    n, base = len(values), float(bases.mean())
+    if base <= 0:
+        return Estimate(None, None, n)
+    ratio = float(values.mean()) / base
+    if n < LEAST_FOR_INTERVAL:
+        return Estimate(ratio, None, n)
+    error = float(np.std((values - ratio * bases) / base, ddof=1)) / n**0.5
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Estimate(ratio, (ratio - half, ratio + half), n)
 
 
 def over_traces(values: Mapping[TraceKey, float]) -> Estimate:

@@ -23,7 +23,6 @@ from controllers.api import VpSession
 from controllers.loader import KINDS, discover
 from players.config import HeadsetConfig, OriginConfig
 from players.tiles import TiledVideo, synthetic_tiles
-from testbed.verdict import PathFacts, WALL_TOLERANCE_S, most_bytes
 from testbed.errors import UserError
 from testbed.policycards import describe_policies
 from testbed.prepared import Prepared, PreparedInLanes, from_anywhere
@@ -34,6 +33,7 @@ from testbed.spec import Experiment
 from testbed.trial import Trial, in_turn, partner, spread
 from testbed.twin_vp import ViewerJob
 from testbed.units import mbps_from_bps, s_from_ms
+from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes
 from traces.store import resolve, resolve_uplink
 from traces.trace import Trace
 from traces.viewport_splits import DATASET, TEST, find_split, load_split

@@ -28,7 +28,7 @@ class NetLLM(CjsPolicy):
         import torch  # takes seconds: only who uses this policy pays
 
         from netllm.adapter import SHIPPED, load_adapter
-        from netllm.cjs.graph import CjsModel
+        from netllm.graph import CjsModel
 
         torch.set_num_threads(threads)
         folder = adapter or SHIPPED / "cjs"

@@ -12,15 +12,16 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
-from netllm.adapt import student_of
+from netllm.abr.adapt import student_of
+from netllm.abr.experience import Episode
+from netllm.abr.lessons import loss_of, prepare, stack
 from netllm.adapter import load_adapter, new_model, save_adapter
 from netllm.backbone import EMBEDDED, prepare_embedded
 from netllm.bench.worker import columns, measured, observations, probe, recorded, serve
-from netllm.experience import Episode
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
-from netllm.training import OptimiserSettings, make_optimiser, prepare, stack, train_step
+from netllm.training import OptimiserSettings, make_optimiser, train_step
 from testbed.cache import cache_folder
 
 
@@ -79,7 +80,7 @@ class Ours:
             self._start_training(settings)
         chosen = [self._pool[(first + i) % len(self._pool)] for i in range(settings.batch * settings.accumulation)]
         batches = [stack(chosen[i : i + settings.batch]) for i in range(0, len(chosen), settings.batch)]
-        used = measured(lambda: train_step(self._training, self._optimiser, settings, batches))
+        used = measured(lambda: train_step(self._training, self._optimiser, settings, batches, loss_of))
         decisions = int(sum(batch["weight"].sum() for batch in batches))
         return used.over(decisions) | {"decisions": decisions, "at_once": decisions // settings.accumulation}
 
@@ -91,7 +92,7 @@ class Ours:
         self._training = new_model(*self._how).train()
         self._optimiser = make_optimiser(self._training, settings)
         self._pool = prepare(self._task, [self._episode(chunks) for chunks in self._recorded])
-        train_step(self._training, self._optimiser, settings, [stack(self._pool[:2])])
+        train_step(self._training, self._optimiser, settings, [stack(self._pool[:2])], loss_of)
 
     def _episode(self, chunks: Any) -> Episode:
         """What was done is what should have been done: the labels cost the same whatever they are."""

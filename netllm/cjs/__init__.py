@@ -1,9 +1,10 @@
-"""NetLLM for cluster job scheduling: what differs from the other tasks (`netllm.tasks.cjs` has the task itself).
+"""Cluster job scheduling: what differs from the other tasks (`netllm.tasks.cjs` has the task itself, `netllm.graph` its encoder and heads).
 
 | module | content |
 | --- | --- |
-| `graph` | the encoder of stages, jobs and cluster, the heads that point at a stage and a number of executors, the model |
 | `experience` | sessions and labels by look-ahead |
 | `batches` | windows of decisions as batches to learn from |
 | `adapt` | `scripts/adapt cjs` |
+| `reader`, `trust` | how a schedule is read and decided; how far a decision leans on a rule, and how that was chosen |
+| `suite` | `scripts/evaluate cjs` |
 """

@@ -30,15 +30,11 @@ from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
 from netllm.cjs import experience
 from netllm.cjs.batches import Batch, LabelSettings, Window, loss_of, stack, windows_of
 from netllm.cjs.experience import CjsCollectSettings, CjsEpisode
-from netllm.cjs.graph import CjsModel
 from netllm.cjs.reader import CjsReader
+from netllm.graph import CjsModel
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import CjsTask
-from netllm.training import (
-    OptimiserSettings,
-    pick,
-    train_step,
-)
+from netllm.training import OptimiserSettings, pick, train_step
 from testbed.errors import UserError
 from testbed.stats import estimate
 

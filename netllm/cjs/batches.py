@@ -9,7 +9,7 @@ import torch
 
 from controllers.api import CjsAction, CjsObservation
 from netllm.cjs.experience import CjsEpisode, replay
-from netllm.cjs.graph import CjsModel, Decisions, to_tensors
+from netllm.graph import CjsModel, Decisions, to_tensors
 from netllm.tasks.cjs import Array, Graph, action_features, graph_of, joined
 from testbed.sim.cjs_ahead import Candidates
 

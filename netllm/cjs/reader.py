@@ -8,7 +8,7 @@ import torch
 
 from controllers.api import DECLINE, CjsAction, CjsObservation
 from controllers.cjs.srpt_cap import SrptCap
-from netllm.cjs.graph import CjsModel, Decisions, to_tensors
+from netllm.graph import CjsModel, Decisions, to_tensors
 from netllm.tasks.cjs import TRUST_ABOVE, Array, action_features, graph_of, joined
 
 

@@ -20,7 +20,7 @@ from netllm.adapter import SETTINGS, SHIPPED, load_adapter, read_settings
 from netllm.backbone import DEFAULT_DTYPE
 from netllm.cards import write_card
 from netllm.cjs.adapt import rule_jct_s, student_jct_s
-from netllm.cjs.graph import CjsModel
+from netllm.graph import CjsModel
 from testbed.commit import checkout_commit
 from testbed.errors import UserError
 from testbed.stats import estimate

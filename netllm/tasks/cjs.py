@@ -9,7 +9,7 @@ A token is the sum of two modalities.
 
 No feature is `last_task_s`: under the published rules that is the duration of a task that has only begun. Work is in logs, executors are
 shares of the cluster, so that other clusters work too. Stages and jobs are of any number; the heads point at one of them
-(`netllm.cjs.graph`).
+(`netllm.graph`).
 """
 
 from collections.abc import Sequence
@@ -54,14 +54,14 @@ class CjsTask:
 
     def encoders(self, width: int) -> dict[str, nn.Module]:
         """One per modality."""
-        from netllm.cjs.graph import GraphEncoder
         from netllm.encoders import ScalarEncoder
+        from netllm.graph import GraphEncoder
 
         return {"state": GraphEncoder(width, self.hidden), "action": ScalarEncoder(ACTION_FEATURES, width, self.hidden)}
 
     def head(self, width: int) -> nn.Module:
         """Points at a stage, and at a number of executors."""
-        from netllm.cjs.graph import PointerHead
+        from netllm.graph import PointerHead
 
         return PointerHead(width, self.hidden)
 
@@ -180,7 +180,7 @@ def action_features(before: CjsObservation | None, action: CjsAction | None, now
 
 
 def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Any]:
-    """Decisions end to end, as `netllm.cjs.graph.Decisions` has them."""
+    """Decisions end to end, as `netllm.graph.Decisions` has them."""
     jobs = np.array([len(graph.jobs) for graph in graphs])
     stages = np.array([len(graph.stages) for graph in graphs])
     first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages

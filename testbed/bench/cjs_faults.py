@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from testbed.verdict import PathFacts
 from testbed.bench.page import table
 from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, schedule_row
 from testbed.cjs_cluster import DATA, ClusterRun, EmulatedExecutors, emulated
@@ -24,6 +23,7 @@ from testbed.errors import TestbedError, UserError, suggestion
 from testbed.pressure import NO_STRAIN
 from testbed.records import JobRow, Row, ScheduleBeginRow, ScheduleRow, TaskRow
 from testbed.spec import Experiment
+from testbed.verdict import PathFacts
 
 STRIKE_S = 3.0
 STRUCK = 1

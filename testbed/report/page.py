@@ -35,7 +35,7 @@ from testbed.report.summary import (
 from testbed.report.viewing import ViewingPage
 from testbed.results import as_trace
 from testbed.stats import AnyTrialRow
-from testbed.terminal import MODELLED
+from testbed.terminal import MODELLED, p_value
 from testbed.units import mbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -345,10 +345,10 @@ class Page:
         values = [list(p.differences.values()) for p in self.pairs]
         scale = figures.strip_scale([p.estimate for p in self.pairs], values, include=(0.0,), width=figures.WIDE_STRIP_WIDTH)
         rows = []
-        for pair in self.pairs:
+        for pair, numbers in zip(self.pairs, self.summary["comparisons"], strict=True):
             look = self.looks[pair.b]
             strip = figures.strip(look, pair.estimate, list(pair.differences.values()), scale, zero=True)
-            rows.append({"look": look, "pair": pair, "strip": Markup(strip)})
+            rows.append({"look": look, "pair": pair, "p": p_value(numbers["p_holm"]), "strip": Markup(strip)})
         axis = Markup(figures.strip_axis(scale, "difference"))
         better = "left" if self.run.header.metric in stats.LOWER_IS_BETTER else "right"
         return {"main": self.looks[self.pairs[0].a], "rows": rows, "axis": axis, "better": better}

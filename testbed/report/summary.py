@@ -16,7 +16,8 @@
 | optimum | the offline optimum, of an emulated run in the simulator, too: mean and ci95 over `n` traces, components, `grid_s`; or null |
 | policies.NAME.share_of_optimum | mean QoE over the mean optimum of the same traces (a ratio of means); null where that is not above 0 |
 | policies.NAME.gap_to_optimum | the optimum minus the policy, paired by trace: mean, ci95, traces; `trials_above` it, or null |
-| comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first |
+| comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first; paired by trace |
+| comparisons.p, p_holm | two-sided, of no difference, from the interval; adjusted by Holm for the number of comparisons. Null without interval |
 | fidelity | over ALL trials, invalid ones included, of a repeated one the last attempt: the links' verdict and what it rests on |
 | fidelity.verdict | `fail` if one trial's link failed |
 | fidelity.lateness_ms_p99, rate_error_pct_100ms | of the worst trial |
@@ -73,7 +74,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "host": {**header.versions, **header.host},
         "policies": policies,
         "optimum": optimum(run),
-        "comparisons": [_comparison(c) for c in comparisons(run)],
+        "comparisons": _comparisons(run),
         "fidelity": fidelity(run),
         "unfinished": run.unfinished,
         "notes": notes(run),
@@ -347,12 +348,20 @@ def _simulation(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:
     return {"mean": simulated, "difference": emulated - simulated, "within": agrees(emulated, simulated), "same_levels_mean": same_levels}
 
 
-def _comparison(pair: stats.Comparison) -> dict[str, Any]:
+def _comparisons(run: Run) -> list[dict[str, Any]]:
+    pairs = comparisons(run)
+    p_values = [stats.p_value_of(pair.estimate) for pair in pairs]
+    return [_comparison(*each) for each in zip(pairs, p_values, stats.holm(p_values), strict=True)]
+
+
+def _comparison(pair: stats.Comparison, p: float | None, p_holm: float | None) -> dict[str, Any]:
     return {
         "a": pair.a,
         "b": pair.b,
         "mean_difference": pair.estimate.mean,
         "ci95": list(pair.estimate.ci95) if pair.estimate.ci95 else None,
+        "p": p,
+        "p_holm": p_holm,
         "wins": pair.wins,
         "losses": pair.losses,
         "ties": pair.ties,

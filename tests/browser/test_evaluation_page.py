@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_report_page import CONTRAST, count
 
-from netllm.suite.analysis import Analysis, analyse
-from netllm.suite.cells import Cell
-from netllm.suite.contenders import ABLATION, LEARNED, NETLLM, RULE
-from netllm.suite.header import Header
-from netllm.suite.page import render
-from netllm.suite.play import OPTIMUM
-from netllm.suite.settings import SETTINGS
+from netllm.abr.suite.analysis import Analysis, analyse
+from netllm.abr.suite.cells import Cell
+from netllm.abr.suite.contenders import ABLATION, LEARNED, NETLLM, RULE
+from netllm.abr.suite.header import Header
+from netllm.abr.suite.page import render
+from netllm.abr.suite.play import OPTIMUM
+from netllm.abr.suite.settings import SETTINGS
 from players.dash.devtools import Browser, chromium
 from tests.unit.test_evaluate_analysis import contender, prepared
 

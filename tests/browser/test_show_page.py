@@ -12,10 +12,10 @@ from test_report_page import CONTRAST, count
 from players.dash.devtools import Browser, chromium
 from testbed.lane import picture_of
 from testbed.live import LiveView
-from testbed.tasks import prepare
 from testbed.records import ChunkRow, DecisionRow, StallRow
 from testbed.show import Show, served
 from testbed.spec import Experiment
+from testbed.tasks import prepare
 
 pytestmark = pytest.mark.browser
 

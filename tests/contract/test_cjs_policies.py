@@ -20,7 +20,7 @@ from controllers.cjs.decima import Decima, shapes
 from controllers.cjs.netllm import NetLLM
 from controllers.loader import discover
 from netllm.adapter import new_model, save_adapter
-from netllm.cjs.graph import CjsModel
+from netllm.graph import CjsModel
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.cjs import CjsTask

@@ -22,11 +22,11 @@ from quiet import in_real_time
 from testbed.errors import TestbedError, UserError
 from testbed.link import PathSpec
 from testbed.netns.owned import clean, run_lock
-from testbed.star import Star
 from testbed.netns.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
 from testbed.network import Network
 from testbed.setup import native
 from testbed.shapers.userspace import NO_OFFLOAD
+from testbed.star import Star
 from traces.trace import RateTrace
 
 pytestmark = [pytest.mark.emulation, in_real_time]

@@ -7,11 +7,11 @@ import pytest
 
 from controllers.api import AbrSession, Manifest
 from testbed.abr import trial_row
-from testbed.verdict import PathFacts, most_bytes
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row
 from testbed.sim.abr import AbrSimulator
 from testbed.trial import Trial
 from testbed.twin import SimulationJob, simulate
+from testbed.verdict import PathFacts, most_bytes
 from traces.trace import OpportunityTrace, RateTrace
 
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 6)

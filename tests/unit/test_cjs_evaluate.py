@@ -13,12 +13,12 @@ from rich.console import Console
 from controllers.loader import load
 from netllm import identity as identities
 from netllm.adapter import SHIPPED, new_model, save_adapter
-from netllm.cjs_suite import page, run
-from netllm.cjs_suite.analysis import analyse
-from netllm.cjs_suite.header import MODEL, SIMULATION, cjs_header, identity
-from netllm.cjs_suite.play import Played
-from netllm.cjs_suite.run import CjsEvaluateSettings
-from netllm.cjs_suite.settings import NAMED, CjsSetting, chosen
+from netllm.cjs.suite import page, run
+from netllm.cjs.suite.analysis import analyse
+from netllm.cjs.suite.header import MODEL, SIMULATION, cjs_header, identity
+from netllm.cjs.suite.play import Played
+from netllm.cjs.suite.run import CjsEvaluateSettings
+from netllm.cjs.suite.settings import NAMED, CjsSetting, chosen
 from netllm.command import evaluate_command
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import CjsTask

@@ -9,7 +9,7 @@ from controllers.learning.cjs_sessions import LANE, LANES, TRAINING_SEEDS, WORKL
 from netllm.cjs import experience
 from netllm.cjs.adapt import CjsAdaptSettings, adapt
 from netllm.cjs.experience import CjsCollectSettings
-from netllm.cjs_suite.settings import NAMED
+from netllm.cjs.suite.settings import NAMED
 from testbed.errors import UserError
 
 trainings = st.one_of(

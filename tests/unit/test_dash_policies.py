@@ -8,9 +8,9 @@ import pytest
 from players.dash.stock import STOCK
 from testbed import recorder
 from testbed.errors import UserError
-from testbed.tasks import prepare
 from testbed.recorder import Played, twins
 from testbed.spec import Experiment
+from testbed.tasks import prepare
 from testbed.trial import BROWSER_LANES, DEFAULT_LANES, lanes
 
 

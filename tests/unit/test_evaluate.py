@@ -18,12 +18,12 @@ from rich.console import Console
 
 from controllers.abr.bba import BBA
 from controllers.loader import discover, load
+from netllm.abr.suite import play as playing
+from netllm.abr.suite.markdown import card, document
+from netllm.abr.suite.run import EvaluateSettings, test
+from netllm.abr.suite.settings import chosen, prepare
 from netllm.adapter import save_adapter
 from netllm.command import evaluate_command
-from netllm.suite import play as playing
-from netllm.suite.markdown import card, document
-from netllm.suite.run import EvaluateSettings, test
-from netllm.suite.settings import chosen, prepare
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.sim.abr import run_session
@@ -207,8 +207,8 @@ def test_ablations_stand_against_their_reference_with_their_seeds(settings, trac
 
 
 def test_a_video_trained_on_is_not_called_unseen(settings, adapters):
-    from netllm.suite.contenders import contenders
-    from netllm.suite.header import header
+    from netllm.abr.suite.contenders import contenders
+    from netllm.abr.suite.header import header
 
     llm, (folder, _) = adapters
     who, _ = contenders(("netllm",), (), folder, llm)
@@ -272,14 +272,14 @@ def test_the_report_fetches_nothing_and_the_documents_say_what_was_done(settings
 
 
 def header_of(settings):
-    from netllm.suite.header import Header
+    from netllm.abr.suite.header import Header
 
     told = json.loads(pl.read_parquet_metadata(settings.out / "results.parquet")["netllm"])
     return Header(**told)
 
 
 def test_a_command_names_no_folder_of_this_machine(monkeypatch):
-    from netllm.suite import header
+    from netllm.abr.suite import header
 
     asked = ["abr", "--adapters", "a=/some/where/one,/some/where/two", "--policies", "~/mine.py", "--settings", "fcc/valid@video1"]
     monkeypatch.setattr("sys.argv", ["scripts/evaluate", *asked])

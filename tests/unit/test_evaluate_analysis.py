@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 
 from controllers.loader import PolicyReference
-from netllm.suite.analysis import analyse, holm, ratio_of_means, t_test
-from netllm.suite.cells import CELL, Cell
-from netllm.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
-from netllm.suite.markdown import _ablations as ablation_table
-from netllm.suite.markdown import trainings
-from netllm.suite.play import OPTIMUM
-from netllm.suite.settings import Playback, Prepared, Setting
-from netllm.suite.words import finding
+from netllm.abr.suite.analysis import analyse
+from netllm.abr.suite.cells import CELL, Cell
+from netllm.abr.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.abr.suite.markdown import _ablations as ablation_table
+from netllm.abr.suite.markdown import trainings
+from netllm.abr.suite.play import OPTIMUM
+from netllm.abr.suite.sentences import finding
+from netllm.abr.suite.settings import Playback, Prepared, Setting
 from tests.abr_cases import session, steady
 
 SETTING = Setting("toy", "Toy", "toy", "toy", "all")
@@ -43,36 +43,6 @@ def analysis(played, who, units="abcdefghij", groups=None, reference="netllm"):
             cells["toy", policy, member, seed] = cell(*row)
     cells.setdefault(("toy", OPTIMUM, 0, 0), cell(*[2.0] * len(units)))
     return analyse([prepared(list(units), groups)], who, cells, reference)
-
-
-def test_holm_steps_down():
-    assert holm([0.01, 0.04, 0.03, None]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06), None]
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_the_test_agrees_with_the_interval():
-    rng = np.random.default_rng(3)
-    for shift in (0.0, 0.3, 0.6, 1.2):
-        values = rng.normal(shift, 1.0, 12)
-        half = stats.t.ppf(0.975, 11) * stats.sem(values)
-        assert (t_test(values) < 0.05) == (abs(values.mean()) > half)
-    assert t_test(np.zeros(5)) == 1.0
-    assert t_test(np.ones(5)) == 0.0
-    assert t_test(np.array([1.0, 2.0])) is None
-
-
-def test_the_share_of_the_optimum_is_a_ratio_of_means_with_an_interval_that_covers():
-    rng = np.random.default_rng(4)
-    hits = 0
-    for _ in range(300):
-        bases = rng.uniform(0.5, 3.0, 40)
-        values = 0.8 * bases + rng.normal(0, 0.2, 40)
-        found = ratio_of_means(values, bases)
-        assert found.mean == pytest.approx(values.mean() / bases.mean())
-        hits += found.ci95[0] <= 0.8 <= found.ci95[1]
-    assert 270 <= hits <= 297
-    assert ratio_of_means(np.ones(4), -np.ones(4)).mean is None
 
 
 def test_differences_are_paired_and_the_strongest_rule_is_the_one_of_the_setting():

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netllm.suite.contenders import CHECKOUT, MODEL
-from netllm.suite.settings import DEFAULT, SETTINGS, STARTS, chosen, doubling_video, prepare
+from netllm.abr.suite.contenders import CHECKOUT, MODEL
+from netllm.abr.suite.settings import DEFAULT, SETTINGS, STARTS, chosen, doubling_video, prepare
 from players.media import load_manifest
 from testbed.errors import UserError
 from traces.leakage import find_leaks

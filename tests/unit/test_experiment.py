@@ -10,13 +10,13 @@ from rich.console import Console
 
 from controllers.api import Manifest
 from testbed import experiment
-from testbed.verdict import PathFacts
 from testbed.abr import PreparedPlaybacks, job
 from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder
 from testbed.spec import Experiment
 from testbed.trial import plan
 from testbed.twin import simulate
+from testbed.verdict import PathFacts
 from traces.trace import RateTrace
 
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 4)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from netllm import ablations
-from netllm.ablate import CHANGES, AblateSettings, ablate
+from netllm.abr.ablate import CHANGES, AblateSettings, ablate
 from netllm.adapter import read_settings
 from netllm.training import OptimiserSettings
 from testbed.errors import UserError

@@ -17,13 +17,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from controllers.learning.averaging import RunningMean
-from netllm.adapt import AdaptSettings, Run, adapt, score_of
+from netllm.abr.adapt import AdaptSettings, Run, adapt, score_of
+from netllm.abr.experience import CollectSettings, Job, collect
+from netllm.abr.lessons import loss_of, stack
 from netllm.adapter import load_adapter, read_settings
 from netllm.command import adapt_command
-from netllm.experience import CollectSettings, Job, collect
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
-from netllm.training import OptimiserSettings, kept_share, loss_of, make_optimiser, pick, set_rate, stack, train_step
+from netllm.training import OptimiserSettings, kept_share, make_optimiser, pick, set_rate, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from tests.unit.test_netllm_experience import write_trace
@@ -108,7 +109,7 @@ def test_a_run_taken_up_again_ends_with_the_weights_of_one_that_ran_through(sett
         steps.append(0)
         return train_step(*args)
 
-    monkeypatch.setattr("netllm.adapt.train_step", step_or_die)
+    monkeypatch.setattr("netllm.abr.adapt.train_step", step_or_die)
     run = Run(crashing, QUIET)
     run.start()
     with pytest.raises(SystemError, match="killed"):
@@ -217,7 +218,7 @@ def test_settings_without_sense_are_one_sentence(settings, more, message):
 
 def test_kill_9_leaves_a_checkpoint_to_go_on_from(settings, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tests.unit.test_netllm_adapt import endless; from netllm.adapt import adapt; "
+        "import sys; from pathlib import Path; from tests.unit.test_netllm_adapt import endless; from netllm.abr.adapt import adapt; "
         "adapt(endless(*map(Path, sys.argv[1:])))"
     )
     root = Path(__file__).parents[2]
@@ -302,7 +303,7 @@ def test_a_finished_run_trains_no_more_and_a_larger_budget_goes_on(settings, mon
     folder = adapt(replace(settings, steps=2), QUIET)
     before = weights(folder)
     with monkeypatch.context() as patched:
-        patched.setattr("netllm.adapt.train_step", interrupt)
+        patched.setattr("netllm.abr.adapt.train_step", interrupt)
         assert_equal(weights(adapt(replace(settings, steps=2, resume=True), QUIET)), before)
     adapt(replace(settings, steps=3, resume=True), QUIET)
     assert [row["step"] for row in csv.DictReader((settings.out / "curve.csv").open())] == ["2", "3"]
@@ -340,7 +341,7 @@ def test_training_overfits_a_few_sessions(settings):
     for group in optimiser.param_groups:
         group["lr"] = group["peak"]
     for _ in range(60):
-        train_step(model, optimiser, OptimiserSettings(), [batch])
+        train_step(model, optimiser, OptimiserSettings(), [batch], loss_of)
     floor = float(-(batch["label"] * np.log(np.maximum(batch["label"], 1e-30))).sum() / batch["weight"].sum())
     assert loss_of(model, batch).item() - floor < 0.3 * (before - floor)
     run.model.switch.remove()

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from netllm import choose
-from netllm.adapt import Score
+from netllm.abr import choose
+from netllm.abr.adapt import Score
 from netllm.adapter import SHIPPED
 from netllm.cards import TASKS, set_results, write_card
 

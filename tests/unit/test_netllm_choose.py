@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from netllm import choose as choosing
-from netllm.adapt import adapt
+from netllm.abr import choose as choosing
+from netllm.abr.adapt import adapt
+from netllm.abr.choose import ChooseSettings, choose
 from netllm.adapter import MODULES, SETTINGS, load_adapter, read_settings
-from netllm.choose import ChooseSettings, choose
 from testbed.errors import UserError
 from tests.unit.test_netllm_adapt import settings  # noqa: F401
 

@@ -17,8 +17,8 @@ from netllm.cjs import experience, trust
 from netllm.cjs.adapt import CjsAdaptSettings, CjsRun, adapt
 from netllm.cjs.batches import LabelSettings, chances_of, loss_of, stack, windows_of
 from netllm.cjs.experience import CjsCollectSettings
-from netllm.cjs.graph import to_tensors
 from netllm.cjs.reader import CjsReader
+from netllm.graph import to_tensors
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import TRUST_ABOVE, CjsTask, Graph, action_features, graph_of, joined
 from netllm.training import OptimiserSettings

@@ -61,8 +61,8 @@ def test_a_batch_decides_as_each_session_alone(llama, count):
 
 
 def test_padding_at_the_end_changes_no_decision(llama):
-    from netllm.experience import Episode
-    from netllm.training import prepare, stack
+    from netllm.abr.experience import Episode
+    from netllm.abr.lessons import prepare, stack
 
     sessions = [played(1, chunks=48), played(2, chunks=20), played(3, chunks=2)]
     episodes = [Episode(s, h, np.full((len(h) - 1, 6), 1 / 6), "x", "x", "x", 0.0) for s, h in sessions]

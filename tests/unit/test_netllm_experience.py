@@ -10,10 +10,10 @@ import pytest
 from controllers.abr.scenario_mpc import ScenarioMPC, plan_values
 from controllers.api import AbrObservation, AbrSession
 from controllers.weights import SHIPPED, read_story
-from netllm.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
+from netllm.abr.experience import CollectSettings, collect, jobs, play, read, read_header, sources_of, validation_jobs
+from netllm.abr.lessons import prepare
+from netllm.abr.teaching import LEAST, Teachers, story_of
 from netllm.tasks.abr import AbrTask
-from netllm.teaching import LEAST, Teachers, story_of
-from netllm.training import prepare
 from players.media import synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin, summarise

@@ -29,8 +29,8 @@ from netllm.images import Preparation, VitReader, image_reader, preparation
 from netllm.lora import LoraSettings
 from netllm.tasks.vp import IMAGE, MOTION, VpTask, extended, features, predict_turns_deg
 from netllm.training import OptimiserSettings
-from netllm.vp_ablate import CHANGES, VpAblateSettings, ablate
-from netllm.vp_adapt import VpAdaptRun, VpAdaptSettings, adapt, turns_after
+from netllm.vp.ablate import CHANGES, VpAblateSettings, ablate
+from netllm.vp.adapt import VpAdaptRun, VpAdaptSettings, adapt, turns_after
 from testbed.errors import UserError
 from testbed.sim.vp import decision_times_s, measure, predict
 from testbed.vp_metrics import wrapped_deg
@@ -286,7 +286,7 @@ def test_each_change_changes_one_thing(settings):
 
 
 def test_ablations_are_kept_and_the_next_command_is_told(settings, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("netllm.vp_adapt.load_vp_data", lambda *lengths: data)
+    monkeypatch.setattr("netllm.vp.adapt.load_vp_data", lambda *lengths: data)
     said = io.StringIO()
     asked = VpAblateSettings(
         names=("reference", "no-lora"), seeds=(1,), steps=2, out=tmp_path / "ablate", adapt=replace(settings, validations=1)

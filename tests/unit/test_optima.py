@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from testbed import optima as module
+from testbed.abr import PreparedPlaybacks
 from testbed.cache import CHECKOUT
 from testbed.errors import TestbedError
 from testbed.optima import one_a_cell, optima
-from testbed.abr import PreparedPlaybacks
 from testbed.policycards import PolicyCard
 from testbed.records import OptimumRow
 from testbed.sim.optimum import offline_optimum

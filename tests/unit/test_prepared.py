@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from testbed.abr import PreparedPlaybacks, job
 from testbed.errors import UserError
 from testbed.experiment import _header
-from testbed.abr import PreparedPlaybacks, job
-from testbed.tasks import prepare
 from testbed.spec import Experiment, from_toml
+from testbed.tasks import prepare
 from testbed.twin import SimulationJob, simulate
 from traces.catalog import load_catalog
 from traces.formats import write_trace

@@ -12,13 +12,13 @@ from fake_run import FakeRun
 from rich.console import Console
 
 from controllers.api import Manifest
+from testbed.abr import PreparedPlaybacks, job
 from testbed.cjs_cluster import path_facts
 from testbed.emulation import Emulation
 from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
 from testbed.link import LinkReport
 from testbed.live import LiveView
-from testbed.abr import PreparedPlaybacks, job
 from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder, twins
 from testbed.records import PlaybackEndRow

@@ -129,6 +129,7 @@ def test_main_policy_is_compared_with_each_other_strongest_first(tmp_path):
     assert {pair["a"] for pair in pairs} == {"netllm"} and len(pairs) == 3
     means = [summary["policies"][pair["b"]]["mean"] for pair in pairs]
     assert means == sorted(means, reverse=True)
+    assert [pair["p_holm"] for pair in pairs] == stats.holm([pair["p"] for pair in pairs]) and None not in [pair["p"] for pair in pairs]
     for pair in pairs:
         assert pair["mean_difference"] == pytest.approx(summary["policies"]["netllm"]["mean"] - summary["policies"][pair["b"]]["mean"])
         assert pair["wins"] + pair["losses"] + pair["ties"] == pair["traces"] == 4

@@ -122,6 +122,46 @@ def test_a_bootstrap_of_three_covers_far_too_little():
     assert 0.5 <= held / 200 <= 0.8
 
 
+def test_holm_steps_down():
+    assert stats.holm([0.01, 0.04, 0.03, None]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06), None]
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_the_test_agrees_with_the_interval():
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.3, 0.6, 1.2):
+        values = rng.normal(shift, 1.0, 12)
+        half = scipy.stats.t.ppf(0.975, 11) * scipy.stats.sem(values)
+        assert (stats.p_value_of(stats.estimate(values)) < 0.05) == (abs(values.mean()) > half)
+        assert stats.p_value_of(stats.estimate(values)) == pytest.approx(scipy.stats.ttest_1samp(values, 0.0).pvalue)
+    assert stats.p_value_of(stats.estimate(np.zeros(5))) == 1.0
+    assert stats.p_value_of(stats.estimate(np.ones(5))) == 0.0
+    assert stats.p_value_of(stats.estimate([1.0, 2.0])) is None
+
+
+def test_the_share_of_the_optimum_is_a_ratio_of_means_with_an_interval_that_covers():
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(300):
+        bases = rng.uniform(0.5, 3.0, 40)
+        values = 0.8 * bases + rng.normal(0, 0.2, 40)
+        found = stats.ratio_of_means(values, bases)
+        assert found.mean == pytest.approx(values.mean() / bases.mean())
+        hits += found.ci95[0] <= 0.8 <= found.ci95[1]
+    assert 270 <= hits <= 297
+    assert stats.ratio_of_means(np.ones(4), -np.ones(4)).mean is None
+
+
+def test_the_test_counts_measurements_not_traces():
+    values, homes = [0.5, 0.7, 0.4, 0.9, 0.2, 0.6], ["a", "a", "b", "b", "c", "c"]
+    found = stats.estimate(values, homes)
+    assert stats.p_value_of(stats.estimate(values)) < 0.01 < stats.p_value_of(found) < 0.05
+    low = found.mean - found.half_width
+    at_the_edge = stats.estimate([value - low for value in values], homes)
+    assert stats.p_value_of(at_the_edge) == pytest.approx(0.05)
+
+
 def test_seeds_are_averaged_before_traces():
     trials = [trial("a", "x", 1.0, seed=1), trial("a", "x", 3.0, seed=2), trial("a", "y", 10.0)]
     assert stats.per_trace(trials) == {("x", "x"): 2.0, ("y", "y"): 10.0}

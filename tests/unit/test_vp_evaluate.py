@@ -13,15 +13,14 @@ from rich.console import Console
 
 from controllers.loader import load
 from netllm.command import evaluate_command
-from netllm.suite.analysis import p_value_of
-from netllm.vp_suite import page, run
-from netllm.vp_suite.ablations import families
-from netllm.vp_suite.analysis import Difference, Evaluation, Outcome, clustered, difference, setting_result
-from netllm.vp_suite.page import document, finding
-from netllm.vp_suite.settings import NAMED, chosen
+from netllm.vp.suite import page, run
+from netllm.vp.suite.ablations import families
+from netllm.vp.suite.analysis import Difference, Evaluation, Outcome, clustered, difference, setting_result
+from netllm.vp.suite.page import document, finding
+from netllm.vp.suite.settings import NAMED, chosen
 from testbed.errors import UserError
 from testbed.sim.vp import WindowErrors, measure
-from testbed.stats import Estimate, estimate
+from testbed.stats import Estimate, estimate, p_value_of
 from tests.vp_cases import viewing, windows
 
 QUIET = Console(quiet=True)

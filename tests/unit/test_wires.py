@@ -12,8 +12,8 @@ from testbed.errors import TestbedError, UserError
 from testbed.netns import wires
 from testbed.netns.hostsetup import Port
 from testbed.netns.owned import Run
-from testbed.star import MAX_HOSTS, MAX_NETWORKS, Star, _ports
 from testbed.netns.wires import FRAME_BYTES, MTU_BYTES, UNSHAPED, Wire, WireSpec
+from testbed.star import MAX_HOSTS, MAX_NETWORKS, Star, _ports
 from testbed.units import bps_from_mbps, bytes_per_s_from_bps
 
 PORTS = (Port("e0-eth0", "10.1.0.1", "02::1", "10.1.0.2", "02::2"), Port("data-0", "10.1.0.2", "02::2", "10.1.0.1", "02::1"))

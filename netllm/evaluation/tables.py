@@ -1,0 +1,22 @@
+"""Tables in Markdown, and a terminal that they fit in."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+
+ROOMY = 160
+"""Columns that the tables of an evaluation fit in."""
+
+
+def roomy() -> Console:
+    """Standard output, where it is a terminal as wide as that is; else as wide as the tables need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=ROOMY)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Texts to the left, numbers to the right."""
+    filled = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    right = [all(row[i][:1] in "0123456789+<-\N{MINUS SIGN}\N{EN DASH}*" for row in filled) and i > 0 for i in range(len(headings))]
+    rule = ["---:" if each else "---" for each in right]
+    return ["| " + " | ".join(row) + " |" for row in (headings, rule, *filled)]

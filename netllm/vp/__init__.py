@@ -1,0 +1,1 @@
+"""Viewport prediction: training, ablations, evaluation (`suite`)."""

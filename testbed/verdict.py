@@ -1,0 +1,52 @@
+"""What speaks for or against a trial, whatever it plays: what its path measured, and rules that all tasks share."""
+
+from dataclasses import dataclass
+
+from testbed.records_trial import Drops, TrialBase
+from testbed.trial import Trial
+
+WALL_TOLERANCE_S = 0.05
+"""How far start-up + playback + rebuffering may be from the wall time before a trial's own account is not believed."""
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """What an emulated trial knows about its path; all None in simulation. All but the first two go into its row under the same name."""
+
+    reasons: tuple[str, ...] = ()
+    """Why the link fails its verdict."""
+    fault: str = ""
+    """What befell the player; empty when nothing did."""
+    lane: int = 0
+    congestion_control: str = ""
+    fidelity: str | None = None
+    lateness_ms_p50: float | None = None
+    lateness_ms_p99: float | None = None
+    lateness_ms_max: float | None = None
+    late_packets: int | None = None
+    stalled_ms: float | None = None
+    rate_error_pct_100ms: float | None = None
+    uncounted_losses: int | None = None
+    packets_in: int | None = None
+    packets_out: int | None = None
+    drops: Drops | None = None
+    link_notes: str = ""
+    trace_wraps: int = 0
+    controller_restarts: int = 0
+    began_at_s: float | None = None
+    ended_at_s: float | None = None
+
+
+def only_its_link_failed(row: TrialBase, path: PathFacts) -> bool:
+    """Whether nothing but the link's verdict speaks against a trial, so that it may be played again.
+
+    That is fair: the verdict looks only at the link (how late packets were, how long it stood still, whether the rate was kept, whether
+    losses were counted), never at the quality of experience, and every policy's trials are judged by the same rule. So no result is chosen
+    by its value.
+    """
+    return bool(path.reasons) and row.invalid_reason == "; ".join(path.reasons)
+
+
+def most_bytes(trial: Trial, seconds: float) -> float:
+    """Bytes that the trace can carry in the `seconds` from the trial's start: no session can receive more."""
+    return trial.trace.bytes_by(trial.offset_s + seconds) - trial.trace.bytes_by(trial.offset_s)
