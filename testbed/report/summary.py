@@ -17,7 +17,7 @@
 | policies.NAME.share_of_optimum | mean QoE over the mean optimum of the same traces (a ratio of means); null where that is not above 0 |
 | policies.NAME.gap_to_optimum | the optimum minus the policy, paired by trace: mean, ci95, traces; `trials_above` it, or null |
 | comparisons | the main policy (netllm, else the first asked for) minus each other, strongest first; paired by trace |
-| comparisons.p, p_holm | two-sided, of no difference, from the interval; adjusted by Holm for the number of comparisons. Null without interval |
+| comparisons.p, p_holm | two-sided, of no difference, from the interval; adjusted by Holm for their number; or null |
 | fidelity | over ALL trials, invalid ones included, of a repeated one the last attempt: the links' verdict and what it rests on |
 | fidelity.verdict | `fail` if one trial's link failed |
 | fidelity.lateness_ms_p99, rate_error_pct_100ms | of the worst trial |

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats as distributions
 
 from controllers.loader import PolicyReference
 from netllm.abr.suite.analysis import analyse
@@ -16,6 +16,7 @@ from netllm.abr.suite.markdown import trainings
 from netllm.abr.suite.play import OPTIMUM
 from netllm.abr.suite.sentences import finding
 from netllm.abr.suite.settings import Playback, Prepared, Setting
+from testbed import stats
 from tests.abr_cases import session, steady
 
 SETTING = Setting("toy", "Toy", "toy", "toy", "all")
@@ -61,7 +62,7 @@ def test_a_weak_difference_is_not_clear_once_there_are_many_comparisons():
     rng = np.random.default_rng(5)
     own = rng.normal(0, 1, 10)
     values = rng.normal(0, 1, 10)
-    shifted = own - (values - values.mean()) - 2.5 * stats.sem(values)  # p is about 0.03
+    shifted = own - (values - values.mean()) - 2.5 * distributions.sem(values)  # p is about 0.03
     who = [contender("netllm", NETLLM), contender("a"), contender("b"), contender("c")]
     alone = analysis({"netllm": own, "a": shifted}, who[:2]).settings[0].against("a")
     among = analysis({"netllm": own, "a": shifted, "b": own + values, "c": own - values}, who).settings[0].against("a")
@@ -177,4 +178,4 @@ def test_p_values_are_adjusted_within_a_setting_not_over_settings():
     found = analyse([prepared(list("abcdefghij"), setting=each) for each in settings], who, cells, "netllm")
     assert found.comparisons == 10
     for result in found.settings:
-        assert [each.p_holm for each in result.differences] == holm([each.p for each in result.differences])
+        assert [each.p_holm for each in result.differences] == stats.holm([each.p for each in result.differences])
