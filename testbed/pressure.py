@@ -185,7 +185,7 @@ def weighted_mean(weighted: Iterable[tuple[float, float]]) -> float | None:
     """Of (value, weight); None of nothing."""
     weighted = list(weighted)
     total = sum(weight for _, weight in weighted)
-    return sum(value * weight for value, weight in weighted) / total if total else None
+    return sum(value * (weight / total) for value, weight in weighted) if total else None
 
 
 def _worst(weighted: Iterable[tuple[float, float]]) -> float | None:

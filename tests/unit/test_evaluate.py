@@ -279,11 +279,11 @@ def header_of(settings):
 
 
 def test_a_command_names_no_folder_of_this_machine(monkeypatch):
-    from netllm.abr.suite import header
+    from netllm.evaluation.origin import origin
 
     asked = ["abr", "--adapters", "a=/some/where/one,/some/where/two", "--policies", "~/mine.py", "--settings", "fcc/valid@video1"]
     monkeypatch.setattr("sys.argv", ["scripts/evaluate", *asked])
-    assert header._command() == "scripts/evaluate abr --adapters a=one,two --policies mine.py --settings fcc/valid@video1"
+    assert origin("")["command"] == "scripts/evaluate abr --adapters a=one,two --policies mine.py --settings fcc/valid@video1"
 
 
 def test_no_two_policies_share_a_colour():

@@ -16,9 +16,12 @@ CHECKOUT = Path(__file__).parents[2]
 NEEDED = (
     "__init__",
     "run",
-    "install",
-    "native",
-    "debian",
+    "setup/__init__",
+    "setup/install",
+    "setup/native",
+    "setup/debian",
+    "setup/dashjs",
+    "setup/encode",
     "progress",
     "errors",
     "clock",
@@ -27,8 +30,6 @@ NEEDED = (
     "host",
     "doctor",
     "cache",
-    "dashjs",
-    "encode",
     "docker",
 )
 
@@ -36,13 +37,13 @@ NEEDED = (
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Path]:
     """A checkout with the files that run before the set-up, and no other; the test fails when anything was added to it."""
-    (tmp_path / "testbed").mkdir()
+    (tmp_path / "testbed" / "setup").mkdir(parents=True)
     for name in NEEDED:
-        shutil.copy(CHECKOUT / "testbed" / f"{name}.py", tmp_path / "testbed")
+        shutil.copy(CHECKOUT / "testbed" / f"{name}.py", tmp_path / "testbed" / f"{name}.py")
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     yield tmp_path
-    left = {path.name for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
-    assert left == {"testbed", "pyproject.toml", *(f"{name}.py" for name in NEEDED)}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert left == {"pyproject.toml", *(f"testbed/{name}.py" for name in NEEDED)}
 
 
 def launch(checkout: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

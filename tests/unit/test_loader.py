@@ -241,7 +241,7 @@ def test_the_command_describes_or_refuses() -> None:
     code, rows, errors = asked("bba", "fixed+level=2")
     assert (code, errors) == (0, "")
     assert [row["name"] for row in rows] == ["bba", "fixed+level=2"]
-    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference"}
+    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference", "source_sha256"}
     sentence = f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), or a file (mine.py), or package.module:Class"
     assert asked("bba", "bbba") == (2, {"event": "fault", "sentence": sentence}, "")
 

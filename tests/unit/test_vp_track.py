@@ -50,7 +50,7 @@ def test_the_network_is_what_the_policy_computes(tmp_path, content):
     np.testing.assert_allclose(answer, known.history_deg[:, -1:] + turns, atol=2e-2)
     assert np.ptp(turns) > 5
     if not content:
-        np.testing.assert_array_equal(predict(Track(str(tmp_path / "x.safetensors")), known), answer)
+        np.testing.assert_allclose(predict(Track(str(tmp_path / "x.safetensors")), known), answer, atol=1e-4)  # float32
 
 
 def test_a_run_is_reproducible_goes_on_after_a_kill_and_tells_its_story(data, tmp_path):

@@ -182,7 +182,7 @@ def render(analysis: Analysis, header: Header) -> str:
         page=Page(analysis, header),
         analysis=analysis,
         header=header,
-        words=words,
+        sentences=sentences,
         seeds_role=SEEDS,
         quick_traces=QUICK_TRACES,
         css=Markup((STYLE / "report.css").read_text(encoding="utf-8")),
