@@ -87,9 +87,10 @@ class PolicyFactory:
 
     @property
     def source_sha256(self) -> str:
-        """Of the file that defines the class; empty where there is none."""
-        file = getattr(sys.modules.get(self.policy_class.__module__), "__file__", None)
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+        """Of the user's file that defines the class; empty for one of ours, which the commit tells."""
+        file = Path(getattr(sys.modules.get(self.policy_class.__module__), "__file__", None) or "")
+        ours = file.is_relative_to(Path(__file__).parent)
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not ours else ""
 
     def __call__(self) -> Any:
         """A fresh policy; one serves one session at a time."""

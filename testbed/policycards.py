@@ -21,7 +21,7 @@ from testbed.user import invoking_user, popen_tied
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """How a policy is named and shown, the reference that loads it in any process from anywhere, and which file that is."""
+    """How a policy is named and shown, the reference that loads it in any process from anywhere, and which file it was."""
 
     name: str
     label: str
@@ -29,7 +29,7 @@ class PolicyCard:
     citation: str
     reference: str
     source_sha256: str = ""
-    """Of the file that defines it; empty where the browser does."""
+    """Of a user's file; empty for what is ours or the browser's."""
 
 
 def describe_policies(

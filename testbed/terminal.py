@@ -89,7 +89,7 @@ def _cells(row: Mapping[str, Any], components: Sequence[str], share: bool) -> li
 
 
 def _difference(pair: Mapping[str, Any]) -> str:
-    spread = f", 95 % interval {_interval(pair['ci95'], 3)}, p {p_value(pair['p_holm'])}" if pair["ci95"] else ""
+    spread = f", 95 % interval {_interval(pair['ci95'], 3)}, p {p_value(pair['p_holm'])} (Holm)" if pair["ci95"] else ""
     return f"{pair['mean_difference']:+.3f}{spread}, better on {pair['wins']} and worse on {pair['losses']} of {pair['traces']} traces"
 
 

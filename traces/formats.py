@@ -16,6 +16,7 @@ Numbers go through decimals, so that reading what was written gives the same tra
 import json
 import math
 import re
+import stat
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -30,6 +31,8 @@ from traces.columns import EXAMPLE, format_csv, read_csv
 from traces.text import EXACT, decode, filled_lines, shown, to_decimal, to_float, to_rate_bps, to_text
 from traces.trace import Conditions, OpportunityTrace, RateTrace, Trace
 
+MOST_BYTES = 256 * 2**20
+"""Of a trace file: an hour of packets at 100 Mbit/s."""
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 _SABRE_KEYS = ("duration_ms", "bandwidth_kbps", "latency_ms")
 
@@ -38,6 +41,11 @@ def read_trace(path: str | Path) -> Trace:
     """The trace in `path`, named like the file. Raises `UserError` with file and line when it can't be used."""
     path = Path(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is a device, pipe or folder, wanted a trace file")
+        if status.st_size > MOST_BYTES:
+            raise UserError(f"{path}: has {status.st_size} bytes, wanted a trace file of at most {MOST_BYTES}")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}), wanted a trace file") from error

@@ -294,7 +294,7 @@ class Page:
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))
         if sources := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get("source_sha256"))]:
-            rows.append(("Policies' files, sha256", ", ".join(sources)))
+            rows.append(("Own policies, sha256", ", ".join(sources)))
         return rows
 
     def table(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 | --- | --- |
 | trace | the set: name, split, `source` (`model` means: modelled, not measured), number of traces, sha256 |
 | policies.NAME.trials | trials that ended, invalid ones among them; one that was played again is one trial |
-| policies.NAME.source_sha256 | of the file that defines the policy, or null: a user's own is in no commit of ours |
+| policies.NAME.source_sha256 | of the file of a user's own policy; null for ours, which the commit tells |
 | policies.NAME.invalid | how many of them are invalid, the last attempt counting: shown, counted, and in no other number |
 | policies.NAME.failed | how many of those because the policy raised, hung, starved jobs, or left all decisions to the local rule. If any |
 | | did, its mean and all that rests on it are null and it is in no comparison: leaving out where it failed would flatter it |

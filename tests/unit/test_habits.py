@@ -81,7 +81,9 @@ def test_what_runs_as_root_loads_no_language_model(module):
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["setup.install", "setup.debian", "setup.native", "setup.dashjs", "setup.encode", "progress", "checks", "host", "doctor"])
+@pytest.mark.parametrize(
+    "module", ["setup.install", "setup.debian", "setup.native", "setup.dashjs", "setup.encode", "progress", "checks", "host", "doctor"]
+)
 def test_the_set_up_needs_only_the_standard_library(module):
     command = [sys.executable, "-S", "-c", f"import testbed.{module}"]
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given
 
 from testbed.errors import UserError
-from traces.formats import detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
+from traces.formats import MOST_BYTES, detect, format_trace, parse_trace, read_trace, to_opportunities, to_rates, write_trace
 from traces.text import decode
 from traces.trace import MIN_MEAN_RATE_BPS, Conditions, OpportunityTrace, RateTrace
 
@@ -270,11 +270,16 @@ def test_a_compressed_file_is_to_be_unpacked(tmp_path, pack, said):
         read_trace(tmp_path / "trace.packed")
 
 
-@pytest.mark.parametrize("name", ["absent", "folder"])
-def test_a_file_that_cant_be_read(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=f"{name}: can't be read"):
-        read_trace(tmp_path / name)
+def test_a_file_that_cant_be_read(tmp_path):
+    with pytest.raises(UserError, match="absent: can't be read"):
+        read_trace(tmp_path / "absent")
+    for endless in ("/dev/zero", tmp_path):
+        with pytest.raises(UserError, match=f"{endless}: is a device, pipe or folder, wanted a trace file"):
+            read_trace(endless)
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(UserError, match=f"sparse: has {MOST_BYTES + 1} bytes, wanted a trace file of at most {MOST_BYTES}"):
+        read_trace(tmp_path / "sparse")
 
 
 @given(
