@@ -3,6 +3,7 @@
 The same policy object runs in the simulator, behind the headless player and behind the browser. Units stand in names; all is SI.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -28,6 +29,11 @@ class Manifest:
     def levels(self) -> int:
         """Number of levels in the ladder."""
         return len(self.bitrates_bps)
+
+    @property
+    def sha256(self) -> str:
+        """Of all but the name."""
+        return hashlib.sha256(repr((self.chunk_s, self.bitrates_bps, self.sizes_bytes)).encode()).hexdigest()
 
     def level_at_fraction(self, fraction: float) -> int:
         """The level at `fraction` of the ladder (0 lowest, 1 highest), rounded down."""

@@ -1,17 +1,27 @@
 """Videos: the manifest is the only truth of chunk sizes; origin, players, simulator and policies all read it from here.
 
 Catalogued videos come through the store. `synthetic` is our own, made by arithmetic on the spot, for machines that can't have them.
+A user's video is a JSON file as SABRE describes movies (Spiteri et al., MMSys 2018):
+
+| key | meaning |
+| --- | --- |
+| `segment_duration_ms` | media in a chunk, ms |
+| `bitrates_kbps` | the ladder, from low to high, kbit/s |
+| `segment_sizes_bits` | for each chunk a list with the size at each level, bits |
 """
 
 import random
 import re
 from functools import cache
-from math import fsum
+from math import ceil, fsum
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from controllers.api import Manifest
 from testbed.errors import UserError, suggestion
-from testbed.units import bps_from_kbps, bytes_per_s_from_bps
+from testbed.units import bps_from_kbps, bytes_from_bits, bytes_per_s_from_bps, s_from_ms
 from traces.catalog import load_catalog
 from traces.store import obtain
 
@@ -20,6 +30,8 @@ CHUNKS = 49
 """Chunks in a video; sessions play 48, and MPC may look at the size of one more (Pensieve, `fixed_env.py`)."""
 BITRATES_BPS = tuple(int(bps_from_kbps(kbps)) for kbps in (300, 750, 1200, 1850, 2850, 4300))
 """The ladder of Pensieve (SIGCOMM 2017, section 5.1)."""
+VIDEO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+"""It stands in a path of the origin's."""
 DEFAULT_VIDEO = "video1"
 SYNTHETIC_VIDEO = "synthetic"
 
@@ -30,20 +42,65 @@ _SHARED = 0.8
 
 
 def video_names() -> tuple[str, ...]:
-    """Every name that `load_manifest` takes."""
+    """Every name that `load_manifest` takes, besides files."""
     return (*(entry.name for entry in load_catalog().values() if entry.kind == "video"), SYNTHETIC_VIDEO)
 
 
+class _Movie(msgspec.Struct):
+    segment_duration_ms: Annotated[float, msgspec.Meta(ge=100, le=30_000)]
+    bitrates_kbps: Annotated[tuple[Annotated[float, msgspec.Meta(gt=0, le=1e6)], ...], msgspec.Meta(min_length=1, max_length=50)]
+    segment_sizes_bits: Annotated[tuple[tuple[Annotated[float, msgspec.Meta(gt=0, le=1e11)], ...], ...], msgspec.Meta(min_length=3)]
+
+
+def is_video_file(name: str) -> bool:
+    """Whether `name` is the path of a video rather than the name of one."""
+    return name.endswith(".json")
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The video that a file describes, named like it. Raises `UserError` with what in it can't be used."""
+    path = Path(path).expanduser()
+    try:
+        movie = msgspec.json.decode(path.read_bytes(), type=_Movie)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}), wanted a video in SABRE's format") from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: {error}, wanted a video in SABRE's format (players/media.py)") from error
+    if not VIDEO_NAME.fullmatch(path.stem):
+        raise UserError(f"{path}: names the video {path.stem!r}, wanted letters, digits, '.', '_' and '-' only")
+    ladder_bps = tuple(round(bps_from_kbps(kbps)) for kbps in movie.bitrates_kbps)
+    if list(ladder_bps) != sorted(set(ladder_bps)):
+        raise UserError(f"{path}: bitrates_kbps are {', '.join(f'{each:g}' for each in movie.bitrates_kbps)}, wanted them from low to high")
+    for chunk, sizes in enumerate(movie.segment_sizes_bits):
+        if len(sizes) != len(ladder_bps):
+            raise UserError(f"{path}: segment_sizes_bits[{chunk}] has {len(sizes)} sizes, wanted {len(ladder_bps)}, one a bitrate")
+    sizes_bytes = tuple(tuple(ceil(bytes_from_bits(bits)) for bits in sizes) for sizes in movie.segment_sizes_bits)
+    return Manifest(path.stem, s_from_ms(movie.segment_duration_ms), ladder_bps, sizes_bytes)
+
+
 def load_manifest(name: str, root: str | Path | None = None, fetch: bool = True) -> Manifest:
-    """The manifest of the video `name`, fetched if need be. Raises `UserError` for an unknown name and for a video that can't be had."""
+    """The manifest of the video `name`, fetched if need be, or of a user's file.
+
+    Raises `UserError` for an unknown name, for a video that can't be had, and for what is wrong with a file.
+    """
+    if is_video_file(name):
+        return read_manifest(name)
     if name == SYNTHETIC_VIDEO:
         return synthetic_manifest()
     if name not in video_names():
-        raise UserError(f"video {name!r} is unknown: {suggestion(name, video_names())}")
+        raise UserError(f"video {name!r} is unknown: {suggestion(name, video_names())}, or a file (mine.json)")
     folder, lack = obtain(name, root, fetch)
     if folder is None:
         raise UserError(f"video {name} is not on this machine ({lack}): run scripts/fetch_data {name}, or use {SYNTHETIC_VIDEO}")
     return _read_manifest(name, folder)
+
+
+def check_length(video: Manifest, chunks: int) -> None:
+    """Raise `UserError` unless sessions of so many chunks can be played: policies may look at the size of one more."""
+    if chunks >= len(video.sizes_bytes):
+        raise UserError(
+            f"a session has {chunks} chunks, video {video.name} {len(video.sizes_bytes)}, wanted at least one more than a session"
+        )
 
 
 def default_manifest(root: str | Path | None = None, fetch: bool = True) -> tuple[Manifest, str]:

@@ -32,6 +32,7 @@ from controllers.api import Manifest
 from controllers.config import read_config
 from players.config import OriginConfig, OriginLine, OriginReady, OriginRequest
 from players.encoded import load_film, mpd
+from players.media import VIDEO_NAME
 from players.tiles import TiledVideo
 from testbed.clock import now_s
 from testbed.errors import UserError
@@ -47,7 +48,6 @@ TILED_PATH = re.compile(r"/([A-Za-z0-9._-]+)/tiles\.json", re.ASCII)
 TILE = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]?)", re.ASCII)
 FILE_PATH = re.compile(r"/([A-Za-z0-9._-]+)/(manifest\.json|manifest\.mpd|init\.mp4)", re.ASCII)
 CACHED = {"Cache-Control": "max-age=86400"}
-VIDEO_NAME = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 MAX_SESSION_CHARS = 128
 REMEMBERED_SESSIONS = 10_000
 KEEP_ALIVE_S = 3600.0

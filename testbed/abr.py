@@ -10,7 +10,8 @@ from controllers.api import AbrSession, Manifest
 from players.config import OriginConfig, PlayerConfig
 from players.dash.messages import DashConfig
 from players.dash.stock import STOCK
-from players.media import default_manifest, load_manifest
+from players.encoded import load_film
+from players.media import check_length, default_manifest, is_video_file, load_manifest
 from testbed.policycards import describe_policies
 from testbed.prepared import PreparedInLanes, from_anywhere
 from testbed.pressure import NO_STRAIN, Strain
@@ -110,7 +111,7 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
     """Find policies, traces and video."""
     if not experiment.policy_references:
         experiment = dataclasses.replace(experiment, policies=DEFAULT_POLICIES)
-    video, note = default_manifest() if experiment.video is None else (load_manifest(experiment.video), "")
+    video, note = _video(experiment)
     policies = describe_policies(experiment, video)
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
@@ -119,13 +120,29 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
         trace=tuple(from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
         uplink=from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
         policies=",".join(card.reference for card in policies),
-        video=video.name,
+        video=_anywhere(experiment.video) if experiment.video else video.name,
     )
     traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
     trials = plan(experiment, [card.name for card in policies], list(traces.values()), uplink.traces if uplink else ())
     found = dict.fromkeys(each.note for each in (*trace_sets, *([uplink] if uplink else [])))
     notes = (note, *found, _wrap_note(trials, experiment.chunks * video.chunk_s), _unsimulated_note(experiment, trials))
     return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
+
+
+def _video(experiment: Experiment) -> tuple[Manifest, str]:
+    """The video, and a note where it stands in for another."""
+    if experiment.video is None:
+        return default_manifest()
+    video = load_manifest(experiment.video)
+    check_length(video, experiment.chunks)
+    if experiment.player != "headless" and not experiment.simulate:
+        load_film(film_folder()).check(video)
+    return video, ""
+
+
+def _anywhere(video: str) -> str:
+    """The video's name, or its file as it is found from any folder."""
+    return str(Path(video).expanduser().resolve()) if is_video_file(video) else video
 
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:

@@ -141,7 +141,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
 
     experiment = prepared.experiment
     sets = prepared.traces
-    uplink = prepared.uplink if isinstance(prepared, PreparedPlaybacks) else None
+    uplink, video = (prepared.uplink, prepared.video) if isinstance(prepared, PreparedPlaybacks) else (None, None)
     return RunHeader(
         task=experiment.task,
         mode="simulation" if experiment.simulate else "cluster" if experiment.cluster else "emulation",
@@ -160,6 +160,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
             "traces": prepared.cells,
             "sha256": "+".join(s.sha256 for s in sets),
             **({"uplink": _named(uplink)} if uplink else {}),
+            **({"video": {"name": video.name, "sha256": video.sha256}} if video else {}),
         },
         versions=versions(),
         host=host_facts() | facts,

@@ -76,7 +76,7 @@ class Experiment:
     chunks: int = 48
     """Chunks to play, 2 to 48."""
     video: str | None = None
-    """The video whose chunk sizes are served: video1, video2 or synthetic. Default: video1, or synthetic where it can't be had."""
+    """The video whose chunk sizes are served: video1, video2, synthetic, or a file in SABRE's format. Default: video1, or synthetic."""
     offset_s: float = 0.0
     """Where in the trace a trial starts, seconds; in the uplink's, too."""
     rtt_ms: float = 80.0

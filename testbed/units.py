@@ -49,6 +49,11 @@ def bits_from_bytes(size_bytes: Amount) -> Amount:
     return size_bytes * BITS_PER_BYTE
 
 
+def bytes_from_bits(bits: Amount) -> Amount:
+    """Bytes from bits."""
+    return bits / BITS_PER_BYTE
+
+
 def kilobytes_from_bytes(size_bytes: Amount) -> Amount:
     """Kilobytes (thousands) from bytes."""
     return size_bytes / 1e3

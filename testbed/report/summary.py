@@ -3,6 +3,7 @@
 | key | meaning |
 | --- | --- |
 | trace | the set: name, split, `source` (`model` means: modelled, not measured), number of traces, sha256 |
+| video | of the chunks that were played: name, sha256 of durations, ladder and sizes; null for other tasks |
 | policies.NAME.trials | trials that ended, invalid ones among them; one that was played again is one trial |
 | policies.NAME.source_sha256 | of the file of a user's own policy; null for ours, which the commit tells |
 | policies.NAME.invalid | how many of them are invalid, the last attempt counting: shown, counted, and in no other number |
@@ -71,6 +72,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "unit": header.unit,
         "mode": header.mode,
         "trace": trace,
+        "video": header.trace.get("video"),
         "host": {**header.versions, **header.host},
         "policies": policies,
         "optimum": optimum(run),

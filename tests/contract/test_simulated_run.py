@@ -6,6 +6,7 @@ from pathlib import Path
 import polars
 import pytest
 
+from players.media import load_manifest
 from testbed.cli import main
 from testbed.errors import TestbedError
 
@@ -89,11 +90,16 @@ def test_trials_stand_without_the_optimum(
 
 
 def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["--simulate", "--trace", "step.txt", "--policies", "mine.py,fixed+level=1", "--chunks", "7"]) == 0
+    movie = {"segment_duration_ms": 1500, "bitrates_kbps": [400, 3000], "segment_sizes_bits": [[600_000, 4_500_000]] * 8}
+    (folder / "movie.json").write_text(json.dumps(movie))
+    assert main(["--simulate", "--trace", "step.txt", "--policies", "mine.py,fixed+level=1", "--chunks", "7", "--video", "movie.json"]) == 0
+    video = json.loads((folder / "results" / "latest" / "summary.json").read_text())["video"]
+    assert video == {"name": "movie", "sha256": load_manifest("movie.json").sha256}
     monkeypatch.chdir(tmp_path)
     assert main(["--spec", str(folder / "results" / "latest" / "experiment.toml"), "--out", "again"]) == 0
     columns = ["policy", "trace_sha256", "offset_s", "seed", "qoe", "chunks"]
     assert trials(tmp_path / "again").select(columns).equals(trials(folder / "results").select(columns))
+    assert json.loads((tmp_path / "again" / "latest" / "summary.json").read_text())["video"] == video
 
 
 def test_a_trace_named_twice_counts_once(folder: Path) -> None:

@@ -51,6 +51,15 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def movie(tmp_path: Path) -> Path:
+    """Its chunks take 1.5 s on that trace, whatever their level, and half a second to play: time for decisions, and soon over."""
+    path = tmp_path / "movie.json"
+    sizes = [4_500_000, 4_600_000, 4_700_000]
+    path.write_text(json.dumps({"segment_duration_ms": 500, "bitrates_kbps": [300, 750, 1200], "segment_sizes_bits": [sizes] * 20}))
+    return path
+
+
 MARK = "TEST_RUN_MARK"
 """In the environment of each process that a test starts, with a value of its own: other runs on this machine are none of its business."""
 
@@ -177,10 +186,10 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path, trace: Path) -> Non
         assert sent < carried < 1.1 * sent  # headers, and nothing else, on top
 
 
-def test_faulty_decisions_fall_back_and_say_why(tmp_path: Path, trace: Path) -> None:
+def test_faulty_decisions_fall_back_and_say_why(tmp_path: Path, trace: Path, movie: Path) -> None:
     faulty = tmp_path / "faulty.py"
     faulty.write_text(FAULTY)
-    process = start(tmp_path, trace, "--policies", str(faulty), "--chunks", "9", "--deadline-ms", "500")
+    process = start(tmp_path, trace, "--policies", str(faulty), "--chunks", "9", "--deadline-ms", "500", "--video", str(movie))
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0, (out, errors)
     decisions = polars.read_parquet(tmp_path / "results" / "latest" / "decisions.parquet").sort("chunk_index")
@@ -192,8 +201,8 @@ def test_faulty_decisions_fall_back_and_say_why(tmp_path: Path, trace: Path) -> 
     assert summary["policies"]["faulty"]["fallbacks"] == (6 if trials["valid"][0] else 0)  # of valid trials only
 
 
-def test_a_killed_controller_is_restarted_and_the_players_go_on(tmp_path: Path, trace: Path) -> None:
-    process = start(tmp_path, trace, "--policies", "fixed+level=2,bba", "--chunks", "16")
+def test_a_killed_controller_is_restarted_and_the_players_go_on(tmp_path: Path, trace: Path, movie: Path) -> None:
+    process = start(tmp_path, trace, "--policies", "fixed+level=2,bba", "--chunks", "16", "--video", str(movie))
     wait_for(process, tmp_path, "decision", 4)
     os.kill(controller_of(process), signal.SIGKILL)
     out, errors = process.communicate(timeout=100)

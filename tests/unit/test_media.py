@@ -1,12 +1,14 @@
 """Manifests: catalogued videos as measured, ours equal on every machine, unknown and damaged ones refused."""
 
 import hashlib
+import json
 import shutil
 from statistics import fmean, pstdev
 
 import pytest
 
-from players.media import BITRATES_BPS, CHUNK_S, CHUNKS, default_manifest, load_manifest, synthetic_manifest, video_names
+from controllers.api import Manifest
+from players.media import BITRATES_BPS, CHUNK_S, CHUNKS, check_length, default_manifest, load_manifest, synthetic_manifest, video_names
 from testbed.errors import TestbedError, UserError
 from traces import store
 from traces.store import find_video
@@ -51,6 +53,47 @@ def test_our_video_has_the_ladder_nominal_means_and_plausible_variation():
         assert fmean(sizes) == pytest.approx(bitrate_bps * CHUNK_S / 8, abs=1)
         assert pstdev(sizes) / fmean(sizes) == pytest.approx(0.08, abs=1e-4)
     assert all(list(sizes) == sorted(set(sizes)) for sizes in manifest.sizes_bytes)
+
+
+MOVIE = {"segment_duration_ms": 1500, "bitrates_kbps": [400, 1000.5, 3000], "segment_sizes_bits": [[600_001, 1_500_000, 4_500_000]] * 5}
+
+
+def movie(folder, **changes):
+    path = folder / "mine.json"
+    path.write_text(json.dumps(MOVIE | changes))
+    return path
+
+
+def test_a_users_video_is_described_as_sabre_describes_movies(tmp_path):
+    path = movie(tmp_path, title="more is no harm")
+    found = load_manifest(str(path))
+    assert found == Manifest("mine", 1.5, (400_000, 1_000_500, 3_000_000), ((75_001, 187_500, 562_500),) * 5)
+    check_length(found, 4)
+    with pytest.raises(UserError, match="a session has 5 chunks, video mine 5, wanted at least one more than a session"):
+        check_length(found, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"segment_duration_ms": 0}, "Expected `float` >= 100.0 - at `\\$.segment_duration_ms`"),
+        ({"bitrates_kbps": [400, 400, 3000]}, "bitrates_kbps are 400, 400, 3000, wanted them from low to high"),
+        ({"segment_sizes_bits": [[1, 2, 3], [1, 2], [1, 2, 3]]}, r"segment_sizes_bits\[1\] has 2 sizes, wanted 3, one a bitrate"),
+        ({"segment_sizes_bits": [[1, 2, -3]] * 3}, r"Expected `float` > 0.0 - at `\$.segment_sizes_bits"),
+        ({"segment_sizes_bits": None}, "Expected `array`, got `null`"),
+    ],
+)
+def test_a_users_video_that_is_none_is_one_sentence(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said) as raised:
+        load_manifest(str(movie(tmp_path, **changes)))
+    assert str(raised.value).startswith(f"{tmp_path}/mine.json: ") and "\n" not in str(raised.value)
+
+
+def test_a_users_video_must_be_there_and_have_a_name_for_a_path(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.json: can't be read"):
+        load_manifest(str(tmp_path / "absent.json"))
+    with pytest.raises(UserError, match="names the video 'my video', wanted letters"):
+        load_manifest(str(movie(tmp_path).rename(tmp_path / "my video.json")))
 
 
 def offline(entry, data):

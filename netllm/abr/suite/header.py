@@ -1,6 +1,5 @@
 """What a reader needs in order to trust an evaluation and to repeat it: when, from what, with what, on which traces."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -63,7 +62,6 @@ def header(
 
 def _set(prepared: Prepared) -> dict[str, Any]:
     setting, session = prepared.setting, prepared.session
-    video = (session.video.chunk_s, session.video.bitrates_bps, session.video.sizes_bytes)
     return {
         "setting": setting.name,
         "traces": setting.traces,
@@ -71,7 +69,7 @@ def _set(prepared: Prepared) -> dict[str, Any]:
         "sha256": prepared.sha256,
         "played": len(prepared.playbacks),
         "video": setting.video,
-        "video_sha256": hashlib.sha256(repr(video).encode()).hexdigest(),
+        "video_sha256": session.video.sha256,
         "rtt_s": session.rtt_s,
         "buffer_cap_s": session.buffer_cap_s,
         "chunks": session.chunks,

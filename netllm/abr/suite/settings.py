@@ -13,7 +13,7 @@ from math import sin
 import numpy as np
 
 from controllers.api import AbrSession, Manifest
-from players.media import CHUNK_S, CHUNKS, load_manifest, video_names
+from players.media import CHUNK_S, CHUNKS, check_length, is_video_file, load_manifest, video_names
 from testbed.errors import UserError, suggestion
 from testbed.units import bytes_per_s_from_bps
 from traces.leakage import measured_at
@@ -125,10 +125,9 @@ class Prepared:
     def identity(self) -> str:
         """Hash of everything that decides what is played."""
         session = self.session
-        video = (session.video.chunk_s, session.video.bitrates_bps, session.video.sizes_bytes)
         path = (session.chunks, session.rtt_s, session.buffer_cap_s, session.first_level)
         played = [(each.trace.sha256, each.offset_s) for each in self.playbacks]
-        return hashlib.sha256(repr((video, path, played)).encode()).hexdigest()
+        return hashlib.sha256(repr((session.video.sha256, path, played)).encode()).hexdigest()
 
 
 def chosen(names: Sequence[str]) -> tuple[Setting, ...]:
@@ -167,7 +166,9 @@ def prepare(setting: Setting, quick: bool = False, chunks: int = CHUNKS - 1) -> 
     if quick and len(playbacks) > QUICK_TRACES:
         at = np.linspace(0, len(playbacks) - 1, QUICK_TRACES).round().astype(int)
         playbacks = tuple(playbacks[i] for i in at)
-    session = AbrSession("evaluate", _video(setting.video), chunks, setting.buffer_cap_s, setting.rtt_s)
+    video = _video(setting.video)
+    check_length(video, chunks)
+    session = AbrSession("evaluate", video, chunks, setting.buffer_cap_s, setting.rtt_s)
     return Prepared(setting, session, _distinct(playbacks), source, sha256, note)
 
 
@@ -194,7 +195,7 @@ def _distinct(playbacks: tuple[Playback, ...]) -> tuple[Playback, ...]:
 def _video(name: str) -> Manifest:
     if name == DOUBLING:
         return doubling_video()
-    if name not in video_names():
+    if name not in video_names() and not is_video_file(name):
         raise UserError(f"video {name!r} is unknown, {suggestion(name, (*video_names(), DOUBLING))}")
     return load_manifest(name)
 
