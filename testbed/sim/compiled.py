@@ -1,10 +1,11 @@
 """Compiled functions, kept on disk where that can be: a user may own neither this checkout nor a home.
 
-A function is compiled anew when any file of this folder has changed. Numba itself looks only at the file that a function stands in, and
-would go on with what it had compiled of the others.
+A function is compiled anew when its file, any file of this folder, the metric or the units have changed. Numba itself looks only at the file
+that a function stands in, and would go on with what it had compiled of the others, and with their constants.
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -37,11 +38,18 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
         made = njit(cache=True, **options)(function)
     except RuntimeError:  # no locator available
         return njit(**options)(function)
-    made._cache._cache_file._source_stamp = folder_stamp()
+    made._cache._cache_file._source_stamp = stamp(function)
     return made
+
+
+def stamp(function: Callable[..., Any]) -> bytes:
+    """A hash of all that may be compiled into it."""
+    return hashlib.sha256(folder_stamp() + Path(inspect.getfile(function)).read_bytes()).digest()
 
 
 @cache
 def folder_stamp() -> bytes:
-    """A hash of the files of this folder."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
+    """A hash of the files of this folder, of the metric and the units."""
+    folder = Path(__file__).parent
+    files = [*sorted(folder.glob("*.py")), *(folder.parent / f"{name}.py" for name in ("metrics", "units"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()

@@ -18,7 +18,7 @@ from testbed.metrics import summarise_schedule
 from testbed.sim.cjs import COMPLETE, STARVED, CjsSimulator, play
 from testbed.sim.cjs_compiled import CompiledCjs
 from testbed.sim.cjs_env import CjsEnv
-from testbed.sim.compiled import compiled, folder_stamp
+from testbed.sim.compiled import compiled, stamp
 from tests.cjs_cases import Fixed, Random, job, play_out, random_workload, session, workload
 
 pytestmark = pytest.mark.timeout(600)  # the first use of the compiled simulator compiles for half a minute of CPU time
@@ -272,23 +272,27 @@ def test_the_environment_is_registered():
     assert environment.reset(seed=3)[1]["workload"] == 0
 
 
-def test_what_is_compiled_is_forgotten_when_a_file_of_the_folder_changes(tmp_path, monkeypatch):
+def test_what_is_compiled_is_forgotten_when_its_file_or_one_of_the_folder_changes(tmp_path, monkeypatch):
     """Numba's own stamp knows only the function's file; ours must be what the cache is asked with."""
-    (tmp_path / "once.py").write_text("def twice(x):\n    return 2 * x\n")
-    spec = importlib.util.spec_from_file_location("once", tmp_path / "once.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = compiled(module.twice)
+
+    def module(factor):
+        (tmp_path / "once.py").write_text(f"FACTOR = {factor}\n\ndef times(x):\n    return FACTOR * x\n")
+        spec = importlib.util.spec_from_file_location("once", tmp_path / "once.py")
+        assert spec and spec.loader
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
+    made = compiled(module(2).times)
     assert made(2) == 4
-    assert made._cache._cache_file._source_stamp == folder_stamp()
-    again = compiled(module.twice)
-    again(2)
-    assert again.stats.cache_hits, "an equal stamp: what is kept is used"
+    assert made._cache._cache_file._source_stamp == stamp(made.py_func)
+    again = compiled(module(2).times)
+    assert again(2) == 4 and again.stats.cache_hits, "an equal stamp: what is kept is used"
+    other = compiled(module(3).times)
+    assert other(2) == 6 and not other.stats.cache_hits, "a constant of its file"
     monkeypatch.setattr("testbed.sim.compiled.folder_stamp", lambda: b"another")
-    anew = compiled(module.twice)
-    anew(2)
-    assert not anew.stats.cache_hits
+    anew = compiled(module(3).times)
+    assert anew(2) == 6 and not anew.stats.cache_hits
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
