@@ -2,15 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from controllers import protocol, protocol_cjs, protocol_vp
-from controllers.api import AbrPolicy, AbrSession, CjsPolicy, CjsSession, VpPolicy, VpSession
+from controllers.api import AbrSession, CjsSession, VpSession
 
-AnyPolicy = AbrPolicy | CjsPolicy | VpPolicy
 AnySession = AbrSession | CjsSession | VpSession
 AnyOpen = protocol.Open | protocol_cjs.OpenCjs | protocol_vp.OpenVp
 AnyAnswer = protocol.Answer | protocol_cjs.AnswerCjs | protocol_vp.AnswerVp
+
+
+class AnyPolicy(Protocol):
+    """A policy of any task: that it is told of sessions and observations of its own task is the dialect's doing."""
+
+    def reset(self, session: Any, seed: int) -> None:
+        """Start `session`."""
+        ...
+
+    def decide(self, observation: Any) -> object:
+        """The policy's answer, unchecked."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 _TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 
-def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
+def typed_options(policy: type[Any], options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
     """`options` as keyword arguments of `policy`; `where` begins each error.
 
     Understood annotations: int, float, str, bool, Literal, and any of them `| None`.
@@ -29,17 +29,17 @@ def typed_options(policy: type, options: tuple[tuple[str, str], ...], where: str
     return tuple((name, _value(text, hints.get(name, str), f"{where}: option {name!r}")) for name, text in options)
 
 
-def _hints(policy: type, where: str) -> dict[str, Any]:
+def _hints(policy: type[Any], where: str) -> dict[str, Any]:
     """Annotations of the options; those that only a type checker can read are no one's to give on a command line."""
     try:
-        return get_type_hints(policy.__init__)  # type: ignore[misc]
+        return get_type_hints(policy.__init__)
     except Exception as error:  # whatever a user's annotations may name
         told = f"{type(error).__name__}: {error}"
         raise UserError(f"{where}: the types of its options can't be read ({told}), wanted names that are imported when it runs") from None
 
 
-def _parameters(policy: type) -> dict[str, inspect.Parameter]:
-    if policy.__init__ is object.__init__:  # type: ignore[misc]
+def _parameters(policy: type[Any]) -> dict[str, inspect.Parameter]:
+    if policy.__init__ is object.__init__:
         return {}
     parameters = inspect.signature(policy).parameters
     return {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

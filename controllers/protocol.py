@@ -207,10 +207,10 @@ def decode_answer(body: bytes, session: AbrSession) -> Answer:
     return answer
 
 
-def answer(decided: object, seen: AbrObservation, policy_s: float) -> Answer:
+def answer(decided: Any, seen: AbrObservation, policy_s: float) -> Answer:
     """What the policy decided, if it is a level of the ladder; else `Refusal`."""
     try:
-        level = index(decided)  # type: ignore[arg-type]
+        level = index(decided)
     except TypeError:
         level = -1
     if not 0 <= level < seen.video.levels:

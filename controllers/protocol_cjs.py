@@ -8,6 +8,7 @@ import math
 from dataclasses import fields
 from itertools import pairwise
 from operator import index
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -139,10 +140,10 @@ def answer(decided: object, seen: CjsObservation, policy_s: float) -> AnswerCjs:
     return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=policy_s)
 
 
-def checked(decided: object, seen: CjsObservation) -> CjsAction:
+def checked(decided: Any, seen: CjsObservation) -> CjsAction:
     """The policy's answer in plain numbers (numpy's integers are numbers, too), if it can be meant; else `Refusal`."""
     try:
-        action = CjsAction(index(decided.stage), index(decided.executors))  # type: ignore[attr-defined]
+        action = CjsAction(index(decided.stage), index(decided.executors))
     except (AttributeError, TypeError):
         action = None
     if action is None or not fits(action, seen):

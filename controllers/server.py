@@ -85,7 +85,7 @@ def _loader(task: str, torch_threads: int) -> Callable[[str], Factory]:
         factory = load(reference, task)
 
         def make() -> AnyPolicy:
-            policy = factory()
+            policy: AnyPolicy = factory()
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(torch_threads)
             return policy

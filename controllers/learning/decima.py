@@ -189,7 +189,8 @@ class Network(nn.Module):
         stages, jobs, everything = embedded
         rows = seen.rows
         job, decision = seen.stage_job[rows], seen.stage_decision[rows]
-        scores = self.stage_score(torch.cat([seen.stages[rows], stages[rows], jobs[job], everything[decision]], -1)).squeeze(1)
+        told = torch.cat([seen.stages[rows], stages[rows], jobs[job], everything[decision]], -1)
+        scores: torch.Tensor = self.stage_score(told).squeeze(1)
         most = scores.detach().new_full((len(seen.executors),), -torch.inf).scatter_reduce(0, decision, scores.detach(), "amax")
         total = scores.new_zeros(len(seen.executors)).index_add(0, decision, torch.exp(scores - most[decision]))
         return scores - most[decision] - torch.log(total)[decision]

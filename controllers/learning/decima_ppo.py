@@ -280,7 +280,7 @@ class DecimaRun(Trainee):
 
     def _descend(self, loss: torch.Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 0.5)
         nn.utils.clip_grad_norm_(self.critic.parameters(), 5.0)
         self.optimiser.step()

@@ -52,7 +52,8 @@ class Actor(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 36) to logits (N, 3). All branches are one matrix of blocks, several times as fast as six."""
         branches = [getattr(self, name) for name in ROWS]
-        blocks = torch.block_diag(*(functional.pad(each.weight, (SAMPLES - each.in_features, 0)) for each in branches))  # (768, 36)
+        padded = [functional.pad(each.weight, (SAMPLES - each.in_features, 0)) for each in branches]
+        blocks = torch.block_diag(*padded)  # type: ignore[no-untyped-call]  # (768, 36)
         hidden = functional.linear(x, blocks, torch.cat([each.bias for each in branches])).relu()
         logits: torch.Tensor = self.out(self.merge(hidden).relu())
         return logits
@@ -77,7 +78,8 @@ class GenetDesign:
 
     def slots(self, plays: Playbacks, actions: Integers) -> Integers:
         """A level from the last one; the videos must fill the ladder, so that slots are levels."""
-        return np.clip(plays.slots[plays.chunk - 1] + actions - 1, 0, plays.slot_mbps.shape[1] - 1)
+        slots: Integers = np.clip(plays.slots[plays.chunk - 1] + actions - 1, 0, plays.slot_mbps.shape[1] - 1)
+        return slots
 
 
 def seen_by(plays: Playbacks) -> Seen:

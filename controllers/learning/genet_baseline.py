@@ -40,7 +40,7 @@ def robust_mpc(plays: Playbacks) -> Integers:
 
 
 @compiled
-def _harmonic_mean(rates):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _harmonic_mean(rates: Floats) -> float:
     inverse = 0.0
     for rate in rates:
         inverse += 1 / rate
@@ -48,7 +48,7 @@ def _harmonic_mean(rates):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN2
 
 
 @compiled
-def _bounds_bps(measured_bps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _bounds_bps(measured_bps: Floats) -> Floats:
     """The prediction for the next chunk over 1 + the largest error of the last ones, (sessions,), of (sessions, chunks)."""
     count = measured_bps.shape[1]
     bounds = np.empty(len(measured_bps))
@@ -62,7 +62,16 @@ def _bounds_bps(measured_bps):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
 
 
 @compiled
-def _plan(ahead, bytes_per_s, buffer_s, bitrates_bps, last, chunk_s, stall_penalty, switch_penalty):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _plan(
+    ahead: Floats,
+    bytes_per_s: Floats,
+    buffer_s: Floats,
+    bitrates_bps: Floats,
+    last: Integers,
+    chunk_s: float,
+    stall_penalty: float,
+    switch_penalty: float,
+) -> Integers:
     """First level of the best plan of each session. Plans are walked in lexicographic order, depth first; of equal ones the last wins."""
     sessions, steps, levels = ahead.shape
     chosen = np.empty(sessions, np.int64)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from controllers.abr import pensieve
@@ -37,16 +38,18 @@ class Actor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.actor = nn.ModuleList([nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, SLOTS)])
-        for layer, gain in zip(self.actor, (1.0, 1.0, 0.01), strict=True):
+        layers = [nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, SLOTS)]
+        for layer, gain in zip(layers, (1.0, 1.0, 0.01), strict=True):
             nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(layer.bias)
+        self.actor = nn.ModuleList(layers)
 
-    def forward(self, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, FEATURES) to logits (N, SLOTS)."""
         for layer in self.actor[:-1]:
             x = layer(x).relu()
-        return self.actor[-1](x)
+        logits: torch.Tensor = self.actor[-1](x)
+        return logits
 
 
 class PensieveDesign:

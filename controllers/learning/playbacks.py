@@ -46,7 +46,8 @@ class Pool:
         """Mean rates between now and each of `FUTURE_S`, to a second, (sessions, spans)."""
         at = (self._first[which] + trace_s.astype(np.int64))[:, None] + np.asarray(FUTURE_S)
         rates = np.diff(self._passed[at], axis=1) / np.diff(FUTURE_S)
-        return np.maximum(mbps_from_bps(bits_from_bytes(rates)), LEAST_MBPS)
+        future: Floats = np.maximum(mbps_from_bps(bits_from_bytes(rates)), LEAST_MBPS)
+        return future
 
 
 def _passed_bytes(trace: RateTrace, seconds: int) -> Floats:
@@ -55,7 +56,8 @@ def _passed_bytes(trace: RateTrace, seconds: int) -> Floats:
     edges_s = np.asarray(trace.edges_s)
     passed = np.append(0.0, np.cumsum(np.diff(edges_s) * rates))
     laps, at_s = np.divmod(np.arange(seconds), trace.duration_s)
-    return laps * passed[-1] + np.interp(at_s, edges_s, passed)
+    carried: Floats = laps * passed[-1] + np.interp(at_s, edges_s, passed)
+    return carried
 
 
 class Playbacks:
@@ -97,7 +99,8 @@ class Playbacks:
     @property
     def next_bytes(self) -> Floats:
         """Sizes of the next chunk, (sessions, SLOTS)."""
-        return self.videos.sizes_bytes[self.video, self.chunk]
+        sizes_bytes: Floats = self.videos.sizes_bytes[self.video, self.chunk]
+        return sizes_bytes
 
     def begin(self) -> None:
         """Download chunk 0 of each at its lowest level, as every session begins."""
@@ -116,8 +119,9 @@ class Playbacks:
         self.slots[index], self.download_s[index], self.rebuffer_s[index] = chosen, got.download_s, got.rebuffer_s
         mbps = self.slot_mbps[rows, chosen]
         before = self.slot_mbps[rows, self.slots[max(index - 1, 0)]]
-        self.qoe[index] = mbps - REBUF_PENALTY * got.rebuffer_s - SWITCH_PENALTY * np.abs(mbps - before)
-        return self.qoe[index]
+        qoe: Floats = mbps - REBUF_PENALTY * got.rebuffer_s - SWITCH_PENALTY * np.abs(mbps - before)
+        self.qoe[index] = qoe
+        return qoe
 
     def past(self, columns: Floats, samples: int) -> Floats:
         """The last `samples` rows of one of the columns, (sessions, samples), newest last; zeros before the first chunk."""
@@ -131,4 +135,5 @@ class Playbacks:
     @property
     def mean_qoe(self) -> Floats:
         """QoE per decided chunk of each session, (sessions,)."""
-        return self.qoe[1 : self.chunk].mean(axis=0)
+        mean: Floats = self.qoe[1 : self.chunk].mean(axis=0)
+        return mean

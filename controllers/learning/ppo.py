@@ -141,11 +141,11 @@ class Learner:
             chances.append(logits[rows, actions])
             noise = np.where(noisy, rng.uniform(1 - self.settings.noise, 1 + self.settings.noise, len(rows)), 1.0)
             rewards.append(np.maximum(plays.step(design.slots(plays, actions), noise), self.settings.floor))
-        inputs = torch.from_numpy(np.stack(seen))  # (T, N, features)
-        critic_inputs = torch.cat([inputs, torch.from_numpy(np.stack(future))], -1)
+        actor_inputs = torch.from_numpy(np.stack(seen))  # (T, N, features)
+        critic_inputs = torch.cat([actor_inputs, torch.from_numpy(np.stack(future))], -1)
         value, spread = self.critic(critic_inputs)
         advantage, returns = _advantages(np.stack(rewards), value.numpy().astype(float), self.settings.gae)
-        parts = inputs, critic_inputs, np.stack(masks), np.stack(chosen), np.stack(chances), advantage / spread.numpy(), returns
+        parts = actor_inputs, critic_inputs, np.stack(masks), np.stack(chosen), np.stack(chances), advantage / spread.numpy(), returns
         flat = [torch.as_tensor(part).flatten(0, 1) for part in parts]
         return Experience(*(each.float() if each.is_floating_point() else each for each in flat))
 
@@ -156,10 +156,10 @@ class Learner:
         entropies = []
         for _ in range(settings.epochs):
             order = torch.from_numpy(rng.permutation(count))
-            for rows in order.split(settings.minibatch):
+            for rows in torch.split(order, settings.minibatch):
                 loss, entropy = self._loss(experience, rows, entropy_weight)
                 self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(self.actor.parameters(), settings.gradient_norm)
                 nn.utils.clip_grad_norm_(self.critic.parameters(), settings.gradient_norm)
                 self.optimiser.step()

@@ -31,7 +31,7 @@ class VpData:
     def sha256(self) -> str:
         """Of all windows: a run on others can't be resumed."""
         parts = (self.train.history_deg, self.train.future_deg, self.valid.history_deg, self.valid.future_deg)
-        return hashlib.sha256(b"".join(hashlib.sha256(np.ascontiguousarray(each)).digest() for each in parts)).hexdigest()
+        return hashlib.sha256(b"".join(hashlib.sha256(np.ascontiguousarray(each).data).digest() for each in parts)).hexdigest()
 
     def validation_mae_deg(self, turns_deg: np.ndarray) -> float:
         """Of predicted turns from the newest sample, (N, horizon or more, 3)."""

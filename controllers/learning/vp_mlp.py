@@ -69,15 +69,17 @@ class Network(nn.Module):
     def __init__(self, hidden: int, horizon: int) -> None:
         super().__init__()
         widths = [FEATURES, *[hidden] * (LAYERS - 1), 3 * horizon]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        nn.init.zeros_(layers[-1].weight)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
 
-    def forward(self, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, FEATURES) to turns in units of `SCALE_DEG`, (N, horizon x 3)."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        return self.layers[-1](x)
+        turns: torch.Tensor = self.layers[-1](x)
+        return turns
 
 
 def mirrored(angles_deg: np.ndarray) -> np.ndarray:

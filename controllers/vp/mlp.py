@@ -46,7 +46,8 @@ def turns_deg(weights: Weights, inputs: np.ndarray) -> np.ndarray:
     for i in range(LAYERS):
         x = x @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
         x = np.maximum(x, 0) if i < LAYERS - 1 else x
-    return x.reshape(len(x), -1, 3) * SCALE_DEG
+    turned_deg: np.ndarray = x.reshape(len(x), -1, 3) * SCALE_DEG
+    return turned_deg
 
 
 class Mlp(VpPolicy):
@@ -74,9 +75,11 @@ class Mlp(VpPolicy):
 
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
-        return self.decide_all([observation])[0]
+        predicted_deg: np.ndarray = self.decide_all([observation])[0]
+        return predicted_deg
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""
         history_deg = recent_deg(observations, SAMPLES)
-        return history_deg[:, -1:] + turns_deg(self.weights, features(history_deg))[:, : self.session.horizon]
+        predicted_deg: np.ndarray = history_deg[:, -1:] + turns_deg(self.weights, features(history_deg))[:, : self.session.horizon]
+        return predicted_deg

@@ -53,7 +53,8 @@ class NetLLM(VpPolicy):
 
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
-        return self.decide_all([observation])[0]
+        predicted_deg: np.ndarray = self.decide_all([observation])[0]
+        return predicted_deg
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""
