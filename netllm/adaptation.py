@@ -42,7 +42,8 @@ class Adaptation(Trainee):
 
     def __init__(self, settings: Any, console: Console) -> None:
         self.settings, self.console, self.name = settings, console, f"adapt {settings.task.name}"
-        open_folder(settings.out, settings.resume)
+        self.out: Path = settings.out
+        open_folder(self.out, settings.resume)
         self.commit = checkout_commit() or "unknown"
         load_backbone(settings.llm, settings.dtype)  # before the seed: the first load in a process draws random numbers
         torch.manual_seed(settings.collect.seed)
@@ -94,19 +95,19 @@ class Adaptation(Trainee):
     @property
     def folder(self) -> Path:
         """That of the best adapter."""
-        return self.settings.out / "adapter"
+        return self.out / "adapter"
 
     @property
     def curve(self) -> Path:
         """The learning curve."""
-        return self.settings.out / CURVE
+        return self.out / CURVE
 
     def _take_up(self, headers: Sequence[dict[str, Any]]) -> None:
         """The loop over what experience files with these headers hold, and the last checkpoint if the run is resumed."""
         settings = self.settings
         pace = Pace(settings.steps, settings.minutes, validate_minutes=settings.validate_minutes, save_minutes=settings.checkpoint_minutes)
         asked = asked_of(settings, ["steps", "minutes"]) | {"llm": self.model.backbone.name, "experience": list(headers)}
-        self.loop = Loop(self, settings.out, pace, asked, self.console)
+        self.loop = Loop(self, self.out, pace, asked, self.console)
         if settings.resume:
             self.loop.resume()
 
@@ -137,7 +138,7 @@ class Adaptation(Trainee):
         return True
 
     def _round_file(self, number: int) -> Path:
-        return self.settings.out / f"experience-round-{number + 1}.parquet"
+        return self.out / f"experience-round-{number + 1}.parquet"
 
     def facts(self) -> dict[str, Any]:
         """See `Trainee`."""

@@ -68,7 +68,7 @@ def _write(model: TaskModel, folder: Path, facts: Mapping[str, Any], dtype: torc
     settings = {
         "format": FORMAT,
         "task": model.task.name,
-        "settings": asdict(model.task),  # type: ignore[call-overload]
+        "settings": asdict(model.task),
         "backbone": {"name": name, "width": model.backbone.width} | ({"seed": RANDOM_SEED} if name.endswith(RANDOM) else {}),
         "lora_rank": model.switch.settings.rank,
         "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (LORA, MODULES) if (folder / name).is_file()},
@@ -146,7 +146,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The content of `netllm.json`, checked as far as loading needs it."""
     path = folder / SETTINGS
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         seen = settings["format"], settings["task"], settings["settings"], settings["backbone"]["name"], int(settings["backbone"]["width"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: can't be read ({error!r}), wanted the settings of an adapter made by scripts/adapt") from error
@@ -157,7 +157,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _task(folder: Path, settings: dict[str, Any]) -> AnyTask:
     try:
-        return TASKS[settings["task"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()})
+        told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["settings"].items()}
+        return TASKS[settings["task"]](**told)
     except TypeError as error:
         raise UserError(f"{folder / SETTINGS}: settings don't fit task {settings['task']} ({error})") from error
 

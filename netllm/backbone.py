@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -84,7 +85,7 @@ def _load(llm: str, dtype: str) -> Backbone:
         raise UserError(f"dtype {dtype!r} is unknown, wanted one of {', '.join(DTYPES)}")
     source = llm.removesuffix(RANDOM)
     model = _pretrained(prepare_embedded() if source == EMBEDDED else _checked_folder(source), source, DTYPES[dtype])
-    embedding = model.get_input_embeddings()
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
     width = int(embedding.embedding_dim)
     rms = float(embedding.weight.detach().float().pow(2).mean().sqrt())
     if llm.endswith(RANDOM):
@@ -92,7 +93,7 @@ def _load(llm: str, dtype: str) -> Backbone:
     model.set_input_embeddings(nn.Embedding(1, width, dtype=DTYPES[dtype]))
     if model._supports_sdpa:  # else its attention has a part of its own (soft caps, sinks) that neither PyTorch's nor ours computes
         model.set_attn_implementation(register())
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False).train(False)
     return Backbone(llm, model, width, _max_tokens(model), rms, DTYPES[dtype])
 
 
@@ -137,7 +138,8 @@ def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedM
         config = AutoConfig.from_pretrained(source, local_files_only=True)
         if config.is_encoder_decoder:
             raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
-        return AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model: PreTrainedModel = AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
+        return model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -147,7 +149,7 @@ def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedM
 
 def _silence_transformers() -> None:
     """No bars, no report of the language-model head that is left out on purpose."""
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 

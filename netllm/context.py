@@ -32,7 +32,7 @@ class Context:
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
         if self._decoder and batch <= FEW_SESSIONS and new <= FEW_TOKENS:
-            return torch.cat([self._decode(self._decoder, token) for token in embeddings.split(1, dim=1)], dim=1)
+            return torch.cat([self._decode(self._decoder, token) for token in torch.split(embeddings, 1, dim=1)], dim=1)
         return self._pass(embeddings)
 
     def _decode(self, decoder: Decoder, token: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,8 @@ class Context:
         with for_one_row() if one_row else nullcontext():
             result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._past, use_cache=True, **limits)
         self.tokens += new
-        return result.last_hidden_state
+        hidden: torch.Tensor = result.last_hidden_state
+        return hidden
 
     def keep(self, places: torch.Tensor) -> None:
         """Forget all sessions of the batch but those at `places`."""

@@ -6,6 +6,7 @@ read in 4 bits (`netllm.quantised`), and nothing else is done. Other models and 
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,16 +23,17 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, adapter: str) -> None:
         config = model.config
-        self._model, self._width, self._epsilon = model, config.hidden_size, config.rms_norm_eps
+        self._width, self._epsilon = config.hidden_size, config.rms_norm_eps
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._layers = [_Layer(layer, adapter) for layer in model.layers]
+        self._layers = [_Layer(layer, adapter) for layer in cast(nn.ModuleList, model.layers)]
+        self._rotary, self._last_norm = model.get_submodule("rotary_emb"), model.get_parameter("norm.weight")
 
     @torch.inference_mode()
     def read(self, embeddings: torch.Tensor, past: Cache, reach: int = 0) -> torch.Tensor:
         """The outputs (B, 1, width) for the tokens (B, 1, width) after `past`, which they enter; they see its last `reach`, with 0 all."""
         batch, width, heads, groups = len(embeddings), self._width, self._heads, self._groups
         position = torch.full((1, 1), past.get_seq_length())
-        cos, sin = (each[0] for each in self._model.rotary_emb(embeddings, position_ids=position))  # (1, size)
+        cos, sin = (each[0] for each in self._rotary(embeddings, position_ids=position))  # (1, size)
         size = cos.shape[1]
         sin = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], 1)
         hidden = embeddings.view(batch, width)
@@ -47,7 +49,7 @@ class Decoder:
             hidden = hidden + layer.output(seen.reshape(batch, heads * size))
             gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, 1)
             hidden = hidden + layer.down(nn.functional.silu(gate) * up)
-        return self._norm(hidden, self._model.norm.weight).view(batch, 1, width)
+        return self._norm(hidden, self._last_norm).view(batch, 1, width)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return nn.functional.rms_norm(hidden, (self._width,), weight, self._epsilon)
@@ -57,13 +59,14 @@ class _Layer:
     """The products of one layer."""
 
     def __init__(self, layer: nn.Module, adapter: str) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.first_norm, self.second_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.scale = attention.scaling
-        self.query_key_value = _Products([attention.q_proj, attention.k_proj, attention.v_proj], adapter)
-        self.output = _Products([attention.o_proj], adapter)
-        self.gate_up = _Products([mlp.gate_proj, mlp.up_proj], adapter)
-        self.down = _Products([mlp.down_proj], adapter)
+        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+        self.first_norm = layer.get_parameter("input_layernorm.weight")
+        self.second_norm = layer.get_parameter("post_attention_layernorm.weight")
+        self.scale = cast(float, attention.scaling)
+        self.query_key_value = _Products([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")], adapter)
+        self.output = _Products([attention.get_submodule("o_proj")], adapter)
+        self.gate_up = _Products([mlp.get_submodule(name) for name in ("gate_proj", "up_proj")], adapter)
+        self.down = _Products([mlp.get_submodule("down_proj")], adapter)
 
 
 class _Products:
@@ -72,7 +75,7 @@ class _Products:
     def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
         self._packed = _packed(layers)
         self._low_rank = _low_rank(layers, adapter) if self._packed else None
-        self._weights = [layer.weight_with(adapter) if isinstance(layer, Adapted) else layer.weight for layer in layers]
+        self._weights = [layer.weight_with(adapter) if isinstance(layer, Adapted) else _weight(layer) for layer in layers]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(B, inputs) to (B, all outputs)."""
@@ -84,24 +87,29 @@ class _Products:
         return torch.addmm(self._packed(x), nn.functional.linear(x, a), b)
 
 
-def _base(layer: nn.Module) -> nn.Linear:
+def _base(layer: nn.Module) -> nn.Module:
     return layer.base_layer if isinstance(layer, Adapted) else layer
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    """As it came, (outputs, inputs)."""
+    return _base(layer).get_parameter("weight")
 
 
 def _packed(layers: Sequence[nn.Module]) -> Packed | None:
     """One for all adapters: kept with the first of the layers."""
-    first = _base(layers[0])
-    if not hasattr(first, "packed"):
-        first.packed = pack(torch.cat([_base(layer).weight for layer in layers]))
-    return first.packed
+    kept: dict[str, Packed | None] = vars(_base(layers[0]))
+    if "packed" not in kept:
+        kept["packed"] = pack(torch.cat([_weight(layer) for layer in layers]))
+    return kept["packed"]
 
 
 def _low_rank(layers: Sequence[nn.Module], adapter: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The adapter's matrices as one pair, (all ranks, inputs) and (all ranks, all outputs); None when it adds nothing here."""
     pairs = [_matrices(layer, adapter) for layer in layers]
     a = torch.cat([a for a, _ in pairs])
-    b = torch.block_diag(*(b for _, b in pairs))
-    dtype = _base(layers[0]).weight.dtype
+    b = torch.block_diag(*(b for _, b in pairs))  # type: ignore[no-untyped-call]
+    dtype = _weight(layers[0]).dtype
     return (a.to(dtype), b.T.to(dtype).contiguous()) if len(a) else None
 
 
@@ -109,7 +117,7 @@ def _matrices(layer: nn.Module, adapter: str) -> tuple[torch.Tensor, torch.Tenso
     """(rank, inputs) and (outputs, rank); of rank 0 where the adapter has none."""
     if isinstance(layer, Adapted) and adapter in layer.lora_a:
         return layer.matrices(adapter)
-    outputs, inputs = _base(layer).weight.shape
+    outputs, inputs = _weight(layer).shape
     return torch.zeros(0, inputs), torch.zeros(outputs, 0)
 
 

@@ -13,7 +13,8 @@ class ScalarEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, features) to (B, T, width)."""
-        return self.layers(x)
+        token: torch.Tensor = self.layers(x)
+        return token
 
 
 class SeriesEncoder(nn.Module):
@@ -30,7 +31,8 @@ class SeriesEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, channels, length) to (B, T, width)."""
         batch, steps = x.shape[:2]
-        return self.projection(self.convolution(x.flatten(0, 1))).unflatten(0, (batch, steps))
+        tokens: torch.Tensor = self.projection(self.convolution(x.flatten(0, 1))).unflatten(0, (batch, steps))
+        return tokens
 
 
 class TableEncoder(nn.Module):
@@ -42,7 +44,8 @@ class TableEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, rows, columns) to (B, T, width)."""
-        return self.layers(x)
+        token: torch.Tensor = self.layers(x)
+        return token
 
 
 class ChoiceEncoder(nn.Module):
@@ -54,4 +57,5 @@ class ChoiceEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T) of whole numbers to (B, T, width)."""
-        return self.layers(x)
+        token: torch.Tensor = self.layers(x)
+        return token

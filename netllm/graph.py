@@ -11,6 +11,7 @@
 Graphs of all decisions lie end to end in one batch (`Decisions`), so that any number of stages costs just their rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from torch import nn
 from netllm.backbone import Backbone
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
-from netllm.tasks.cjs import CLUSTER_FEATURES, JOB_FEATURES, SHORTEST, STAGE_FEATURES, CjsTask
+from netllm.tasks.cjs import CLUSTER_FEATURES, JOB_FEATURES, SHORTEST, STAGE_FEATURES, Array, CjsTask
 
 ROUNDS = 2
 """Messages from children to parents; what lies deeper comes through the critical path."""
@@ -121,11 +122,11 @@ class PointerHead(nn.Module):
         self.count = nn.Linear(COUNT_FEATURES, hidden)
         self.executors = layers(hidden, hidden, 1)
         for last in (self.stage[-1], self.executors[-1], self.query):
-            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.get_parameter("weight"))
 
     def queries(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """What decisions ask for, (D, hidden): the tokens (D, width), and what the backbone made of them, (D, width)."""
-        asked = self.token_query(self.token_norm(tokens.float()))
+        asked: torch.Tensor = self.token_query(self.token_norm(tokens.float()))
         return asked if hidden is None else asked + self.query(self.norm(hidden.float()))
 
     def _told(self, seen: Decisions, encoded: Encoded, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -174,6 +175,7 @@ class CjsModel(TaskModel):
     """Graph encoder and pointing heads around the shared, frozen backbone: one token a decision."""
 
     task: CjsTask
+    head: PointerHead
 
     def __init__(self, backbone: Backbone, task: CjsTask, lora: LoraSettings, adapter_name: str | None = None) -> None:
         super().__init__(backbone, task, lora, adapter_name)
@@ -197,7 +199,7 @@ class CjsModel(TaskModel):
         return encoded, self.head.queries(tokens.flatten(0, 1), hidden.flatten(0, 1))
 
 
-def to_tensors(arrays: dict[str, object], batch: int) -> Decisions:
+def to_tensors(arrays: Mapping[str, Array], batch: int) -> Decisions:
     """The same arrays as tensors, without copying; names are those of `Decisions`."""
     names = [field.name for field in fields(Decisions) if field.name != "batch"]
-    return Decisions(batch, **{name: torch.from_numpy(arrays[name]) for name in names})  # type: ignore[arg-type]
+    return Decisions(batch, **{name: torch.from_numpy(arrays[name]) for name in names})

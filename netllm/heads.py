@@ -42,6 +42,6 @@ class PathHead(nn.Module):
         """The path (B, T, H, axes), in units of the task, from `hidden` (B, T, width) and `base`, of the path's shape; H may be any number:
         what is added to the last of `samples` is added to all later ones.
         """
-        added = self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))
+        added: torch.Tensor = self.linear(self.norm(hidden.float())).unflatten(-1, (self.samples, self.axes))
         places = torch.arange(features[BASE].shape[-2]).clamp(max=self.samples - 1)
         return features[BASE] + added[..., places, :]

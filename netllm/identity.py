@@ -50,7 +50,7 @@ def weights_of(factory: PolicyFactory, folder: Path, adapter: Path | None = None
 
 def defaults_of(factory: PolicyFactory) -> dict[str, object]:
     """The options that the policy takes, with their defaults."""
-    if factory.policy_class.__init__ is object.__init__:  # type: ignore[misc]
+    if factory.policy_class.__init__ is object.__init__:
         return {}
     return {name: parameter.default for name, parameter in inspect.signature(factory.policy_class).parameters.items()}
 

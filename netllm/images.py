@@ -111,7 +111,7 @@ class VitReader:
     def _of(self, frame: np.ndarray | None) -> np.ndarray:
         if frame is None:
             return np.full(self.width, np.nan, dtype=np.float32)
-        key = frame.shape, hashlib.blake2b(np.ascontiguousarray(frame)).digest()
+        key = frame.shape, hashlib.blake2b(np.ascontiguousarray(frame).data).digest()
         if key not in self._kept:
             self._kept[key] = self._computed(frame)
         self._kept.move_to_end(key)
@@ -124,5 +124,5 @@ class VitReader:
         pixels = torch.tensor(frame).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
         sized = nn.functional.interpolate(pixels, self._preparation.sides, mode="bilinear", antialias=True)
         mean, deviation = (torch.tensor(each)[:, None, None] for each in (self._preparation.mean, self._preparation.deviation))  # (3, 1, 1)
-        hidden = self._model(pixel_values=(sized - mean) / deviation).last_hidden_state  # (1, tokens, width)
+        hidden: torch.Tensor = self._model(pixel_values=(sized - mean) / deviation).last_hidden_state  # (1, tokens, width)
         return hidden[0, 0].numpy().copy()

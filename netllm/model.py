@@ -6,7 +6,8 @@ sequence: a single pass over it gives every decision of it to learn from (as in 
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ Features = Mapping[str, np.ndarray]
 
 
 class Task(Protocol):
-    """What differs between tasks: which encoders, how they share tokens, which head, how many steps."""
+    """What differs between tasks: which encoders, how they share tokens, which head, how many steps. A dataclass, kept in the adapter."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str:
@@ -92,7 +95,8 @@ class TaskModel(nn.Module):
         """The tokens of all steps in one sequence, (B, T * step_tokens, width), in the backbone's type."""
         steps = self.step(features[STEP].clamp(max=self.task.max_steps - 1))  # (B, T, width)
         tokens = [sum((self.encoders[name](features[name]) for name in group), start=steps) for group in self.task.groups]
-        return self.norm(torch.stack(tokens, dim=2).flatten(1, 2)).to(self.backbone.dtype)
+        sequence: torch.Tensor = self.norm(torch.stack(tokens, dim=2).flatten(1, 2))
+        return sequence.to(self.backbone.dtype)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The head's answers (B, T, ...) to every decision of whole sessions, in one pass."""
@@ -102,7 +106,8 @@ class TaskModel(nn.Module):
         with self.backbone.lock:
             self.switch.activate()
             hidden = self.backbone.model(inputs_embeds=sequence, use_cache=False, **limits).last_hidden_state
-        return self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features)
+        answers: torch.Tensor = self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features)
+        return answers
 
     def new_context(self) -> Context:
         """An empty context for a batch of sessions."""
@@ -136,7 +141,9 @@ class Reader:
             model.switch.activate()
             hidden = self._context.extend(model.embed(as_tensors(features)))[:, -1:]  # (B, 1, width)
         self.steps += features[STEP].shape[1]
-        return model.head(hidden, as_tensors({name: values[:, -1:] for name, values in features.items()})).squeeze(1).numpy()
+        newest = as_tensors({name: values[:, -1:] for name, values in features.items()})
+        answers: torch.Tensor = model.head(hidden, newest)
+        return answers.squeeze(1).numpy()
 
 
 def as_tensors(features: Features) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """`keys` and `values` are (B, heads, tokens, size), views of the room they have."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +28,7 @@ class _Layer(DynamicLayer):
         for states, before in ((key_states, self.keys), (value_states, self.values)):
             batch, heads, _, size = states.shape
             room.append(states.new_empty(batch, heads, tokens, size))
-            if self.is_initialized:
+            if before is not None:
                 room[-1][:, :, : before.shape[2]] = before
         self._room = tuple(room)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True

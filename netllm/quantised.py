@@ -30,7 +30,8 @@ class Packed:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, inputs) to (rows, outputs), both in bfloat16."""
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._levels, GROUP, self._affine)
+        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._levels, GROUP, self._affine)
+        return product
 
 
 def pack(weight: torch.Tensor) -> Packed | None:

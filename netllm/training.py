@@ -74,7 +74,7 @@ def train_step(
     total = 0.0
     for batch in batches:
         loss = loss_of(model, batch) / len(batches)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.adapt_parameters(), settings.clip)
     optimiser.step()

@@ -134,6 +134,7 @@ class Run(Adaptation):
     """One training run for ABR."""
 
     dagger_from, dagger_to = 0.6, 0.95
+    settings: AdaptSettings
 
     def __init__(self, settings: AdaptSettings, console: Console) -> None:
         self.sources: Sources = experience.sources_of(settings.collect)

@@ -230,7 +230,7 @@ def write(out: Path, episodes: Iterable[Episode], facts: dict[str, Any]) -> None
     os.replace(scratch, out)
 
 
-SCHEMA = {
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "episode": pl.Int32,
     "session_id": pl.String,
     "behaviour": pl.String,
@@ -273,7 +273,7 @@ def _rows(number: int, episode: Episode) -> Iterable[dict[str, Any]]:
 def read_header(path: Path) -> dict[str, Any]:
     """The header of an experience file. Raises `UserError` when it is none."""
     try:
-        facts = json.loads(pl.read_parquet_metadata(path)[HEADER])
+        facts: dict[str, Any] = json.loads(pl.read_parquet_metadata(path)[HEADER])
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: is no experience file ({error!r}), wanted one written by scripts/adapt abr") from error
     if facts.get("format") != FORMAT:

@@ -30,10 +30,11 @@ class Teachers:
     def probabilities(self, observation: AbrObservation) -> np.ndarray:
         """A probability for each level, (levels,): a single teacher's own, else the normalised geometric mean."""
         answers = np.array([policy.probabilities(observation) for policy in self._policies])  # (teachers, levels)
-        if len(answers) == 1:
-            return answers[0]
-        mixed = np.exp(np.log(np.maximum(answers, LEAST)).mean(axis=0))
-        return mixed / mixed.sum()
+        chances: np.ndarray = answers[0]
+        if len(answers) > 1:
+            mixed = np.exp(np.log(np.maximum(answers, LEAST)).mean(axis=0))
+            chances = mixed / mixed.sum()
+        return chances
 
 
 def story_of(reference: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Deciding is what `controllers/abr/netllm.py` does, features included; training i
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -46,7 +47,8 @@ class Ours:
 
     def load(self, llm: str, dtype: str, rank: int, sessions: str, tokens: str = "") -> dict[str, Any]:
         """As by `load_adapter`; training starts with a new adapter."""
-        self._task = AbrTask(**({"tokens": tokens} if tokens else {}))
+        way: dict[str, Any] = {"tokens": tokens} if tokens else {}
+        self._task = AbrTask(**way)
         self._how = llm, dtype, self._task, LoraSettings(rank=rank)
         self._session, self._recorded = recorded(sessions)
         with tempfile.TemporaryDirectory() as folder:
@@ -69,30 +71,30 @@ class Ours:
         torch.set_num_threads(threads)
         decide = student_of(self._deciding, self._task)
         chunks = self._recorded[session % len(self._recorded)]
-        return columns([measured(lambda known=known: decide([known])) for known in observations(self._session, chunks)])
+        return columns([measured(partial(decide, [known])) for known in observations(self._session, chunks)])
 
     def train(self, first: int, threads: int) -> dict[str, Any]:
         """One optimiser step on a batch as `scripts/adapt` takes; where a step has more tokens, on fewer sessions: as many tokens."""
         torch.set_num_threads(threads)
         settings = OptimiserSettings()
         settings = replace(settings, batch=-(-settings.batch // len(self._task.groups)))
-        if self._optimiser is None:
-            self._start_training(settings)
+        optimiser = self._start_training(settings) if self._optimiser is None else self._optimiser
         chosen = [self._pool[(first + i) % len(self._pool)] for i in range(settings.batch * settings.accumulation)]
         batches = [stack(chosen[i : i + settings.batch]) for i in range(0, len(chosen), settings.batch)]
-        used = measured(lambda: train_step(self._training, self._optimiser, settings, batches, loss_of))
+        used = measured(lambda: train_step(self._training, optimiser, settings, batches, loss_of))
         decisions = int(sum(batch["weight"].sum() for batch in batches))
         return used.over(decisions) | {"decisions": decisions, "at_once": decisions // settings.accumulation}
 
-    def _start_training(self, settings: OptimiserSettings) -> None:
-        """A new adapter instead of the one that decided."""
+    def _start_training(self, settings: OptimiserSettings) -> torch.optim.Optimizer:
+        """A new adapter instead of the one that decided; returns its optimiser."""
         if self._deciding is not None:
             self._deciding.switch.remove()
             self._deciding = None
         self._training = new_model(*self._how).train()
-        self._optimiser = make_optimiser(self._training, settings)
+        self._optimiser = optimiser = make_optimiser(self._training, settings)
         self._pool = prepare(self._task, [self._episode(chunks) for chunks in self._recorded])
-        train_step(self._training, self._optimiser, settings, [stack(self._pool[:2])], loss_of)
+        train_step(self._training, optimiser, settings, [stack(self._pool[:2])], loss_of)
+        return optimiser
 
     def _episode(self, chunks: Any) -> Episode:
         """What was done is what should have been done: the labels cost the same whatever they are."""
@@ -107,7 +109,8 @@ def _probed(model: TaskModel) -> list[float]:
     embeddings = torch.tensor([probe(backbone.width)], dtype=backbone.dtype)  # (1, tokens, width)
     with backbone.lock:
         model.switch.activate()
-        return backbone.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0, -1].float().tolist()
+        hidden: torch.Tensor = backbone.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return hidden[0, -1].float().tolist()
 
 
 if __name__ == "__main__":

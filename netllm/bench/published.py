@@ -8,6 +8,7 @@ bfloat16 is no option of that code: here the frozen weights are converted and wh
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,8 @@ class Published:
             "versions": {name: importlib.import_module(name).__version__ for name in ("torch", "transformers", "peft")},
         }
 
-    def _language_model(self, llm: str, dtype: str, rank: int) -> torch.nn.Module:
+    def _language_model(self, llm: str, dtype: str, rank: int) -> Any:
+        """With LoRA: peft's model around its own."""
         model = importlib.import_module("plm_special.models.llama").LlamaModel
         adapt = importlib.import_module("plm_special.models.low_rank").peft_model
         if dtype == "float32":  # what it does when nothing is said
@@ -82,7 +84,8 @@ class Published:
     def _probed(self) -> list[float]:
         embeddings = torch.tensor([probe(self._policy.plm_embed_size)])
         self._policy.eval()
-        return self._policy.plm(inputs_embeds=embeddings)["last_hidden_state"][0, -1].tolist()
+        hidden: torch.Tensor = self._policy.plm(inputs_embeds=embeddings)["last_hidden_state"]
+        return hidden[0, -1].tolist()
 
     @torch.no_grad()
     def decide(self, session: int, threads: int) -> dict[str, Any]:
@@ -92,12 +95,10 @@ class Published:
         self._policy.clear_dq()
         number = session % len(self._recorded)
         rows = zip(torch.from_numpy(self._states[number]), self._returns[number], strict=True)
-        return columns(
-            [
-                measured(lambda state=state, wanted=wanted, step=step: self._policy.sample(state[None, None], wanted, step))
-                for step, (state, wanted) in enumerate(rows)
-            ]
-        )
+        return columns([measured(partial(self._sample, state, wanted, step)) for step, (state, wanted) in enumerate(rows)])
+
+    def _sample(self, state: torch.Tensor, wanted: float, step: int) -> object:
+        return self._policy.sample(state[None, None], wanted, step)
 
     def train(self, first: int, threads: int) -> dict[str, Any]:
         """An epoch of its trainer over two windows. It steps once, at the epoch's end: a window bears a 32nd of that step."""
@@ -127,7 +128,8 @@ class Published:
             lr_scheduler=self._schedule,
             grad_accum_steps=ACCUMULATION,
         )
-        return trainer.train_epoch
+        epoch: Callable[[], object] = trainer.train_epoch
+        return epoch
 
     def _data_set(self, sessions: Sequence[int], steps: int | None = None) -> Any:
         """Its pool of (state, action, reward, last), as its `generate_exp_pool.py` fills it, cut into windows."""

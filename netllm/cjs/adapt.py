@@ -129,6 +129,7 @@ class CjsRun(Adaptation):
     """One training run for scheduling; its pools hold windows."""
 
     dagger_from, dagger_to = 0.45, 0.9
+    settings: CjsAdaptSettings
     model: CjsModel
 
     def __init__(self, settings: CjsAdaptSettings, console: Console, validation: Sequence[CjsJob] | None = None) -> None:

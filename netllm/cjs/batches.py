@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,21 +40,23 @@ def temperature_of(found: Candidates, settings: LabelSettings) -> float:
 
 def costs_of(found: Candidates, settings: LabelSettings) -> Array:
     """What each candidate costs more than the rule's decision, in temperatures, (C,)."""
-    return np.clip((found.cost_s - found.cost_s[0]) / temperature_of(found, settings), -MOST_COST, MOST_COST)
+    costs: Array = np.clip((found.cost_s - found.cost_s[0]) / temperature_of(found, settings), -MOST_COST, MOST_COST)
+    return costs
 
 
 def chances_of(found: Candidates, settings: LabelSettings) -> Array:
     """How likely each candidate should be, (C,)."""
-    chances = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_of(found, settings))
+    chances: Array = np.exp(-(found.cost_s - found.cost_s.min()) / temperature_of(found, settings))
     chances[0] *= settings.prior
-    return chances / chances.sum()
+    chances = chances / chances.sum()
+    return chances
 
 
 @dataclass(frozen=True)
 class Window:
     """Consecutive decisions of one session, with labels: `tried_*` are candidates, end to end."""
 
-    arrays: dict[str, Any]
+    arrays: dict[str, Array]
     tried_row: Array
     """Row among the window's stages, (C,)."""
     tried_executors: Array
@@ -124,7 +125,7 @@ def stack(windows: Sequence[Window]) -> Batch:
     decisions = np.array([each.decisions for each in windows])
     first_job, first_stage = np.cumsum(jobs) - jobs, np.cumsum(stages) - stages
     shift = {"stage_job": first_job, "job_decision": np.cumsum(decisions) - decisions, "edges": first_stage}
-    arrays = {}
+    arrays: dict[str, Array] = {}
     for name in GRAPHS:
         parts = [each.arrays[name] for each in windows]
         if name == "shortest":

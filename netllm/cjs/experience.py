@@ -243,7 +243,7 @@ def write(out: Path, episodes: Sequence[CjsEpisode], facts: dict[str, Any]) -> N
     os.replace(scratch, out)
 
 
-SCHEMA = {
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "seed": pl.Int64,
     "jobs": pl.Int32,
     "interarrival_s": pl.Float64,

@@ -13,7 +13,7 @@ Features are relative to the ladder: a level is known by its bitrate, placed at 
 carry it all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -80,7 +80,7 @@ class AbrTask:
 
     def encoders(self, width: int) -> dict[str, nn.Module]:
         """One per modality that is told."""
-        made = {
+        made: dict[str, Callable[[], nn.Module]] = {
             ACTION: lambda: ChoiceEncoder(self.choices + 1, width, self.hidden),
             RETURN: lambda: ScalarEncoder(1, width, self.hidden),
             "scalars": lambda: ScalarEncoder(SCALARS, width, self.hidden),
@@ -117,8 +117,8 @@ def _video(video: Manifest, ladder_bps: tuple[int, ...]) -> _Video:
     bitrates_mbps = mbps_from_bps(np.array(video.bitrates_bps, dtype=float))
     mbit = mbps_from_bps(bits_from_bytes(1)) * np.array(video.sizes_bytes, dtype=float)
     place = places(video.bitrates_bps, ladder_bps)
-    where = (np.array(each) for each in (place.slots, place.levels, place.slot_of_level))
-    return _Video(*where, np.log(bitrates_mbps), mbit, np.log(mbit / (bitrates_mbps * video.chunk_s)))
+    slots, used, slot_of_level = (np.array(each) for each in (place.slots, place.levels, place.slot_of_level))
+    return _Video(slots, used, slot_of_level, np.log(bitrates_mbps), mbit, np.log(mbit / (bitrates_mbps * video.chunk_s)))
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def session_features(
 def _mean(values: np.ndarray, known: np.ndarray, last: int = SAMPLES) -> np.ndarray:
     """Mean over the last known ones of each row."""
     values, known = values[:, -last:], known[:, -last:]
-    return np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
+    mean: np.ndarray = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
+    return mean
 
 
 def _scalars(session: AbrSession, video: _Video, seen: _Seen, harmonic_mbps: np.ndarray, choices: int) -> np.ndarray:

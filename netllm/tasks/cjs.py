@@ -179,7 +179,7 @@ def action_features(before: CjsObservation | None, action: CjsAction | None, now
     return np.array(told, np.float32)
 
 
-def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Any]:
+def joined(graphs: Sequence[Graph], actions: Sequence[Array]) -> dict[str, Array]:
     """Decisions end to end, as `netllm.graph.Decisions` has them."""
     jobs = np.array([len(graph.jobs) for graph in graphs])
     stages = np.array([len(graph.stages) for graph in graphs])

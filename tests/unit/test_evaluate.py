@@ -22,8 +22,10 @@ from netllm.abr.suite import play as playing
 from netllm.abr.suite.markdown import card, document
 from netllm.abr.suite.run import EvaluateSettings, test
 from netllm.abr.suite.settings import chosen, prepare
-from netllm.adapter import save_adapter
+from netllm.adapter import new_model, save_adapter
 from netllm.command import evaluate_command
+from netllm.lora import LoraSettings
+from netllm.tasks.vp import VpTask
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.sim.abr import run_session
@@ -250,6 +252,13 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(settings, mine, capsys, more,
     assert evaluate_command([*arguments, *(part.format(mine=mine) for part in more)]) == 2
     printed = capsys.readouterr().err
     assert re.search(said, printed) and printed.count("\n") == 1
+
+
+def test_an_adapter_of_another_task_is_refused_by_name(settings, adapters, tmp_path):
+    llm, _ = adapters
+    save_adapter(new_model(llm, "float32", VpTask(hidden=16), LoraSettings(rank=4), "moving"), tmp_path / "moving", {})
+    with pytest.raises(UserError, match="policy 'moving': its adapter is for task vp, wanted abr"):
+        measure(replace(settings, adapters=(f"moving={tmp_path / 'moving'}",), reference="moving", llm=llm, dtype="float32"), QUIET)
 
 
 def test_an_unknown_task_is_exit_code_2(capsys):

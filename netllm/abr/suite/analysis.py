@@ -250,8 +250,8 @@ def _outcome(prepared: Prepared, contender: Contender, cells: Cells) -> Outcome:
         by_seed[seed].append(played)
     members = [np.mean(each, axis=0) for each in by_member.values()]
     complete = [np.mean(each, axis=0) for each in by_seed.values() if len(each) == len(members)]
-    means = [SeedSpread(tuple(float(_by(each[:, 0], units).mean()) for each in part)) for part in (members, complete)]
-    return Outcome(contender, prepared, np.mean(members, axis=0), *means)
+    training, sampling = (SeedSpread(tuple(float(_by(each[:, 0], units).mean()) for each in part)) for part in (members, complete))
+    return Outcome(contender, prepared, np.mean(members, axis=0), training, sampling)
 
 
 def difference(a: Outcome, b: Outcome) -> Difference:

@@ -59,7 +59,8 @@ class Member:
 
     def make(self) -> AbrPolicy:
         """A fresh policy."""
-        return load(self.reference)()
+        policy: AbrPolicy = load(self.reference)()
+        return policy
 
     def model(self) -> "TaskModel":
         """The language model behind it."""

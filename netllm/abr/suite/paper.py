@@ -51,7 +51,8 @@ def _panel(axes: Axes, result: SettingResult) -> None:
     for i, each in enumerate(ordered):
         if each.qoe.ci95:
             axes.plot(each.qoe.ci95, [i, i], color=each.contender.colour, linewidth=2.2, alpha=0.5, solid_capstyle="butt")
-        axes.plot([each.qoe.mean], [i], "o", color=each.contender.colour, markersize=4)
+        if each.qoe.mean is not None:
+            axes.plot([each.qoe.mean], [i], "o", color=each.contender.colour, markersize=4)
     axes.axvline(float(result.optimum.mean()), color="#a04000", linewidth=0.9, linestyle="--")
     axes.set_yticks(range(len(ordered)), [each.contender.label for each in ordered])
     axes.set_ylim(-0.7, len(ordered) - 0.3)
@@ -67,7 +68,8 @@ def _differences(analysis: Analysis, axes: Axes) -> bool:
         found, colour = rival.difference.estimate, analysis.named(rival.difference.b).colour
         if found.ci95:
             axes.plot(found.ci95, [i, i], color=colour, linewidth=2.2, alpha=0.6, solid_capstyle="butt")
-        axes.plot([found.mean], [i], "o", color=colour, markersize=3.5)
+        if found.mean is not None:
+            axes.plot([found.mean], [i], "o", color=colour, markersize=3.5)
     ends = [end for rival in many_units(rivals) for end in rival.difference.estimate.ci95 or ()]
     if ends:
         margin = 0.06 * (max(0.0, *ends) - min(0.0, *ends))
@@ -91,7 +93,7 @@ def _ablations(analysis: Analysis, axes: Axes) -> bool:
         for x, each in zip(at, found, strict=True):
             if each is not None and each.estimate.ci95:
                 axes.plot([x, x], each.estimate.ci95, color=variant.colour, linewidth=1.6, alpha=0.6)
-        known = [(x, each.estimate.mean) for x, each in zip(at, found, strict=True) if each is not None]
+        known = [(x, each.estimate.mean) for x, each in zip(at, found, strict=True) if each is not None and each.estimate.mean is not None]
         axes.plot([x for x, _ in known], [mean for _, mean in known], "o", color=variant.colour, markersize=3.5, label=variant.label)
     axes.axhline(0, color="#222222", linewidth=0.8)
     axes.set_xticks(range(len(analysis.settings)), [each.name[-24:] for each in analysis.settings], rotation=30, ha="right")

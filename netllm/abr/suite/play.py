@@ -20,9 +20,8 @@ from testbed.clock import thread_cpu_s
 from testbed.errors import UserError
 from testbed.metrics import SessionSummary, summarise
 from testbed.processes import in_processes
-from testbed.sim.abr import AbrSimulator, run_session
+from testbed.sim.abr import OPTIMUM_GRID_S, AbrSimulator, run_session
 from testbed.sim.kept import kept_optimum
-from testbed.sim.optimum import GRID_S
 from traces.trace import Trace
 
 OPTIMUM = "optimum"
@@ -58,7 +57,7 @@ class Task:
         """Where its cell is kept."""
         played = prepare(self.setting, self.quick).identity
         if self.contender is None:
-            return store.path(self.setting.name, OPTIMUM, self.seed, (played, OPTIMUM, str(GRID_S), hash_tree(EXACT)))
+            return store.path(self.setting.name, OPTIMUM, self.seed, (played, OPTIMUM, str(OPTIMUM_GRID_S), hash_tree(EXACT)))
         member = self.contender.members[self.member]
         return store.path(self.setting.name, Path(member.reference.target).stem, self.seed, (played, member.identity))
 
@@ -176,10 +175,13 @@ def _columns(summary: SessionSummary) -> tuple[float, ...]:
 
 def _play_together(task: Task, batch: int) -> Cell:
     from netllm.abr.adapt import student_of  # torch takes seconds: only who measures a language model pays
+    from netllm.tasks.abr import AbrTask
 
     assert task.contender is not None
     began_s, prepared = thread_cpu_s(), prepare(task.setting, task.quick)
     model = task.contender.members[task.member].model()
+    if not isinstance(model.task, AbrTask):
+        raise UserError(f"policy {task.policy!r}: its adapter is for task {model.task.name}, wanted abr")
     played: list[SessionSummary] = []
     for start in range(0, len(prepared.playbacks), batch):
         part = prepared.playbacks[start : start + batch]

@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from netllm.abr.suite import markdown, page, paper, terminal
 from netllm.abr.suite.analysis import Analysis, Cells, analyse
 from netllm.abr.suite.cells import CELL, CellStore, write_results
-from netllm.abr.suite.contenders import CHECKOUT, NETLLM, SHIPPED, Contender, contenders
+from netllm.abr.suite.contenders import NETLLM, SHIPPED, Contender, contenders
 from netllm.abr.suite.header import Header, header
 from netllm.abr.suite.play import OPTIMUM, Task, play_all
 from netllm.abr.suite.settings import DEFAULT, SETTINGS, UNSEEN, Prepared, chosen, prepare
 from netllm.abr.suite.table import as_dict
 from netllm.evaluation.tables import roomy
+from netllm.identity import CHECKOUT
 from testbed.drawing.typography import FORMATS
 from testbed.errors import UserError
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -83,6 +82,18 @@ def _play_on(policy: CjsPolicy, simulator: CompiledCjs, seed: int, took_ms: list
 
 def _played(setting: CjsSetting, seed: int, name: str, simulator: CompiledCjs, took_ms: list[float]) -> Played:
     summary = simulator.summary
-    quantiles: list[Any] = np.quantile(took_ms, (0.5, 0.99)).tolist() if took_ms else [None, None]
-    figures = (getattr(summary, key) for key in ("avg_jct_s", "p50_jct_s", "p95_jct_s", "makespan_s", "busy_share"))
-    return Played(setting.name, seed, name, simulator.ended, *figures, simulator.decisions, *quantiles)
+    p50_ms, p99_ms = np.quantile(took_ms, (0.5, 0.99)).tolist() if took_ms else (None, None)
+    return Played(
+        setting.name,
+        seed,
+        name,
+        simulator.ended,
+        summary.avg_jct_s,
+        summary.p50_jct_s,
+        summary.p95_jct_s,
+        summary.makespan_s,
+        summary.busy_share,
+        simulator.decisions,
+        p50_ms,
+        p99_ms,
+    )
