@@ -13,10 +13,11 @@ STATIC = {
 }
 """What runs before pytest, as the user, by name: a program of `.venv` and its arguments."""
 SUITE = {
-    "pytest": ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--ignore=tests/emulation"),
+    "pytest": ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder", "--ignore=tests/emulation"),
     "pytest in real time": ("tests/emulation",),
 }
-"""All tests: those that only compute side by side (a guest has a clock of its own), then one by one those that must not wait for a core."""
+"""All tests: those that only compute side by side, file by file (first a guest, which has a clock of its own), then one by one those that
+must not wait for a core."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if not met and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: "guest" not in item.path.parts)  # it takes minutes, beside which the others run
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,7 @@
 """Compiled functions, kept on disk where that can be: a user may own neither this checkout nor a home.
 
-A function is compiled anew when its file, any file of this folder, the metric or the units have changed. Numba itself looks only at the file
-that a function stands in, and would go on with what it had compiled of the others, and with their constants.
+A function is compiled anew when its file, any file of this folder, the metric or the units have changed. Numba itself looks only at the
+file that a function stands in, and would go on with what it had compiled of the others, and with their constants.
 """
 
 import hashlib
