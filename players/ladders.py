@@ -48,7 +48,7 @@ def find_video(name: str) -> Manifest:
 
 def draw_video(rng: np.random.Generator, names: Sequence[str], scaled: float, sub_ladders: float) -> Manifest:
     """One of the videos, a share of them at other bitrates and a share with only some of the levels."""
-    video = find_video(names[rng.integers(len(names))])
+    video = find_video(names[int(rng.integers(len(names)))])
     if rng.random() < scaled:
         video = at_other_bitrates(video, _draw_factors(rng, video), round(float(rng.uniform(*SIZE_FACTORS)), 3))
     if rng.random() < sub_ladders:

@@ -11,6 +11,7 @@ import polars as pl
 
 from testbed.errors import UserError
 from testbed.records import (
+    AnyTrialRow,
     ChunkRow,
     DecisionRow,
     EndRow,
@@ -67,7 +68,6 @@ VIEWING_TABLES: dict[str, type[msgspec.Struct]] = {
 }
 """The same of a run that predicts viewports."""
 TABLES_BY_TASK = {"abr": TABLES, "cjs": SCHEDULE_TABLES, "vp": VIEWING_TABLES}
-AnyTrialRow = TrialRow | ScheduleRow | ViewingRow
 _DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 _BATCH_ROWS = 50_000
 """Rows held as structs before they become columns: a long run has millions of link rows."""
@@ -90,6 +90,11 @@ class Run:
     """None when the run was killed or is still going on."""
     truncated: bool = False
     """The last line was cut off, as a kill in the middle of a write leaves it."""
+
+    @property
+    def playbacks(self) -> tuple[TrialRow, ...]:
+        """Those trials that are playbacks: all of them in a run of task `abr`."""
+        return tuple(trial for trial in self.trials if isinstance(trial, TrialRow))
 
     @property
     def unfinished(self) -> int:

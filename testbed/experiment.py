@@ -58,9 +58,11 @@ def run(experiment: Experiment, console: Console) -> None:
 def _emulated(prepared: Prepared) -> AbstractContextManager[Any]:
     """All that real time needs, brought up: it has `facts`, and plays the trials in `run`."""
     from testbed import cjs_cluster, emulation
+    from testbed.cjs import PreparedSchedules
 
     if isinstance(prepared, PreparedInLanes):
         return emulation.emulated(prepared)
+    assert isinstance(prepared, PreparedSchedules)  # what is neither was simulated
     if prepared.experiment.cluster:
         return cjs_cluster.joined(prepared)
     return cjs_cluster.emulated(prepared)
@@ -110,6 +112,7 @@ def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Ite
         return
     from testbed.show import Show, served
 
+    assert isinstance(prepared, PreparedPlaybacks)  # no other task has the option
     show = Show(terminal, prepared, pictures)
     with served(show) as url:
         terminal.note(f"live: {url}")
@@ -119,8 +122,8 @@ def _shown(terminal: LiveView, prepared: Prepared, pictures: Path | None) -> Ite
 def _add_twins(prepared: Prepared, recorder: Recorder, folder: ResultFolder) -> None:
     """Put each trial's twin beside it. What was emulated stands without them, too."""
     try:
-        found = twins if isinstance(prepared, PreparedPlaybacks) else schedule_twins
-        folder.extend(found(prepared, recorder.played))
+        played = recorder.played
+        folder.extend(twins(prepared, played) if isinstance(prepared, PreparedPlaybacks) else schedule_twins(prepared, played))
     except (TestbedError, UserError) as error:
         recorder.note(f"no comparison with the simulator: {error}")
 

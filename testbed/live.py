@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.clock import now_s
-from testbed.records import ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
+from testbed.records import AnyTrialRow, ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
 from testbed.records_vp import PredictionRow, SegmentRow
-from testbed.stats import AnyTrialRow
 from testbed.terminal import print_summary
 from testbed.units import ms_from_s
 
@@ -102,7 +101,8 @@ class LiveView(View):
         self, total_trials: int, chunks: int, console: Console | None = None, clock: Callable[[], float] = now_s, step: type = ChunkRow
     ) -> None:
         self._schedules = step is JobRow
-        self._metric = {JobRow: "JCT", PredictionRow: "MAE"}.get(step, "QoE")
+        metrics: dict[type, str] = {JobRow: "JCT", PredictionRow: "MAE"}
+        self._metric = metrics.get(step, "QoE")
         self.total_trials = total_trials
         self.chunks = chunks
         self.console = console or Console()

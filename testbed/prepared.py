@@ -10,8 +10,7 @@ from players.config import OriginConfig, PlayerConfig
 from players.dash.messages import DashConfig
 from testbed.policycards import PolicyCard
 from testbed.pressure import Strain
-from testbed.records import Row
-from testbed.records_trial import TrialBase
+from testbed.records import AnyTrialRow, Row
 from testbed.spec import Experiment
 from testbed.verdict import PathFacts
 from traces.store import TraceSet
@@ -63,7 +62,7 @@ class Prepared(ABC):
         """A trial as work for the simulator twin."""
 
     @abstractmethod
-    def row(self, trial: Any, rows: Sequence[Row], path: PathFacts, attempt: int, strain: Strain) -> TrialBase:
+    def row(self, trial: Any, rows: Sequence[Row], path: PathFacts, attempt: int, strain: Strain) -> AnyTrialRow:
         """A trial that is over, judged."""
 
 

@@ -11,7 +11,9 @@ from typing import TypeVar
 from testbed.errors import UserError
 from testbed.user import die_with_parent
 
-Key, Task, Result = TypeVar("Key"), TypeVar("Task"), TypeVar("Result")
+Key = TypeVar("Key")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 CTRL_C_S = 0.5
 """Ctrl-C is looked for this often: the kernel may give the signal to a thread of polars, which wakes nobody."""
 

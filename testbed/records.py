@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from testbed.records_trial import TrialBase
-from testbed.records_vp import ViewingTrialRow
+from testbed.records_vp import ViewingRow, ViewingTrialRow
 
 
 class ChunkRow(msgspec.Struct, frozen=True, kw_only=True, tag="chunk", tag_field="event"):
@@ -259,6 +259,8 @@ class ScheduleEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="schedule_en
 
 ScheduleTrialRow = JobRow | TaskRow | ExecutorRow | TransferRow | ScheduleDecisionRow | ScheduleBeginRow | ScheduleEndRow | ScheduleRow
 Row = ChunkRow | DecisionRow | StallRow | PlaybackEndRow | LinkRow | TrialRow | ScheduleTrialRow | ViewingTrialRow
+AnyTrialRow = TrialRow | ScheduleRow | ViewingRow
+"""A trial that is over, whatever the task."""
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="event"):

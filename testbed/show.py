@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from testbed.abr import PreparedPlaybacks
 from testbed.clock import now_s
 from testbed.errors import TestbedError
 from testbed.lane import picture_of
-from testbed.live import View
-from testbed.prepared import Prepared
-from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow, TrialRow
+from testbed.live import LiveView, View
+from testbed.records import AnyTrialRow, ChunkRow, DecisionRow, PlaybackEndRow, Row, StallRow
 from testbed.results import trace_row
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -46,7 +46,7 @@ class _Shown:
     decisions: list[DecisionRow] = field(default_factory=list)
     stalls: list[StallRow] = field(default_factory=list)
     ended: PlaybackEndRow | None = None
-    result: TrialRow | None = None
+    result: AnyTrialRow | None = None
 
     def take(self, row: Row) -> None:
         """Follow the trial by one row."""
@@ -64,7 +64,7 @@ class _Shown:
 class Show(View):
     """A view of a run that also keeps what the page shows, before the one on the terminal."""
 
-    def __init__(self, view: View, prepared: Prepared, pictures: Path) -> None:
+    def __init__(self, view: LiveView, prepared: PreparedPlaybacks, pictures: Path) -> None:
         self._view, self._pictures = view, pictures
         self._cards = {card.name: {"label": card.label, "colour": card.colour} for card in prepared.policies}
         self._traces = {trial.trial_id: trial.trace for trial in prepared.trials}
@@ -93,7 +93,7 @@ class Show(View):
                 shown.take(row)
         self._view.row(row)
 
-    def trial_ended(self, row: TrialRow, again: bool = False) -> None:
+    def trial_ended(self, row: AnyTrialRow, again: bool = False) -> None:
         """A trial is over."""
         with self._lock:
             if shown := self._by_trial.get(row.trial_id):

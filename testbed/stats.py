@@ -9,12 +9,12 @@ would give, not what another seed or another cut would.
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
 
-from testbed.records import ScheduleRow, TrialRow
-from testbed.records_vp import ViewingRow
+from testbed.records_trial import TrialBase
 from traces.leakage import measured_at
 
 CONFIDENCE = 0.95
@@ -27,7 +27,7 @@ SIGNIFICANT = 0.05
 LOWER_IS_BETTER = frozenset({"avg_jct_s", "mae_deg"})
 """Metrics that are costs; all others are gains."""
 
-AnyTrialRow = TrialRow | ScheduleRow | ViewingRow
+TrialT = TypeVar("TrialT", bound=TrialBase)
 TraceKey = tuple[str, str]
 """Name and sha256 of a trace: two folders may hold files of the same name."""
 Cell = tuple[TraceKey, float, int]
@@ -131,9 +131,9 @@ def over_traces(values: Mapping[TraceKey, float]) -> Estimate:
     return estimate(list(values.values()), [measured_at(name) or (name, sha256) for name, sha256 in values])
 
 
-def last_attempts(trials: Iterable[AnyTrialRow]) -> list[AnyTrialRow]:
+def last_attempts(trials: Iterable[TrialT]) -> list[TrialT]:
     """Of each trial the attempt that counts: a trial whose link failed may have been played again."""
-    last: dict[tuple[str, Cell], AnyTrialRow] = {}
+    last: dict[tuple[str, Cell], TrialT] = {}
     for trial in trials:
         key = trial.policy, _cell(trial)
         if key not in last or trial.attempt >= last[key].attempt:
@@ -141,17 +141,17 @@ def last_attempts(trials: Iterable[AnyTrialRow]) -> list[AnyTrialRow]:
     return list(last.values())
 
 
-def per_trace(trials: Iterable[AnyTrialRow], value: str = "value") -> dict[TraceKey, float]:
+def per_trace(trials: Iterable[TrialBase], value: str = "value") -> dict[TraceKey, float]:
     """The field `value` of the valid trials of ONE policy, averaged over seeds, then offsets: one number a trace."""
     return _mean_over_cells(_cells(trials, value))
 
 
-def _cells(trials: Iterable[AnyTrialRow], value: str) -> dict[Cell, float]:
+def _cells(trials: Iterable[TrialBase], value: str) -> dict[Cell, float]:
     """What the valid trials of ONE policy saw, by trace, offset and seed."""
     return {_cell(trial): number for trial in trials if trial.valid and (number := getattr(trial, value)) is not None}
 
 
-def _cell(trial: AnyTrialRow) -> Cell:
+def _cell(trial: TrialBase) -> Cell:
     return (trial.trace, trial.trace_sha256), trial.offset_s, trial.seed
 
 
@@ -166,7 +166,7 @@ def _mean_over_cells(cells: Mapping[Cell, float]) -> dict[TraceKey, float]:
     return {key: float(np.mean(means)) for key, means in by_trace.items()}
 
 
-def compare(a: str, b: str, trials: Iterable[AnyTrialRow], metric: str = "qoe_lin", value: str = "value") -> Comparison:
+def compare(a: str, b: str, trials: Iterable[TrialBase], metric: str = "qoe_lin", value: str = "value") -> Comparison:
     """Paired differences of two policies: a - b at each trace, offset and seed where both are valid, averaged as in `per_trace`."""
     trials = tuple(trials)
     of_a, of_b = (_cells((t for t in trials if t.policy == name), value) for name in (a, b))

@@ -37,8 +37,17 @@ class ScheduleJob(msgspec.Struct, frozen=True, kw_only=True, tag="cjs", tag_fiel
     def ended_early(self, reason: str) -> ScheduleEndRow:
         """The only row of a trial that came to nothing."""
         jobs = len(self.workload.jobs)
-        nothing = dict.fromkeys(("avg_jct_s", "p50_jct_s", "p95_jct_s", "makespan_s", "busy_share"))
-        return ScheduleEndRow(trial_id=self.trial_id, end_reason=reason, jobs=jobs, unfinished=jobs, **nothing)
+        return ScheduleEndRow(
+            trial_id=self.trial_id,
+            end_reason=reason,
+            avg_jct_s=None,
+            p50_jct_s=None,
+            p95_jct_s=None,
+            makespan_s=None,
+            busy_share=None,
+            jobs=jobs,
+            unfinished=jobs,
+        )
 
 
 def simulate_schedule(job: ScheduleJob, factory: PolicyFactory, alive: Callable[[], None]) -> Iterator[Row]:

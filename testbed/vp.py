@@ -195,15 +195,21 @@ class PreparedPredictions(Prepared):
         """A trial that is over, judged."""
         _, predictions, end = _sorted_out(rows)
         problems = [] if end and end.end_reason == "complete" else [f"ended early: {end.end_reason if end else 'the worker died'}"]
-        nothing = dict.fromkeys(("qoe", "quality_mbps", "rebuffer_s", "switch_mbps", "blank_share", "wasted_share", "startup_s", "video"))
         return ViewingRow(
             **_common(trial, trial.name, trial.sha256, predictions, end, problems),
             offset_s=0.0,
             mode="simulation",
             attempt=attempt,
             viewer=trial.viewer,
+            video=None,
+            qoe=None,
+            quality_mbps=None,
+            rebuffer_s=None,
+            switch_mbps=None,
+            blank_share=None,
+            wasted_share=None,
+            startup_s=None,
             segments=0,
-            **nothing,
             **_measured(path, strain),
         )
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ from traces.catalog import load_catalog
 from traces.pickled import read_object
 from traces.store import obtain
 
-NAME = "tpch"
+WorkloadName = Literal["tpch", "tpch_own"]
+NAME: Final = "tpch"
 FORMAT = 2
 """Of the kept file: a change of the rules above, or of the arrays, counts it up."""
 QUERIES = 22
@@ -70,7 +71,7 @@ class Profiles:
     """Every list of durations, in the order of the file."""
     ordered_ms: NDArray[np.uint32]
     """The same lists, each from the shortest to the longest."""
-    name: str = NAME
+    name: WorkloadName = NAME
     sizes: tuple[str, ...] = SIZES
     """Of the data, each with all queries."""
     shuffled_bytes: NDArray[np.float64] | None = None

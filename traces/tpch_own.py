@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from testbed.errors import UserError, suggestion
 from traces.tpch import NAME, QUERIES, Maker, NotHereError, Profiles, load_profiles
 
-OWN = "tpch_own"
+OWN: Final = "tpch_own"
 OWN_FILE = Path(__file__).with_name("tpch_own.json")
 VERSION = 1
 WORK_S = 889.0

@@ -124,7 +124,7 @@ def _play(settings: AgreementSettings, console: Console) -> None:
 
 def _medians(run: Run) -> dict[str, Medians]:
     by_trace: dict[str, list[Session]] = {}
-    for trial in run.trials:
+    for trial in run.playbacks:
         if trial.valid and trial.wall_s is not None and trial.startup_s is not None:
             of_trial = {name: run.tables[name].filter(pl.col("trial_id") == trial.trial_id) for name in ("chunks", "stalls")}
             lengths_s = [end - start for start, end in of_trial["stalls"].select("start_s", "end_s").iter_rows()]

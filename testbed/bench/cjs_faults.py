@@ -117,10 +117,14 @@ def faults(run: ClusterRun) -> dict[str, Callable[[], None]]:
         mending.daemon = True
         mending.start()
 
-    found = {
+    def kill_two() -> None:
+        for each in (name, "e0"):
+            executors.kill(each)
+
+    found: dict[str, Callable[[], None]] = {
         "none": lambda: None,
         "executor killed": lambda: executors.kill(name),
-        "two executors killed": lambda: [executors.kill(each) for each in (name, "e0")] and None,
+        "two executors killed": kill_two,
         "executor hangs": lambda: executors.hang(name),
         "link cut for 5 s": lambda: cut(5.0),
         "controller killed": run.controller.kill,

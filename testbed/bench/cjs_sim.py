@@ -27,7 +27,7 @@ from testbed.sim.cjs_compiled import CompiledCjs
 from traces.workload import INTERARRIVAL_S, draw_workload
 
 WITHIN = 0.03
-OURS = {
+OURS: dict[str, tuple[type[CompiledCjs] | type[CjsSimulator], Semantics]] = {
     "compiled": (CompiledCjs, "published"),
     "plain": (CjsSimulator, "published"),
     "compiled, conserving rules": (CompiledCjs, "conserving"),

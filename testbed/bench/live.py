@@ -15,7 +15,7 @@ long the chunk would take there; three steps lead from it to the time that the c
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def _emulated(folder: Path) -> Run:
     run = read_run(folder)
     if run.header.mode != "emulation" or run.header.task != "abr":
         raise UserError(f"{folder}: holds a run of {run.header.task} in {run.header.mode}, wanted one of abr in emulation")
-    if not any(trial.valid and trial.simulated_qoe is not None for trial in run.trials):
+    if not any(trial.valid and trial.simulated_qoe is not None for trial in run.playbacks):
         raise UserError(f"{folder}: holds no valid trial with a twin in the simulator, wanted a run that ended")
     return run
 
@@ -130,7 +130,8 @@ def seconds_for(trace: RateTrace, begin_s: np.ndarray, sent_bytes: np.ndarray) -
     """Until so many bytes have passed from `begin_s` of the trace on, which wraps, (n,)."""
     carried_bytes = np.append(trace.bytes_by(np.asarray(trace.edges_s[:-1])), trace.capacity_bytes)
     periods, rest_bytes = np.divmod(trace.bytes_by(begin_s) + sent_bytes, trace.capacity_bytes)
-    return periods * trace.duration_s + np.interp(rest_bytes, carried_bytes, trace.edges_s) - begin_s
+    seconds: np.ndarray = periods * trace.duration_s + np.interp(rest_bytes, carried_bytes, trace.edges_s) - begin_s
+    return seconds
 
 
 def costs(chunks: pl.DataFrame) -> Costs:
@@ -185,7 +186,7 @@ def _introduction(shown: Path | None) -> str:
 
 def _section(run: Run) -> str:
     header, found = run.header, fidelity(run)
-    trials = stats.last_attempts(run.trials)
+    trials = stats.last_attempts(run.playbacks)
     valid = [trial for trial in trials if trial.valid]
     steal = "" if found["steal_pct"] is None else f", {found['steal_pct']:.2f} % of CPU time stolen by the host"
     again = len(run.trials) - len(trials)
@@ -199,18 +200,20 @@ def _section(run: Run) -> str:
 
 def _policies(run: Run) -> str:
     """QoE live, in the simulator, and why they differ."""
-    policies, trials = summarise(run)["policies"], stats.last_attempts(run.trials)
+    policies, trials = summarise(run)["policies"], stats.last_attempts(run.playbacks)
     rows = []
     for name in sorted(policy_names(run), key=lambda name: -(policies[name]["mean"] or -np.inf)):
         found, mine = policies[name], [t for t in trials if t.policy == name and t.valid and t.replayed_qoe is not None]
-        parts, decision, twin = found["components"], found["decision_ms"], found["simulation"]
-        path, choice = _mean(mine, lambda t: t.qoe - t.replayed_qoe), _mean(mine, lambda t: t.replayed_qoe - t.simulated_qoe)
+        parts, decision, twin = found["components"], found["decision_ms"], found["simulation"] or {}  # the browser's own rules have no twin
+        path = _mean([t.qoe - t.replayed_qoe for t in mine if t.qoe is not None and t.replayed_qoe is not None])
+        choice = _mean([t.replayed_qoe - t.simulated_qoe for t in mine if t.replayed_qoe is not None and t.simulated_qoe is not None])
         rows.append(
             (
                 f"`{name}`", _within(stats.over_traces(stats.per_trace(mine))), _percent(found["share_of_optimum"]),
-                _signed(twin["mean"], ""), _signed(twin["difference"]), _signed(path), _signed(choice),
-                f"{parts['bitrate_mbps']:.2f}", f"{parts['rebuffer_s']:.4f}", f"{parts['switch_mbps']:.3f}", f"{parts['startup_s']:.2f}",
-                f"{decision['p50']:.0f}, {decision['p99']:.0f}", f"{found['fallbacks']} of {found['decisions']}",
+                _signed(twin.get("mean"), ""), _signed(twin.get("difference")), _signed(path), _signed(choice),
+                _signed(parts["bitrate_mbps"], "", 2), _signed(parts["rebuffer_s"], "", 4), _signed(parts["switch_mbps"], ""),
+                _signed(parts["startup_s"], "", 2), f"{_signed(decision['p50'], '', 0)}, {_signed(decision['p99'], '', 0)}",
+                f"{found['fallbacks']} of {found['decisions']}",
                 f"{found['trials'] - found['invalid']} of {found['trials']}",
             )
         )  # fmt: skip
@@ -223,8 +226,8 @@ def _policies(run: Run) -> str:
     return table(headings, rows) + said
 
 
-def _mean(trials: Sequence[TrialRow], value: Callable[[TrialRow], float]) -> float | None:
-    return float(np.mean([value(trial) for trial in trials])) if trials else None
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _differences(run: Run) -> str:
@@ -274,8 +277,8 @@ def _ms(seconds: float) -> str:
     return f"{ms_from_s(seconds):,.0f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _signed(value: float | None, sign: str = "+") -> str:
-    return "\N{EN DASH}" if value is None else f"{value:{sign}.3f}".replace("-", "\N{MINUS SIGN}")
+def _signed(value: float | None, sign: str = "+", digits: int = 3) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _within(found: stats.Estimate) -> str:

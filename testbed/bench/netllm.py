@@ -168,7 +168,9 @@ def _measure(settings: NetllmSettings, code: Checkout, scratch: Path) -> Row:
         cache = Path(ours.ask("export", llm=settings.llm, folder=str(llm))["cache"])
     contenders = contenders_of(variants, settings.quick)
     python = environment(cache)
-    steps, rows, versions = list(plan(settings, contenders)), [], {}
+    steps = list(plan(settings, contenders))
+    rows: list[Row] = []
+    versions: dict[str, Any] = {}
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("", total=len(steps))
@@ -179,8 +181,8 @@ def _measure(settings: NetllmSettings, code: Checkout, scratch: Path) -> Row:
                 workers: dict[str, Worker] = {}
                 loaded: dict[str, Row] = {}
                 for each in (each for each in contenders if any(step["contender"] == each.key for step in here)):
-                    place = (python, "published") if each.published else (sys.executable, "ours")
-                    workers[each.key] = stack.enter_context(_worker(each.label, *place, scratch))
+                    program, module = (python, "published") if each.published else (sys.executable, "ours")
+                    workers[each.key] = stack.enter_context(_worker(each.label, program, module, scratch))
                     own = {"checkout": str(code.folder)} if each.published else {"tokens": each.tokens}
                     source = str(llm) if each.published else settings.llm
                     how = {"dtype": each.dtype, "rank": rank, "sessions": str(sessions), "llm": source}

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from testbed.drawing.svg import Frame, Scale, figure, line, line_path, num, path, rect, step_points, text
-from testbed.records import HostRow, LatenessRow, TrialRow
+from testbed.records import HostRow, LatenessRow
+from testbed.records_trial import TrialBase
 from testbed.units import bits_from_bytes, kilobytes_from_bytes, mbps_from_bps
 
 WIDTH = 1120
@@ -81,11 +82,13 @@ class Windows:
     @property
     def edges_s(self) -> list[float]:
         """Where windows begin and end."""
-        return (self.begin_s + self.width_s * np.arange(len(self.allowed) + 1)).tolist()
+        edges: list[float] = (self.begin_s + self.width_s * np.arange(len(self.allowed) + 1)).tolist()
+        return edges
 
     def rate_mbps(self, size_bytes: Numbers) -> list[float]:
         """Bytes a window as a rate."""
-        return mbps_from_bps(bits_from_bytes(size_bytes) / self.width_s).tolist()
+        rates: list[float] = mbps_from_bps(bits_from_bytes(size_bytes) / self.width_s).tolist()
+        return rates
 
     def close_up(self) -> "Windows":
         """The stretch around most drops; where nothing was dropped, around the fullest queue or the most bytes."""
@@ -99,8 +102,9 @@ class Windows:
     def drawable(self) -> "Windows":
         """The same in at most `MOST_COLUMNS` windows: bytes added up, of queues the longest."""
         k = -(-len(self.allowed) // MOST_COLUMNS)
-        sums = [_folded(c, k).sum(axis=1) for c in (self.allowed, self.delivered, self.dropped, self.lost)]
-        return Windows(self.begin_s, k * self.width_s, *sums, _folded(self.queue, k).max(axis=1, initial=0.0))
+        allowed, delivered, dropped, lost = (_folded(c, k).sum(axis=1) for c in (self.allowed, self.delivered, self.dropped, self.lost))
+        longest = _folded(self.queue, k).max(axis=1, initial=0.0)
+        return Windows(self.begin_s, k * self.width_s, allowed, delivered, dropped, lost, longest)
 
 
 def _folded(column: Numbers, k: int) -> Numbers:
@@ -140,12 +144,12 @@ def _bar(frame: Frame, begin_s: float, width_s: float, below: float, height: flo
     return rect(left, top, max(frame.x(begin_s + width_s) - left, _LEAST_BAR_PX), max(frame.y(below) - top, _LEAST_BAR_PX), css)
 
 
-def host(rows: Sequence[HostRow], trials: Sequence[TrialRow], title: str) -> str:
+def host(rows: Sequence[HostRow], trials: Sequence[TrialBase], title: str) -> str:
     """The host over the run, and below it who played when: whether a link that failed was the host's fault, by eye."""
     zero_s = min(row.at_s - row.window_s for row in rows)
     end_s = max([*(row.at_s for row in rows), *(t.ended_at_s for t in trials if t.ended_at_s is not None)]) - zero_s
     x = Scale(0, end_s, _LEFT, _RIGHT)
-    shown = [t for t in trials if t.began_at_s is not None and t.ended_at_s is not None]
+    shown = [(t, t.began_at_s, t.ended_at_s) for t in trials if t.began_at_s is not None and t.ended_at_s is not None]
     share = Frame(x, Scale(0, 100, 120, 20))
     parts = [share.axes(y_label="cores busy, and stolen on top, %", x_ticks=0)]
     columns = _Columns(rows, zero_s, end_s)
@@ -160,10 +164,10 @@ def host(rows: Sequence[HostRow], trials: Sequence[TrialRow], title: str) -> str
         parts.append(_area(panel, columns.edges_s, columns.means(name).tolist(), "pressure"))
         parts.append(panel.line(step_points(columns.edges_s, (100 * columns.worst(name)).tolist()), "worst"))
         bottom += 84
-    lanes = sorted({t.lane for t in shown})
+    lanes = sorted({t.lane for t, _, _ in shown})
     base = bottom + 30 + _LANE_PX * len(lanes)
-    for trial in shown:
-        left, right = x(trial.began_at_s - zero_s), x(trial.ended_at_s - zero_s)
+    for trial, began_at_s, ended_at_s in shown:
+        left, right = x(began_at_s - zero_s), x(ended_at_s - zero_s)
         if trial.fidelity == "fail":
             parts.append(rect(left, 20, right - left, bottom - 20, "failed-band"))
         top = bottom + 30 + _LANE_PX * lanes.index(trial.lane)
@@ -174,11 +178,11 @@ def host(rows: Sequence[HostRow], trials: Sequence[TrialRow], title: str) -> str
     return figure(WIDTH, base + 26, title, parts, "host")
 
 
-def _state(trial: TrialRow) -> str:
+def _state(trial: TrialBase) -> str:
     return "lane-fail" if trial.fidelity == "fail" else "lane-pass" if trial.valid else "lane-invalid"
 
 
-def _told(trial: TrialRow) -> str:
+def _told(trial: TrialBase) -> str:
     verdict = f"link {trial.fidelity or 'not judged'}" + (f"\n{trial.invalid_reason}" if trial.invalid_reason else "")
     return f"{trial.trial_id}: {trial.policy} on {trial.trace}\n{verdict}"
 
@@ -204,7 +208,8 @@ class _Columns:
         """In per cent: differences of the integral over time, so that a row counts in each column that it reaches into."""
         integral = np.concatenate([[0.0], np.cumsum(self._widths_s * self._values(name))])
         times_s = np.concatenate([[self._ends_s[0] - self._widths_s[0]], self._ends_s])
-        return 100 * np.diff(np.interp(self.edges_s, times_s, integral)) / np.diff(self.edges_s)
+        means: Numbers = 100 * np.diff(np.interp(self.edges_s, times_s, integral)) / np.diff(self.edges_s)
+        return means
 
     def worst(self, name: str) -> Numbers:
         """As a share."""

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from testbed import stats
 from testbed.events import Run
 from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT
-from testbed.records import HostRow, TrialRow
+from testbed.records import AnyTrialRow, HostRow
 from testbed.report import linkfigures
 from testbed.report.linkfigures import WINDOW_S, Windows
 from testbed.report.summary import repeated, verdict
@@ -47,7 +47,7 @@ class LinkPage:
     summary: Mapping[str, Any]
 
     @cached_property
-    def trials(self) -> list[TrialRow]:
+    def trials(self) -> list[AnyTrialRow]:
         """The attempts that count."""
         return stats.last_attempts(self.run.trials)
 
@@ -62,7 +62,7 @@ class LinkPage:
         return sum(verdict(t) == "fail" for t in self.trials)
 
     @cached_property
-    def repeated(self) -> list[TrialRow]:
+    def repeated(self) -> list[AnyTrialRow]:
         """Attempts that were played again."""
         return repeated(self.run)
 
@@ -86,7 +86,7 @@ class LinkPage:
             self._of("Time the relay waited for a core, per cent", lambda t: _pct(t.relay_wait_share), 3),
         ]
 
-    def _of(self, name: str, value: Callable[[TrialRow], float | None], digits: int, limit: float | None = None) -> Measure:
+    def _of(self, name: str, value: Callable[[AnyTrialRow], float | None], digits: int, limit: float | None = None) -> Measure:
         values = [abs(v) for t in self.trials if (v := value(t)) is not None]
         worst = max(values, default=None)
         broken = bool(self.failed) and limit is not None and worst is not None and worst > limit
@@ -137,7 +137,7 @@ class LinkPage:
         ranked = [t for t in sorted(self.run.trials, key=nearness, reverse=True) if t.trial_id in recorded]
         return [{"trial": t, "ways": self._ways(t)} for t in ranked[:MOST_PICTURES]]
 
-    def _ways(self, trial: TrialRow) -> list[dict[str, Any]]:
+    def _ways(self, trial: AnyTrialRow) -> list[dict[str, Any]]:
         rows = self.run.tables["links"].filter(pl.col("trial_id") == trial.trial_id)
         ways = []
         for direction, label in (("down", "server to client"), ("up", "client to server")):
@@ -164,7 +164,7 @@ class LinkPage:
         common = set.intersection(*(set(_notes(t)) for t in self.run.trials))
         return [{"trial": t, "late_pct": late_pct(t), "drops": sum(drops(t).values()), "told": _told(t, common)} for t in ranked]
 
-    def after(self, trial: TrialRow) -> str:
+    def after(self, trial: AnyTrialRow) -> str:
         """What followed an invalid trial."""
         if trial.trial_id not in {t.trial_id for t in self.repeated}:
             return "left out"
@@ -172,31 +172,31 @@ class LinkPage:
         return f"played again: {later.trial_id}, {'valid' if later.valid else 'invalid'}"
 
 
-def _cell(trial: TrialRow) -> tuple[str, str, float, int]:
+def _cell(trial: AnyTrialRow) -> tuple[str, str, float, int]:
     return trial.policy, trial.trace_sha256, trial.offset_s, trial.seed
 
 
-def late_pct(trial: TrialRow) -> float | None:
+def late_pct(trial: AnyTrialRow) -> float | None:
     """Packets later than `LATE_S`, per cent of those that came out."""
     return 100 * trial.late_packets / max(trial.packets_out or 0, 1) if trial.late_packets is not None else None
 
 
-def drops(trial: TrialRow) -> dict[str, int]:
+def drops(trial: AnyTrialRow) -> dict[str, int]:
     """By cause; empty when nobody counted."""
     return msgspec.structs.asdict(trial.drops) if trial.drops else {}
 
 
-def _notes(trial: TrialRow) -> list[str]:
+def _notes(trial: AnyTrialRow) -> list[str]:
     return [note for note in trial.link_notes.split("; ") if note]
 
 
-def _told(trial: TrialRow, common: set[str]) -> str:
+def _told(trial: AnyTrialRow, common: set[str]) -> str:
     """Why its link failed, and what is to be known of it that is not so of all trials."""
     reasons = [trial.invalid_reason] if verdict(trial) == "fail" else []
     return "; ".join([*reasons, *(note for note in _notes(trial) if note not in common)])
 
 
-def nearness(trial: TrialRow) -> tuple[bool, float]:
+def nearness(trial: AnyTrialRow) -> tuple[bool, float]:
     """How near a link came to failing: whether it did, and the greatest of its measures in units of its limit."""
     shares = (
         (trial.lateness_ms_p99 or 0.0) / ms_from_s(MAX_LATENESS_P99_S),
@@ -218,5 +218,5 @@ def _windows(rows: pl.DataFrame) -> Windows:
 
 def of_run(run: Run, summary: Mapping[str, Any]) -> LinkPage | None:
     """None when no link was emulated."""
-    emulated: Sequence[TrialRow] = run.trials if run.header.mode == "emulation" else ()
+    emulated: Sequence[AnyTrialRow] = run.trials if run.header.mode == "emulation" else ()
     return LinkPage(run, summary) if emulated else None

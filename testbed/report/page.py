@@ -15,7 +15,7 @@ from testbed import stats
 from testbed.drawing import figures
 from testbed.drawing.figures import Look
 from testbed.events import Run
-from testbed.records import OptimumRow, TrialRow
+from testbed.records import AnyTrialRow, OptimumRow, TrialRow
 from testbed.report import links
 from testbed.report.links import LinkPage
 from testbed.report.schedule import SchedulePage
@@ -34,7 +34,6 @@ from testbed.report.summary import (
 )
 from testbed.report.viewing import ViewingPage
 from testbed.results import as_trace
-from testbed.stats import AnyTrialRow
 from testbed.terminal import MODELLED, p_value
 from testbed.units import mbps_from_bps, ms_from_s
 
@@ -167,6 +166,11 @@ class Page:
     def optima(self) -> list[OptimumRow]:
         """The offline optimum of each trace and offset that has one."""
         return [row for row in self.run.optima.values() if row.qoe is not None]
+
+    @property
+    def optimal_qoe(self) -> list[float]:
+        """What those score."""
+        return [row.qoe for row in self.optima if row.qoe is not None]
 
     @cached_property
     def trials(self) -> dict[str, list[AnyTrialRow]]:
@@ -312,7 +316,7 @@ class Page:
         axis = figures.strip_axis(scale, f"{self.metric} {self.run.header.unit}")
         optimum = None
         if self.upper and best_known:
-            strip = figures.strip(self.upper, _estimate(best_known, best_known["n"]), [row.qoe for row in self.optima], scale, upper=bound)
+            strip = figures.strip(self.upper, _estimate(best_known, best_known["n"]), self.optimal_qoe, scale, upper=bound)
             optimum = {"look": self.upper, "strip": Markup(strip), **best_known}
         components = COMPONENTS.get(self.run.header.task, ())
         return {"axis": Markup(axis), "rows": rows, "best": best, "components": components, "optimum": optimum}
@@ -361,7 +365,7 @@ class Page:
             return self.viewings.distribution()
         if max((len(t) for t in self.trials.values()), default=0) >= LEAST_TRIALS_FOR_CDF:
             series = {self.looks[n]: [t.value for t in trials if t.value is not None] for n, trials in self.trials.items()}
-            series |= {self.upper: [row.qoe for row in self.optima if row.qoe is not None]} if self.upper else {}
+            series |= {self.upper: self.optimal_qoe} if self.upper else {}
             label = f"{self.metric} {self.run.header.unit}, mean of a trial"
             return {"of": "trials", "svg": Markup(figures.cdf(series, label, "trials", "Distribution over trials"))}
         chunks = self.run.tables["chunks"].filter(pl.col("index") > 0)

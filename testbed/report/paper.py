@@ -85,7 +85,7 @@ def _cdf(page: Page, axes: Axes) -> bool:
             axes.ecdf(values, color=look.colour, linestyle=DASHES[look.number % len(DASHES)], label=_said(look))
             drawn = True
     if page.upper and drawn:
-        axes.ecdf([row.qoe for row in page.optima], color=page.upper.colour, linestyle="--", linewidth=1, label=page.upper.label)
+        axes.ecdf(page.optimal_qoe, color=page.upper.colour, linestyle="--", linewidth=1, label=page.upper.label)
     axes.set_xlabel(f"{_metric(page)}, mean of a trial")
     axes.set_ylabel("share of trials")
     if drawn:

@@ -42,7 +42,7 @@ class Group:
 def groups(run: Run, looks: Mapping[str, Look], upper: Look | None = None) -> list[Group]:
     """The groups to draw: all when there is room, else a spread from the main policy's worst trace to its best, failed ones first."""
     by_key: dict[_GroupKey, list[TrialRow]] = defaultdict(list)
-    for trial in run.trials:
+    for trial in run.playbacks:
         by_key[trial.trace, trial.trace_sha256, trial.offset_s, trial.seed].append(trial)
     keys = list(by_key)
     room = max(MOST_TIMELINES // max(len(looks), 1), 1)

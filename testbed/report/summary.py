@@ -39,8 +39,7 @@ import polars as pl
 from testbed import stats
 from testbed.events import Run
 from testbed.pressure import weighted_mean
-from testbed.records import TrialRow
-from testbed.stats import AnyTrialRow
+from testbed.records import AnyTrialRow, TrialRow
 from testbed.terminal import MODELLED
 from testbed.units import ms_from_s
 
@@ -306,7 +305,7 @@ def _gap_to_optimum(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:
     return {"mean": gap.mean, "ci95": list(gap.ci95) if gap.ci95 else None, "traces": gap.n, "trials_above": above}
 
 
-def _above(trials: Sequence[AnyTrialRow]) -> list[float]:
+def _above(trials: Sequence[TrialRow]) -> list[float]:
     """By how much trials score more than their optimum, for those that do."""
     return [over for t in trials if t.qoe is not None and t.optimum_qoe is not None and (over := t.qoe - t.optimum_qoe) > stats.TIE]
 

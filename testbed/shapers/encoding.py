@@ -44,8 +44,8 @@ def _columns(conditions: Conditions) -> tuple[list[int], list[int], list[int], l
     losses = conditions.loss or (0.0,) * segments
     bursts = conditions.burst_packets or (None,) * segments
     chains = [chain(loss, burst) for loss, burst in zip(losses, bursts, strict=True)]
-    thresholds = [[round(probability * 2**THRESHOLD_BITS) for probability in column] for column in zip(*chains, strict=True)]
-    return [ns_from_s(edge) for edge in conditions.edges_s], delays, *thresholds
+    enter, stay = ([round(probability * 2**THRESHOLD_BITS) for probability in column] for column in zip(*chains, strict=True))
+    return [ns_from_s(edge) for edge in conditions.edges_s], delays, enter, stay
 
 
 def chain(loss: float, burst_packets: float | None) -> tuple[float, float]:

@@ -139,7 +139,9 @@ def notes(replay: Replay) -> tuple[str, ...]:
     named = {course.direction: course for course in replay.courses}
     low = [direction for direction, course in named.items() if min(course.rates.rates_bps) < FLOOR_BPS]
     lossy = any(course.trace.conditions and course.trace.conditions.loss for course in replay.courses)
-    said = ((True, "packets are timed by the kernel: lateness is that of changes of its queues, nothing of packets"),)
+    said: tuple[tuple[bool, str], ...] = (
+        (True, "packets are timed by the kernel: lateness is that of changes of its queues, nothing of packets"),
+    )
     said += tuple((True, f"the trace {direction} goes below {FLOOR_BPS:g} bit/s, at which this back end holds it") for direction in low)
     said += (
         (

@@ -222,14 +222,12 @@ class Counters:
         drops = dict(zip(CAUSES, counts, strict=False))
         wraps, windows, windows_lost, max_late_ns = counts[len(CAUSES) :]
         data = data[COUNTERS.size :]
-        arrays = []
-        for kind, count in (("I", FINE_US), ("I", COARSE), ("d", windows * COLUMNS)):
-            numbers = array(kind)
+        fine_us, coarse_us, rows = array("I"), array("I"), array("d")
+        parts: list[tuple[array[int] | array[float], int]] = [(fine_us, FINE_US), (coarse_us, COARSE), (rows, windows * COLUMNS)]
+        for numbers, count in parts:
             size_bytes = count * numbers.itemsize
             numbers.frombytes(data[:size_bytes])
-            arrays.append(numbers)
             data = data[size_bytes:]
-        fine_us, coarse_us, rows = arrays
         counters = cls(
             packets_in=packets_in,
             packets_out=packets_out,

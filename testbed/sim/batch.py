@@ -41,7 +41,7 @@ class State(NamedTuple):
 
     def take(self, which: Integers) -> "State":
         """Copies of some sessions, in the order given."""
-        return State(*(column[which] for column in self))
+        return State(self.segment[which], self.trace_s[which], self.buffer_s[which])
 
 
 class Traces:

@@ -4,6 +4,7 @@ Its first use on a machine compiles for some seconds; what is compiled is kept (
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controllers.api import CjsAction, CjsObservation, CjsSession
 from testbed.metrics import ScheduleSummary, summarise_schedule
@@ -43,6 +44,11 @@ from traces.tpch import Profiles
 from traces.tpch_own import profiles_named
 from traces.workload import Workload
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+_Seen = tuple[int, int, int, Integers, tuple[Integers, Floats, Integers], tuple[Integers, NDArray[np.bool_], Floats], Integers]
+"""What `turn` returns."""
+
 
 class CompiledCjs:
     """One workload on the virtual clock, compiled. With `logged` it keeps all task starts, for `log`."""
@@ -63,7 +69,7 @@ class CompiledCjs:
         self._turn(False, NOTHING, 0)
 
     @property
-    def stage_numbers(self) -> np.ndarray:
+    def stage_numbers(self) -> Integers:
         """Number of each stage of the observation in the tables, (S,), rising."""
         return self._seen[3]
 
@@ -146,7 +152,7 @@ class CompiledCjs:
         return int(numbers[action.stage])
 
     def _turn(self, decided: bool, stage: int, executors: int) -> None:
-        self._seen = turn(self.packed, decided, stage, executors)
+        self._seen: _Seen = turn(self.packed, decided, stage, executors)
         self.ended = {OVER: COMPLETE, OUT_OF_EVENTS: STARVED}.get(self._seen[0], "")
 
 

@@ -34,11 +34,13 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    made: Callable[..., Any]
     try:
-        made = njit(cache=True, **options)(function)
+        made = kept = njit(cache=True, **options)(function)
     except RuntimeError:  # no locator available
-        return njit(**options)(function)
-    made._cache._cache_file._source_stamp = stamp(function)
+        made = njit(**options)(function)
+    else:
+        kept._cache._cache_file._source_stamp = stamp(function)
     return made
 
 

@@ -16,6 +16,7 @@ from testbed.bench.command import command
 from testbed.bench.live import LiveSettings, chunk_costs, costs, live, seconds_for
 from testbed.errors import UserError
 from testbed.events import read_run
+from testbed.records import TrialRow
 from testbed.sim.abr import PAYLOAD_SHARE, AbrSimulator
 from traces.trace import RateTrace
 
@@ -77,6 +78,28 @@ def test_the_page_tells_path_and_choice_of_each_policy(tmp_path):
     for other in FakeRun().policies[1:]:
         mean = stats.compare("netllm", other, run.trials).estimate.mean
         assert f"| `{other}` | {mean:+.3f} |".replace("-", "\N{MINUS SIGN}") in page
+
+
+def test_a_policy_without_twin_or_valid_trial_has_a_line_with_dashes(tmp_path):
+    """The browser's own rules are never simulated under their own name; a policy may fail in every trial."""
+    events = []
+    for event in FakeRun(policies=("robust_mpc", "bola", "bba")).events():
+        if isinstance(event, TrialRow) and event.policy == "bola":
+            event = msgspec.structs.replace(event, simulated_qoe=None, parts_at_chunk=None)
+        if isinstance(event, TrialRow) and event.policy == "bba":
+            event = msgspec.structs.replace(event, valid=False, invalid_reason="ended early: policy raised")
+        events.append(event)
+    (tmp_path / "events.jsonl").write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
+    page = live(LiveSettings((tmp_path,), tmp_path / "page.md"))
+    cells = {
+        policy: [cell.strip() for cell in line.split("|")[1:-1]]
+        for policy in ("bola", "bba")
+        for line in page.splitlines()
+        if line.startswith(f"| `{policy}` |") and line.endswith(" of 3 |")
+    }
+    none = "\N{EN DASH}"
+    assert cells["bola"][1] != none and cells["bola"][3:7] == [none, none, cells["bola"][5], none] and cells["bola"][5] != none
+    assert set(cells["bba"][1:11]) == {none} and cells["bba"][11:] == [f"{none}, {none}", "0 of 0", "0 of 3"]
 
 
 def test_a_run_that_was_not_emulated_is_refused(tmp_path, capsys):
