@@ -138,8 +138,7 @@ def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedM
         config = AutoConfig.from_pretrained(source, local_files_only=True)
         if config.is_encoder_decoder:
             raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
-        model: PreTrainedModel = AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
-        return model
+        return AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

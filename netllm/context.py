@@ -49,8 +49,7 @@ class Context:
         with for_one_row() if one_row else nullcontext():
             result = self._backbone.model(inputs_embeds=embeddings, past_key_values=self._past, use_cache=True, **limits)
         self.tokens += new
-        hidden: torch.Tensor = result.last_hidden_state
-        return hidden
+        return result.last_hidden_state
 
     def keep(self, places: torch.Tensor) -> None:
         """Forget all sessions of the batch but those at `places`."""

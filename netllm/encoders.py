@@ -13,8 +13,7 @@ class ScalarEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, features) to (B, T, width)."""
-        token: torch.Tensor = self.layers(x)
-        return token
+        return self.layers(x)
 
 
 class SeriesEncoder(nn.Module):
@@ -31,8 +30,7 @@ class SeriesEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, channels, length) to (B, T, width)."""
         batch, steps = x.shape[:2]
-        tokens: torch.Tensor = self.projection(self.convolution(x.flatten(0, 1))).unflatten(0, (batch, steps))
-        return tokens
+        return self.projection(self.convolution(x.flatten(0, 1))).unflatten(0, (batch, steps))
 
 
 class TableEncoder(nn.Module):
@@ -44,8 +42,7 @@ class TableEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, rows, columns) to (B, T, width)."""
-        token: torch.Tensor = self.layers(x)
-        return token
+        return self.layers(x)
 
 
 class ChoiceEncoder(nn.Module):
@@ -57,5 +54,4 @@ class ChoiceEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T) of whole numbers to (B, T, width)."""
-        token: torch.Tensor = self.layers(x)
-        return token
+        return self.layers(x)

@@ -106,8 +106,7 @@ class Adapted(nn.Module):
         if name in self._merged and not torch.is_grad_enabled():  # what is merged learns nothing
             return nn.functional.linear(x, self._merged[name], self.base_layer.bias)
         if name not in self._scale:
-            came: torch.Tensor = self.base_layer(x)
-            return came
+            return self.base_layer(x)
         a, b = self.lora_a[name].to(x.dtype), self.lora_b[name].to(x.dtype)
         added = nn.functional.linear(nn.functional.linear(x, a), b)
         return torch.add(self.base_layer(x), added, alpha=self._scale[name])

@@ -106,8 +106,7 @@ class TaskModel(nn.Module):
         with self.backbone.lock:
             self.switch.activate()
             hidden = self.backbone.model(inputs_embeds=sequence, use_cache=False, **limits).last_hidden_state
-        answers: torch.Tensor = self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features)
-        return answers
+        return self.head(hidden[:, self.step_tokens - 1 :: self.step_tokens], features)
 
     def new_context(self) -> Context:
         """An empty context for a batch of sessions."""

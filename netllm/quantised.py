@@ -30,8 +30,7 @@ class Packed:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, inputs) to (rows, outputs), both in bfloat16."""
-        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._levels, GROUP, self._affine)
-        return product
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._levels, GROUP, self._affine)
 
 
 def pack(weight: torch.Tensor) -> Packed | None:

@@ -117,8 +117,7 @@ class LanePlayer:
             return None
         recorder.extend([*report.windows, *report.lateness])
         facts = self._facts(report, chunks, problem, self._controller.restarts - restarts)
-        again: Trial | None = recorder.close(trial.trial_id, dataclasses.replace(facts, began_at_s=begin_s, ended_at_s=end_s))
-        return again
+        return recorder.close(trial.trial_id, dataclasses.replace(facts, began_at_s=begin_s, ended_at_s=end_s))
 
     def _playback(self, trial: Trial, recorder: Recorder) -> tuple[int, str]:
         """Run the player; returns how many chunks it played and why it failed, if it did."""

@@ -31,43 +31,36 @@ def wrapped_deg(angles_deg: Angles) -> Floats:
 
 def error_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """The way around the circle from one angle to the other, 0 to 180 degrees, elementwise."""
-    off_deg: Floats = np.abs(wrapped_deg(np.asarray(predicted_deg, dtype=float) - true_deg))
-    return off_deg
+    return np.abs(wrapped_deg(np.asarray(predicted_deg, dtype=float) - true_deg))
 
 
 def published_error_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """As NetLLM's `viewport_prediction/utils/metrics.py`: the least of the difference, and the difference one turn up or down."""
     off_deg = np.asarray(predicted_deg, dtype=float) - true_deg
-    least_deg: Floats = np.minimum(np.abs(off_deg), np.minimum(np.abs(off_deg - TURN_DEG), np.abs(off_deg + TURN_DEG)))
-    return least_deg
+    return np.minimum(np.abs(off_deg), np.minimum(np.abs(off_deg - TURN_DEG), np.abs(off_deg + TURN_DEG)))
 
 
 def mae_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """(N,) of (N, T, 3)."""
-    means_deg: Floats = error_deg(predicted_deg, true_deg).mean(axis=(1, 2))
-    return means_deg
+    return error_deg(predicted_deg, true_deg).mean(axis=(1, 2))
 
 
 def axis_mae_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """(N, 3), roll, pitch and yaw, of (N, T, 3)."""
-    means_deg: Floats = error_deg(predicted_deg, true_deg).mean(axis=1)
-    return means_deg
+    return error_deg(predicted_deg, true_deg).mean(axis=1)
 
 
 def published_mae_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """(N,) of (N, T, 3)."""
-    means_deg: Floats = published_error_deg(predicted_deg, true_deg).mean(axis=(1, 2))
-    return means_deg
+    return published_error_deg(predicted_deg, true_deg).mean(axis=(1, 2))
 
 
 def rmse_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """(N,) of (N, T, 3)."""
-    roots_deg: Floats = np.sqrt((error_deg(predicted_deg, true_deg) ** 2).mean(axis=(1, 2)))
-    return roots_deg
+    return np.sqrt((error_deg(predicted_deg, true_deg) ** 2).mean(axis=(1, 2)))
 
 
 def great_circle_deg(predicted_deg: Angles, true_deg: Angles) -> Floats:
     """(N,) of (N, T, 3). By chords: arccos would lose small angles to rounding."""
     chord = np.linalg.norm(gaze(predicted_deg) - gaze(true_deg), axis=-1)  # (N, T)
-    means_deg: Floats = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0))).mean(axis=1)
-    return means_deg
+    return np.degrees(2 * np.arcsin(np.clip(chord / 2, 0.0, 1.0))).mean(axis=1)

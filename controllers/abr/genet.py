@@ -90,14 +90,12 @@ def actor(weights: Weights, state: np.ndarray) -> np.ndarray:
 
 
 def _dense(weights: Weights, name: str, inputs: np.ndarray) -> np.ndarray:
-    outputs: np.ndarray = np.maximum(inputs @ weights[f"{name}.weight"].T + weights[f"{name}.bias"], 0)
-    return outputs
+    return np.maximum(inputs @ weights[f"{name}.weight"].T + weights[f"{name}.bias"], 0)
 
 
 def drawn(chances: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The action of each session, (N,): the first whose cumulated probability exceeds draw / 1000; draws (N,) are from 1 to 999."""
-    actions: np.ndarray = np.argmax(np.cumsum(chances, axis=1) > draws[:, None] / DRAWS, axis=1)
-    return actions
+    return np.argmax(np.cumsum(chances, axis=1) > draws[:, None] / DRAWS, axis=1)
 
 
 SHAPES = {

@@ -107,8 +107,7 @@ def relative_sizes(sizes_bytes: np.ndarray, bitrates_bps: np.ndarray, chunk_s: f
     """Log size over nominal, mean over the levels there are, (videos, chunks), of (videos, chunks, levels) and (videos, levels)."""
     there = bitrates_bps[:, None, :] > 0
     logs = np.log(np.where(there, bits_from_bytes(sizes_bytes), 1.0) / np.where(there, bitrates_bps[:, None, :] * chunk_s, 1.0))
-    means: np.ndarray = np.where(there, logs, 0.0).sum(2) / there.sum(2)
-    return means
+    return np.where(there, logs, 0.0).sum(2) / there.sum(2)
 
 
 def ahead_of(relative: np.ndarray, chunk: int, chunks: int) -> np.ndarray:
@@ -125,8 +124,7 @@ def log_probabilities(weights: Weights, inputs: np.ndarray, exists: np.ndarray) 
     hidden = np.maximum(hidden @ weights["actor.1.weight"].T + weights["actor.1.bias"], 0)
     logits = np.where(exists, hidden @ weights["actor.2.weight"].T + weights["actor.2.bias"], -np.inf)
     logits = logits - logits.max(axis=1, keepdims=True)
-    log_chances: np.ndarray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return log_chances
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 class Pensieve(AbrPolicy):
@@ -165,5 +163,4 @@ class Pensieve(AbrPolicy):
         place = places(observation.video.bitrates_bps)
         chances = np.zeros(observation.video.levels)
         chances[list(place.levels)] = np.exp(log_probabilities(self._weights, features(seen), seen.slot_mbps > 0)[0, list(place.slots)])
-        chances /= chances.sum()
-        return chances
+        return chances / chances.sum()

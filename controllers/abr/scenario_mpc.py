@@ -58,8 +58,7 @@ class ScenarioMPC(AbrPolicy):
         """Softmax of value over temperature, (levels,)."""
         values = self.values(observation) / self.temperature
         weights = np.exp(values - values.max())
-        chances: np.ndarray = weights / weights.sum()
-        return chances
+        return weights / weights.sum()
 
     def values(self, observation: AbrObservation) -> np.ndarray:
         """QoE over the horizon when the next chunk has each level, (levels,): mean over scenarios of the best fixed plan."""
@@ -67,8 +66,7 @@ class ScenarioMPC(AbrPolicy):
         sizes_bytes = np.array(observation.video.sizes_bytes[observation.chunk_index : end], dtype=np.float32)  # (steps, levels)
         rates_mbps = self._scenarios_mbps(observation).astype(np.float32)
         plans = plan_values(observation, mbps_from_bps(bits_from_bytes(1)) * sizes_bytes, rates_mbps).mean(axis=0)  # (levels ** steps,)
-        best: np.ndarray = plans.reshape(observation.video.levels, -1).max(axis=1).astype(float)
-        return best
+        return plans.reshape(observation.video.levels, -1).max(axis=1).astype(float)
 
     def _scenarios_mbps(self, observation: AbrObservation) -> np.ndarray:
         """Throughputs, (scenarios,)."""
@@ -80,8 +78,7 @@ class ScenarioMPC(AbrPolicy):
         errors = np.log(rates_mbps[1:] / predicted_mbps[:-1])  # (chunks - 1,)
         weights = FORGET ** np.arange(len(errors))[::-1]
         square = PRIOR_WEIGHT * self.spread**2 + float(weights @ errors**2)
-        scenarios_mbps: np.ndarray = predicted_mbps[-1] * np.exp(np.array(QUANTILES) * np.sqrt(square / (PRIOR_WEIGHT + weights.sum())))
-        return scenarios_mbps
+        return predicted_mbps[-1] * np.exp(np.array(QUANTILES) * np.sqrt(square / (PRIOR_WEIGHT + weights.sum())))
 
 
 def plan_values(observation: AbrObservation, sizes_mbit: np.ndarray, rates_mbps: np.ndarray) -> np.ndarray:

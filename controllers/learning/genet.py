@@ -78,8 +78,7 @@ class GenetDesign:
 
     def slots(self, plays: Playbacks, actions: Integers) -> Integers:
         """A level from the last one; the videos must fill the ladder, so that slots are levels."""
-        slots: Integers = np.clip(plays.slots[plays.chunk - 1] + actions - 1, 0, plays.slot_mbps.shape[1] - 1)
-        return slots
+        return np.clip(plays.slots[plays.chunk - 1] + actions - 1, 0, plays.slot_mbps.shape[1] - 1)
 
 
 def seen_by(plays: Playbacks) -> Seen:

@@ -48,8 +48,7 @@ class Actor(nn.Module):
         """(N, FEATURES) to logits (N, SLOTS)."""
         for layer in self.actor[:-1]:
             x = layer(x).relu()
-        logits: torch.Tensor = self.actor[-1](x)
-        return logits
+        return self.actor[-1](x)
 
 
 class PensieveDesign:

@@ -46,8 +46,7 @@ class Pool:
         """Mean rates between now and each of `FUTURE_S`, to a second, (sessions, spans)."""
         at = (self._first[which] + trace_s.astype(np.int64))[:, None] + np.asarray(FUTURE_S)
         rates = np.diff(self._passed[at], axis=1) / np.diff(FUTURE_S)
-        future: Floats = np.maximum(mbps_from_bps(bits_from_bytes(rates)), LEAST_MBPS)
-        return future
+        return np.maximum(mbps_from_bps(bits_from_bytes(rates)), LEAST_MBPS)
 
 
 def _passed_bytes(trace: RateTrace, seconds: int) -> Floats:
@@ -56,8 +55,7 @@ def _passed_bytes(trace: RateTrace, seconds: int) -> Floats:
     edges_s = np.asarray(trace.edges_s)
     passed = np.append(0.0, np.cumsum(np.diff(edges_s) * rates))
     laps, at_s = np.divmod(np.arange(seconds), trace.duration_s)
-    carried: Floats = laps * passed[-1] + np.interp(at_s, edges_s, passed)
-    return carried
+    return laps * passed[-1] + np.interp(at_s, edges_s, passed)
 
 
 class Playbacks:
@@ -99,8 +97,7 @@ class Playbacks:
     @property
     def next_bytes(self) -> Floats:
         """Sizes of the next chunk, (sessions, SLOTS)."""
-        sizes_bytes: Floats = self.videos.sizes_bytes[self.video, self.chunk]
-        return sizes_bytes
+        return self.videos.sizes_bytes[self.video, self.chunk]
 
     def begin(self) -> None:
         """Download chunk 0 of each at its lowest level, as every session begins."""
@@ -135,5 +132,4 @@ class Playbacks:
     @property
     def mean_qoe(self) -> Floats:
         """QoE per decided chunk of each session, (sessions,)."""
-        mean: Floats = self.qoe[1 : self.chunk].mean(axis=0)
-        return mean
+        return self.qoe[1 : self.chunk].mean(axis=0)

@@ -78,8 +78,7 @@ class Network(nn.Module):
         """(N, FEATURES) to turns in units of `SCALE_DEG`, (N, horizon x 3)."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        turns: torch.Tensor = self.layers[-1](x)
-        return turns
+        return self.layers[-1](x)
 
 
 def mirrored(angles_deg: np.ndarray) -> np.ndarray:

@@ -28,5 +28,4 @@ class DampedVelocity(VpPolicy):
         known_deg = observation.history_deg
         turn_deg = wrapped_deg(known_deg[-1] - known_deg[max(len(known_deg) - 2, 0)])  # (3,)
         carried = np.cumsum(self.decay ** np.arange(1, observation.session.horizon + 1))  # (horizon,)
-        predicted_deg: np.ndarray = known_deg[-1] + carried[:, None] * turn_deg
-        return predicted_deg
+        return known_deg[-1] + carried[:, None] * turn_deg

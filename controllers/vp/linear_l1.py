@@ -54,12 +54,10 @@ class LinearL1(VpPolicy):
 
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
-        predicted_deg: np.ndarray = self.decide_all([observation])[0]
-        return predicted_deg
+        return self.decide_all([observation])[0]
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""
         history_deg = recent_deg(observations, SAMPLES)
         turn_deg = (features(history_deg) @ self.coefficients).reshape(len(history_deg), -1, 3)
-        predicted_deg: np.ndarray = history_deg[:, -1:] + turn_deg[:, : self.session.horizon]
-        return predicted_deg
+        return history_deg[:, -1:] + turn_deg[:, : self.session.horizon]

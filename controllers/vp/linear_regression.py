@@ -29,5 +29,4 @@ class LinearRegression(VpPolicy):
         number = np.arange(count) - (count - 1) / 2  # around 0, (H,)
         slope_deg = number @ known_deg / max(number @ number, 1e-9)  # a sample, (3,)
         ahead = np.arange(1, observation.session.horizon + 1) + (count - 1) / 2  # (horizon,)
-        predicted_deg: np.ndarray = known_deg.mean(axis=0) + ahead[:, None] * slope_deg
-        return predicted_deg
+        return known_deg.mean(axis=0) + ahead[:, None] * slope_deg

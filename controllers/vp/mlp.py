@@ -46,8 +46,7 @@ def turns_deg(weights: Weights, inputs: np.ndarray) -> np.ndarray:
     for i in range(LAYERS):
         x = x @ weights[f"layers.{i}.weight"].T + weights[f"layers.{i}.bias"]
         x = np.maximum(x, 0) if i < LAYERS - 1 else x
-    turned_deg: np.ndarray = x.reshape(len(x), -1, 3) * SCALE_DEG
-    return turned_deg
+    return x.reshape(len(x), -1, 3) * SCALE_DEG
 
 
 class Mlp(VpPolicy):
@@ -75,11 +74,9 @@ class Mlp(VpPolicy):
 
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
-        predicted_deg: np.ndarray = self.decide_all([observation])[0]
-        return predicted_deg
+        return self.decide_all([observation])[0]
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""
         history_deg = recent_deg(observations, SAMPLES)
-        predicted_deg: np.ndarray = history_deg[:, -1:] + turns_deg(self.weights, features(history_deg))[:, : self.session.horizon]
-        return predicted_deg
+        return history_deg[:, -1:] + turns_deg(self.weights, features(history_deg))[:, : self.session.horizon]

@@ -53,8 +53,7 @@ class NetLLM(VpPolicy):
 
     def decide(self, observation: VpObservation) -> np.ndarray:
         """(horizon, 3)"""
-        predicted_deg: np.ndarray = self.decide_all([observation])[0]
-        return predicted_deg
+        return self.decide_all([observation])[0]
 
     def decide_all(self, observations: Sequence[VpObservation]) -> np.ndarray:
         """(N, horizon, 3)"""

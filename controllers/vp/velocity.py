@@ -27,5 +27,4 @@ class Velocity(VpPolicy):
             known_deg = np.unwrap(known_deg, period=TURN_DEG, axis=0)
         step_deg = (known_deg[-1] - known_deg[0]) / max(len(known_deg) - 1, 1)  # (3,)
         steps = np.arange(1, observation.session.horizon + 1)  # (horizon,)
-        predicted_deg: np.ndarray = known_deg[-1] + steps[:, None] * step_deg
-        return predicted_deg
+        return known_deg[-1] + steps[:, None] * step_deg

@@ -128,8 +128,7 @@ class Published:
             lr_scheduler=self._schedule,
             grad_accum_steps=ACCUMULATION,
         )
-        epoch: Callable[[], object] = trainer.train_epoch
-        return epoch
+        return trainer.train_epoch
 
     def _data_set(self, sessions: Sequence[int], steps: int | None = None) -> Any:
         """Its pool of (state, action, reward, last), as its `generate_exp_pool.py` fills it, cut into windows."""

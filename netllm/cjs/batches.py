@@ -40,8 +40,7 @@ def temperature_of(found: Candidates, settings: LabelSettings) -> float:
 
 def costs_of(found: Candidates, settings: LabelSettings) -> Array:
     """What each candidate costs more than the rule's decision, in temperatures, (C,)."""
-    costs: Array = np.clip((found.cost_s - found.cost_s[0]) / temperature_of(found, settings), -MOST_COST, MOST_COST)
-    return costs
+    return np.clip((found.cost_s - found.cost_s[0]) / temperature_of(found, settings), -MOST_COST, MOST_COST)
 
 
 def chances_of(found: Candidates, settings: LabelSettings) -> Array:

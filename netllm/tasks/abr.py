@@ -186,8 +186,7 @@ def session_features(
 def _mean(values: np.ndarray, known: np.ndarray, last: int = SAMPLES) -> np.ndarray:
     """Mean over the last known ones of each row."""
     values, known = values[:, -last:], known[:, -last:]
-    mean: np.ndarray = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
-    return mean
+    return np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
 
 
 def _scalars(session: AbrSession, video: _Video, seen: _Seen, harmonic_mbps: np.ndarray, choices: int) -> np.ndarray:

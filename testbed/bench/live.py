@@ -130,8 +130,7 @@ def seconds_for(trace: RateTrace, begin_s: np.ndarray, sent_bytes: np.ndarray) -
     """Until so many bytes have passed from `begin_s` of the trace on, which wraps, (n,)."""
     carried_bytes = np.append(trace.bytes_by(np.asarray(trace.edges_s[:-1])), trace.capacity_bytes)
     periods, rest_bytes = np.divmod(trace.bytes_by(begin_s) + sent_bytes, trace.capacity_bytes)
-    seconds: np.ndarray = periods * trace.duration_s + np.interp(rest_bytes, carried_bytes, trace.edges_s) - begin_s
-    return seconds
+    return periods * trace.duration_s + np.interp(rest_bytes, carried_bytes, trace.edges_s) - begin_s
 
 
 def costs(chunks: pl.DataFrame) -> Costs:

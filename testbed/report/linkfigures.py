@@ -82,13 +82,11 @@ class Windows:
     @property
     def edges_s(self) -> list[float]:
         """Where windows begin and end."""
-        edges: list[float] = (self.begin_s + self.width_s * np.arange(len(self.allowed) + 1)).tolist()
-        return edges
+        return (self.begin_s + self.width_s * np.arange(len(self.allowed) + 1)).tolist()
 
     def rate_mbps(self, size_bytes: Numbers) -> list[float]:
         """Bytes a window as a rate."""
-        rates: list[float] = mbps_from_bps(bits_from_bytes(size_bytes) / self.width_s).tolist()
-        return rates
+        return mbps_from_bps(bits_from_bytes(size_bytes) / self.width_s).tolist()
 
     def close_up(self) -> "Windows":
         """The stretch around most drops; where nothing was dropped, around the fullest queue or the most bytes."""
@@ -208,8 +206,7 @@ class _Columns:
         """In per cent: differences of the integral over time, so that a row counts in each column that it reaches into."""
         integral = np.concatenate([[0.0], np.cumsum(self._widths_s * self._values(name))])
         times_s = np.concatenate([[self._ends_s[0] - self._widths_s[0]], self._ends_s])
-        means: Numbers = 100 * np.diff(np.interp(self.edges_s, times_s, integral)) / np.diff(self.edges_s)
-        return means
+        return 100 * np.diff(np.interp(self.edges_s, times_s, integral)) / np.diff(self.edges_s)
 
     def worst(self, name: str) -> Numbers:
         """As a share."""

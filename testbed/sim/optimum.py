@@ -147,8 +147,7 @@ class _Search:
         arrived_s = laps * self.edges_s[-1] + np.interp(rest, self.carried[self.rising], self.edges_s[self.rising])
         busy_s = arrived_s - now.state.trace_s + left * self.session.rtt_s
         media_s = now.state.buffer_s + max(left - 1, 0) * self.session.video.chunk_s
-        bound: Floats = now.score + left * self.mbps.max() - REBUF_PENALTY * np.maximum(busy_s - media_s, 0.0) * (left > 0)
-        return bound
+        return now.score + left * self.mbps.max() - REBUF_PENALTY * np.maximum(busy_s - media_s, 0.0) * (left > 0)
 
     def _download(self, now: _Now, sizes_bytes: Floats) -> Floats:
         """Download a chunk for each state, add the trace's time that it took to `played_s`; returns the stalls."""
@@ -174,8 +173,7 @@ def best_of_cells(played_s: Floats, buffer_s: Floats, level: Integers, score: Fl
     """
     time = np.floor(played_s / grid_s).astype(np.int64)
     order = np.lexsort((-score, -buffer_s, time, level))
-    kept: Integers = _worth_keeping(order, level, time, buffer_s, score)
-    return kept
+    return _worth_keeping(order, level, time, buffer_s, score)
 
 
 @compiled

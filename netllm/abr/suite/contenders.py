@@ -59,8 +59,7 @@ class Member:
 
     def make(self) -> AbrPolicy:
         """A fresh policy."""
-        policy: AbrPolicy = load(self.reference)()
-        return policy
+        return load(self.reference)()
 
     def model(self) -> "TaskModel":
         """The language model behind it."""
