@@ -20,6 +20,7 @@ from testbed.report import links
 from testbed.report.links import LinkPage
 from testbed.report.schedule import SchedulePage
 from testbed.report.sessions import groups, selection_sentence
+from testbed.report.settings import asked
 from testbed.report.summary import (
     AGREEMENT_LEAST,
     AGREEMENT_SHARE,
@@ -49,59 +50,6 @@ LEAST_TRACES_FOR_SCATTER = 4
 MOST_TWINS = 40
 """Trials listed beside their twins, those farthest apart first."""
 _COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
-_SETTINGS: tuple[tuple[str, str, str], ...] = (
-    ("player", "Player", "{}"),
-    ("video", "Video", "{}"),
-    ("chunks", "Chunks a trial", "{}"),
-    ("rtt_ms", "Round-trip time", "{:g} ms"),
-    ("uplink", "Uplink trace", "{}"),
-    ("queue", "Queue", "{:,} bytes"),
-    ("queue_packets", "Queue in packets", "{:,}"),
-    ("aqm", "Queue drops by", "{}"),
-    ("cc", "Congestion control", "{}"),
-    ("link", "Link", "{}"),
-    ("repeats", "Repeats where a link fails", "{}"),
-    ("awake", "Cores kept from halting", "{}"),
-    ("deadline_ms", "Decision deadline", "{:g} ms"),
-    ("offset_s", "Trace offset", "{:g} s"),
-    ("seeds", "Seeds", "{}"),
-    ("parallel", "Lanes", "{}"),
-    ("llm", "Backbone", "{}"),
-    ("workload", "Workload", "{}"),
-    ("jobs", "Jobs", "{}"),
-    ("executors", "Executors", "{}"),
-    ("interarrival", "Mean time between arrivals", "{:g} s"),
-    ("time_scale", "Time scale", "{:g}"),
-    ("bytes_scale", "Bytes scale", "{:g}"),
-    ("cluster", "Dask cluster", "{}"),
-    ("containers", "Executors in containers", "{}"),
-    ("history", "History", "{:g} s"),
-    ("horizon", "Horizon", "{:g} s"),
-)
-_PLAYBACK_ONLY = {"player", "video", "chunks", "uplink", "queue_packets", "aqm", "link", "offset_s", "parallel"}
-_SCHEDULE_ONLY = {"workload", "jobs", "executors", "interarrival", "time_scale", "bytes_scale", "cluster", "containers"}
-_VIEWING_ONLY = {"history", "horizon"}
-_OF_OTHERS = {
-    "abr": _SCHEDULE_ONLY | _VIEWING_ONLY,
-    "cjs": _PLAYBACK_ONLY | _VIEWING_ONLY,
-    "vp": _SCHEDULE_ONLY | {"player", "video"},
-}
-"""Settings that a task does not have."""
-_EMULATION_ONLY = {
-    "containers",
-    "time_scale",
-    "bytes_scale",
-    "uplink",
-    "queue",
-    "queue_packets",
-    "aqm",
-    "cc",
-    "link",
-    "deadline_ms",
-    "parallel",
-    "player",
-    "awake",
-}
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -288,13 +236,7 @@ class Page:
             ("Trace set", self.trace_set),
             (f"{self.sample.capitalize()}s", f"{trace.get('traces', 'unknown')}, {said}"),
         ]
-        for key, label, form in _SETTINGS:
-            value = header.spec.get(key)
-            if value is None or key in _OF_OTHERS[header.task] or (header.mode == "simulation" and key in _EMULATION_ONLY):
-                continue
-            words = ("no", "yes")[value] if isinstance(value, bool) else value
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(words)
-            rows.append((label, shown))
+        rows += asked(header)
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))
         if sources := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get("source_sha256"))]:

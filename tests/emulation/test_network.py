@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FOREIGN, descendants, interfaces, namespaces, network
+from quiet import in_real_time
 
 from testbed.errors import UserError
 from testbed.link import PathSpec
@@ -317,6 +318,7 @@ def test_two_networks_of_two_owners_do_not_meet(tmp_path: Path) -> None:
         assert ping(one) == ping(two) == 0
 
 
+@in_real_time
 def test_loading_one_lane_does_not_delay_another(tmp_path: Path) -> None:
     """Long traces go to the relay, and long reports come from it, while other lanes carry packets."""
     from traces.trace import OpportunityTrace
