@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from testbed.drawing.words import p_value
+
 _WIDE = 100
 """Columns from which the metric's components fit, too."""
 MODELLED = "modelled, not measured"
@@ -91,11 +93,6 @@ def _cells(row: Mapping[str, Any], components: Sequence[str], share: bool) -> li
 def _difference(pair: Mapping[str, Any]) -> str:
     spread = f", 95 % interval {_interval(pair['ci95'], 3)}, p {p_value(pair['p_holm'])} (Holm)" if pair["ci95"] else ""
     return f"{pair['mean_difference']:+.3f}{spread}, better on {pair['wins']} and worse on {pair['losses']} of {pair['traces']} traces"
-
-
-def p_value(p: float | None) -> str:
-    """`0.012`, `<0.001`, or a dash."""
-    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

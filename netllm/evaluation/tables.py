@@ -1,8 +1,9 @@
-"""Tables in Markdown, and a terminal that they fit in."""
+"""Tables in Markdown and on a terminal that they fit in."""
 
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.table import Table
 
 ROOMY = 160
 """Columns that the tables of an evaluation fit in."""
@@ -20,3 +21,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     right = [all(row[i][:1] in "0123456789+<-\N{MINUS SIGN}\N{EN DASH}*" for row in filled) and i > 0 for i in range(len(headings))]
     rule = ["---:" if each else "---" for each in right]
     return ["| " + " | ".join(row) + " |" for row in (headings, rule, *filled)]
+
+
+def print_table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The same on the terminal: the first column to the left, the others to the right."""
+    drawn = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        drawn.add_row(*(cell.strip("`") for cell in row))
+    console.print(drawn)

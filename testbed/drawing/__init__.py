@@ -1,1 +1,1 @@
-"""How figures look: SVG for pages, matplotlib's settings for papers, one look for each policy in both."""
+"""How figures and numbers look: SVG for pages, matplotlib's settings for papers, one look for each policy in both."""

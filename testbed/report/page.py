@@ -14,6 +14,7 @@ from markupsafe import Markup
 from testbed import stats
 from testbed.drawing import figures
 from testbed.drawing.figures import Look
+from testbed.drawing.words import p_value
 from testbed.events import Run
 from testbed.records import AnyTrialRow, OptimumRow, TrialRow
 from testbed.report import links
@@ -35,7 +36,7 @@ from testbed.report.summary import (
 )
 from testbed.report.viewing import ViewingPage
 from testbed.results import as_trace
-from testbed.terminal import MODELLED, p_value
+from testbed.terminal import MODELLED
 from testbed.units import mbps_from_bps, ms_from_s
 
 TEMPLATES = Path(__file__).parents[1] / "templates"

@@ -8,8 +8,8 @@ from netllm.abr.suite.analysis import Analysis, Difference, SettingResult
 from netllm.abr.suite.contenders import ABLATION, COMPARED, NETLLM
 from netllm.abr.suite.header import Header
 from netllm.cards import set_results
-from netllm.evaluation import words
 from netllm.evaluation.tables import table
+from testbed.drawing import words
 
 _INTRO = """
 Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each

@@ -17,8 +17,7 @@ from netllm.abr.suite.contenders import ABLATION, COMPARED, SEEDS
 from netllm.abr.suite.drawings import Point, panel, shares
 from netllm.abr.suite.header import Header
 from netllm.abr.suite.settings import QUICK_TRACES
-from netllm.evaluation import words
-from testbed.drawing import figures
+from testbed.drawing import figures, words
 from testbed.drawing.figures import Look
 from testbed.units import kbps_from_bps, ms_from_s
 

@@ -2,7 +2,7 @@
 
 from netllm.abr.suite.analysis import Analysis, Difference, SettingResult
 from netllm.abr.suite.contenders import LEARNED, RULE
-from netllm.evaluation.words import interval, number, within
+from testbed.drawing.words import interval, number, within
 
 QUICK = "A quick look at a few traces of each set: not a result."
 QOE = "QoE of a chunk is its bitrate in Mbit/s, less 4.3 a second of stall, less the change of bitrate in Mbit/s; chunk 0 is not rated."

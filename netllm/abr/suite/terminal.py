@@ -6,7 +6,7 @@ from rich.table import Table
 from netllm.abr.suite import sentences
 from netllm.abr.suite.analysis import Analysis, SettingResult
 from netllm.abr.suite.header import Header
-from netllm.evaluation import words
+from testbed.drawing import words
 
 
 def show(analysis: Analysis, header: Header, console: Console) -> None:

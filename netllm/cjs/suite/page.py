@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from netllm.cjs.suite.analysis import Difference, Outcome, SettingResult
 from netllm.cjs.suite.header import CjsHeader
-from netllm.evaluation import words
-from netllm.evaluation.tables import table
+from netllm.evaluation.tables import print_table, table
+from testbed.drawing import words
 
 START, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 _MEASURES = ("policy", "mean JCT s", "median", "95th percentile", "busy", "decisions", "ms p50 / p99", "over published Decima")
@@ -97,16 +96,7 @@ def _against(each: Difference) -> tuple[str, ...]:
 def show(results: Sequence[SettingResult], console: Console) -> None:
     """All tables."""
     for result in results:
-        _print(console, f"{result.setting.name}: {result.setting.title}, {_counted(result)}", _MEASURES, _rows(result))
+        print_table(console, f"{result.setting.name}: {result.setting.title}, {_counted(result)}", _MEASURES, _rows(result))
         for reference in dict.fromkeys(each.b for each in result.differences):
             rows = [_against(each) for each in result.differences if each.b == reference]
-            _print(console, f"{result.setting.name}: against {reference}", _AGAINST, rows)
-
-
-def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    drawn = Table(title=title, title_justify="left")
-    for i, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if i else "left")
-    for row in rows:
-        drawn.add_row(*(cell.strip("`") for cell in row))
-    console.print(drawn)
+            print_table(console, f"{result.setting.name}: against {reference}", _AGAINST, rows)

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from netllm.ablations import TRAINED
-from netllm.evaluation import words
-from netllm.evaluation.tables import table
+from netllm.evaluation.tables import print_table, table
 from netllm.vp.suite.analysis import PUBLISHED, RMSE, SPHERE, AblationResult, Difference, Evaluation, Outcome, SettingResult
 from netllm.vp.suite.header import VpHeader
 from netllm.vp.suite.settings import VpSetting
+from testbed.drawing import words
 from testbed.units import ms_from_s
 from traces.viewport_splits import find_split
 from traces.viewports import ANGLES
@@ -206,28 +205,19 @@ def show(evaluation: Evaluation, console: Console) -> None:
     """Errors and differences of each setting, ablations, times, and the finding."""
     for result in evaluation.results:
         counted = f"{result.windows} windows, {result.users} viewers, {result.videos} videos"
-        _print(console, f"{result.setting.name}: {result.setting.title}; {counted}; degrees", ("policy", "MAE", *_MEASURES), [
+        print_table(console, f"{result.setting.name}: {result.setting.title}; {counted}; degrees", ("policy", "MAE", *_MEASURES), [
             _row(each) for each in result.ranked()
         ])  # fmt: skip
         for name, why in result.refused.items():
             console.print(f"{name} can't serve it: {why}", style="yellow", markup=False)
         for reference, found in result.differences.items():
             rows = [(each.a, *_against(each)) for each in found]
-            _print(console, f"{result.setting.name}: each policy minus {reference}", ("policy", *_AGAINST), rows)
+            print_table(console, f"{result.setting.name}: each policy minus {reference}", ("policy", *_AGAINST), rows)
     for ablation in evaluation.ablations:
         for reference, found in ablation.result.differences.items():
             rows = [(each.a, *_against(each)) for each in found]
-            _print(console, f"{ablation.result.setting.name}: each ablation minus {reference}", ("trained with", *_AGAINST), rows)
+            print_table(console, f"{ablation.result.setting.name}: each ablation minus {reference}", ("trained with", *_AGAINST), rows)
     for name, times in evaluation.times_s.items():
         console.print(f"{name}: a decision takes {ms_from_s(float(np.median(times))):.2f} ms (p50 of {len(times)})", markup=False)
     for sentence in finding(evaluation.results):
         console.print(sentence, markup=False)
-
-
-def _print(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    drawn = Table(title=title, title_justify="left")
-    for i, heading in enumerate(headings):
-        drawn.add_column(heading, justify="right" if i else "left")
-    for row in rows:
-        drawn.add_row(*(cell.strip("`") for cell in row))
-    console.print(drawn)

@@ -1,6 +1,9 @@
 """Numbers for people, the same in pages, in Markdown and in the terminal."""
 
-from testbed.stats import Estimate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # scipy takes a second to load
+    from testbed.stats import Estimate
 
 DASH = "\N{EN DASH}"
 
@@ -12,18 +15,18 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def within(estimate: Estimate, digits: int = 3, sign: bool = False) -> str:
+def within(estimate: "Estimate", digits: int = 3, sign: bool = False) -> str:
     """`1.046 ± 0.131`; without an interval only the mean."""
     half = f" ± {estimate.half_width:.{digits}f}" if estimate.ci95 else ""
     return number(estimate.mean, digits, sign) + half
 
 
-def interval(estimate: Estimate, digits: int = 3, sign: bool = True) -> str:
+def interval(estimate: "Estimate", digits: int = 3, sign: bool = True) -> str:
     """`+0.040 to +0.126`."""
     return f"{number(estimate.ci95[0], digits, sign)} to {number(estimate.ci95[1], digits, sign)}" if estimate.ci95 else DASH
 
 
-def percent(estimate: Estimate) -> str:
+def percent(estimate: "Estimate") -> str:
     """`90.2 ± 1.4 %`."""
     if estimate.mean is None:
         return DASH
