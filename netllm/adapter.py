@@ -85,8 +85,9 @@ def _write_lora(model: TaskModel, folder: Path, dtype: torch.dtype) -> None:
     config.save_pretrained(str(folder))
 
 
-def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) -> TaskModel:
-    """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide.
+def load_adapter(folder: str | Path, llm: str = "", dtype: str = "") -> TaskModel:
+    """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide in `dtype`
+    (default: the quicker one here).
 
     The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone
     that doesn't fit.
@@ -96,7 +97,7 @@ def load_adapter(folder: str | Path, llm: str = "", dtype: str = DEFAULT_DTYPE) 
         trained_with = read_settings(path)["backbone"]["name"]
         if not llm and not is_here(trained_with):
             raise UserError(f"adapter {path}: its language model {trained_with} is not here, wanted its folder as llm=PATH")
-        return _load(path, llm or trained_with, dtype)
+        return _load(path, llm or trained_with, dtype or DEFAULT_DTYPE)
 
 
 _LOADING = threading.Lock()

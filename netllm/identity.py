@@ -27,7 +27,9 @@ def identity(factory: PolicyFactory, simulation: tuple[str, ...], weights: Seque
     """Hash of all that decides what the policy answers, and what comes of it. `model` is empty for all but language models."""
     parts = [repr(factory.arguments), hash_tree(simulation), hash_source(Path(inspect.getfile(factory.policy_class)))]
     if model:
-        parts += [hash_tree(model), *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
+        from netllm.backbone import DEFAULT_DTYPE  # torch takes seconds: who asks for no language model's identity doesn't pay
+
+        parts += [hash_tree(model), DEFAULT_DTYPE, *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
     parts += [_hash_path(path) for path in weights]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """Weights that have 16 levels, kept as such: a single row is multiplied with a quarter of the memory that bfloat16 reads.
 
-The embedded backbone was published in 4 bits (GGUF's Q4_1: in each row, every 32 weights share a scale and a least value). Its weights in
-bfloat16 have 16 levels a group still, and are found again as such, off by 0.4 to 0.5 % of a weight as the kernel multiplies them. Decisions
-are as near to those in float32 as bfloat16's are, for sums average it out. PyTorch's kernel for such weights is made for few rows.
+The embedded backbone was published in 4 bits (GGUF's Q4_1: in each row, every 32 weights share a scale and a least value). Its weights,
+kept in bfloat16 whatever they are computed in, have 16 levels a group still, and are found again as such, off by 0.4 to 0.5 % of a weight
+as the kernel multiplies them. Decisions are as near to those in float32 as bfloat16's are, for sums average it out. PyTorch's kernel for
+such weights is made for few rows.
 """
 
 import torch
@@ -29,8 +30,9 @@ class Packed:
         self._affine = torch.stack([scale.T, middle.T], dim=2).to(torch.bfloat16).contiguous()  # (groups, outputs, 2)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, inputs) to (rows, outputs), both in bfloat16."""
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._levels, GROUP, self._affine)
+        """(rows, inputs) to (rows, outputs), of the same type; what is multiplied is rounded to bfloat16."""
+        product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self._levels, GROUP, self._affine)
+        return product.to(x.dtype)
 
 
 def pack(weight: torch.Tensor) -> Packed | None:
@@ -38,7 +40,7 @@ def pack(weight: torch.Tensor) -> Packed | None:
     outputs, inputs = weight.shape
     if torch.backends.cpu.get_cpu_capability() not in VECTORISED:
         return None
-    if weight.dtype != torch.bfloat16 or inputs % GROUP or outputs % ROWS_MULTIPLE:
+    if inputs % GROUP or outputs % ROWS_MULTIPLE:
         return None
     groups = weight.detach().float().view(outputs, -1, GROUP)
     least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)

@@ -14,7 +14,7 @@ class NetLLM(AbrPolicy):
     | --- | --- |
     | `adapter` | folder of an adapter made by `scripts/adapt`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
-    | `dtype` | `bfloat16` or `float32` (about half as fast on a CPU with AVX512_BF16) |
+    | `dtype` | `bfloat16` or `float32`; default: bfloat16 on a processor that has instructions for it, else float32 |
     | `threads` | CPU threads, for the whole process; more than one suffers badly when other processes want the same cores |
     """
 
@@ -22,7 +22,7 @@ class NetLLM(AbrPolicy):
     colour = "#c2185b"
     citation = "Wu et al., NetLLM: Adapting Large Language Models for Networking, SIGCOMM 2024"
 
-    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16", threads: int = 1) -> None:
+    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "", threads: int = 1) -> None:
         import torch  # takes seconds: only who uses this policy pays
 
         from netllm.adapter import SHIPPED, load_adapter

@@ -21,7 +21,7 @@ class NetLLM(VpPolicy):
     | --- | --- |
     | `adapter` | folder of an adapter made by `scripts/adapt vp`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
-    | `dtype` | `bfloat16` or `float32` |
+    | `dtype` | `bfloat16` or `float32`; default: bfloat16 on a processor that has instructions for it, else float32 |
     | `threads` | CPU threads, for the whole process |
     | `vit` | folder of a ViT, for an adapter that was trained with frames |
     """
@@ -30,7 +30,7 @@ class NetLLM(VpPolicy):
     colour = "#c2185b"
     citation = "Wu et al., NetLLM: Adapting Large Language Models for Networking, SIGCOMM 2024"
 
-    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "bfloat16", threads: int = 1, vit: str = "") -> None:
+    def __init__(self, adapter: str = "", llm: str = "", dtype: str = "", threads: int = 1, vit: str = "") -> None:
         import torch  # takes seconds: only who uses this policy pays
 
         from netllm.adapter import SHIPPED, load_adapter

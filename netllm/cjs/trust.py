@@ -38,7 +38,7 @@ class TrustSettings:
     bonuses: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
     """Bonuses to try, in log-probability."""
     dtype: str = DEFAULT_DTYPE
-    """Type of the frozen weights, bfloat16 or float32."""
+    """Type of the frozen weights, bfloat16 or float32; default: the quicker one here."""
     threads: int = 1
     """CPU threads."""
 

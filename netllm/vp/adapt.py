@@ -59,7 +59,7 @@ class VpAdaptSettings:
     """Backbone: the embedded one, or a folder with a Hugging Face causal language model; with `:random` after it, one of its sizes that was
     never trained."""
     dtype: str = DEFAULT_DTYPE
-    """Type of the frozen weights, bfloat16 or float32; what is trained is kept in float32."""
+    """Type of the frozen weights, bfloat16 or float32 (default: the quicker one here); what is trained is kept in float32."""
     threads: int = 2
     """CPU threads."""
     validations: int = 12

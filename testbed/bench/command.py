@@ -1,10 +1,12 @@
 """`scripts/bench NAME ...`: the benchmarks by name, and exit codes: 0 done, 1 it failed, 2 a user's mistake, 130 after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from controllers.learning.start import usage
 from testbed.errors import TestbedError, UserError, suggestion
+from testbed.host import CHECKOUT
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -51,6 +53,16 @@ def _dashjs(arguments: list[str]) -> None:
     sys.stdout.write(agreement(tyro.cli(AgreementSettings, prog="scripts/bench dashjs", args=arguments), Console(stderr=True)))
 
 
+def _dtypes(arguments: list[str]) -> None:
+    """In this process's place: nothing in this package loads a language model."""
+    sys.stdout.flush()
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "netllm.bench.dtypes", *arguments],
+        {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
 def _links(arguments: list[str]) -> None:
     import tyro
 
@@ -92,6 +104,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "cjs-faults": ("inject faults into an emulated cluster; needs root", _cjs_faults),
     "cjs-sim": ("speed of the scheduling simulator, beside NetLLM's", _cjs_sim),
     "dashjs": ("the headless player beside dash.js in Chromium, on the same chunks; needs root", _dashjs),
+    "dtypes": ("cost of the language model in bfloat16 and in float32 on this processor", _dtypes),
     "links": ("emulated links beside Mininet's TCLink and Mahimahi; needs root", _links),
     "live": ("emulated runs beside the simulator, from their results", _live),
     "netllm": ("cost of a decision and of training, beside NetLLM's published code", _netllm),

@@ -80,11 +80,14 @@ def test_both_passes_share_one_past(tiny, pattern):
 
 
 @pytest.mark.parametrize("targets", [(), EVERYWHERE])
-def test_4_bits_are_as_near_to_float32_as_bfloat16(published_in_4_bits, monkeypatch, targets):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_4_bits_are_as_near_to_float32_as_bfloat16(published_in_4_bits, monkeypatch, targets, dtype):
     lora, session = LoraSettings(rank=4, targets=targets), played(3)
-    exact = np.exp(recomputed(lively(published_in_4_bits, lora=lora, name=f"exact {len(targets)}"), session))
-    model = lively(published_in_4_bits, dtype="bfloat16", lora=lora, name=f"coarse {len(targets)}")
-    coarse = np.exp(recomputed(model, session))
+    exact_model, coarse_model = (
+        lively(published_in_4_bits, dtype=each, lora=lora, name=f"{each} {len(targets)} {dtype}") for each in ("float32", "bfloat16")
+    )
+    exact, coarse = (np.exp(recomputed(each, session)) for each in (exact_model, coarse_model))
+    model = exact_model if dtype == "float32" else coarse_model
     model.merge()
     no_pass(model, monkeypatch)
     packed = np.exp(read(model, session))
@@ -211,13 +214,15 @@ def test_an_interrupted_decision_is_made_again(tiny, monkeypatch):
 @needs_kernel
 @pytest.mark.parametrize("shape", [(16, 32), (64, 96), (576, 1536)])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_packed_weights_multiply_as_they_are(shape, rows):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_weights_multiply_as_they_are(shape, rows, dtype):
     torch.manual_seed(1)
-    weight = on_levels(shape, 0.3).bfloat16()
-    x = torch.randn(rows, shape[1]).bfloat16()
+    weight = on_levels(shape, 0.3).bfloat16().to(dtype)
+    x = torch.randn(rows, shape[1]).to(dtype)
     exact = x.float() @ weight.float().T
     packed = pack(weight)
     assert packed is not None
+    assert packed(x).dtype == dtype
     assert (packed(x).float() - exact).pow(2).mean().sqrt() < 0.006 * exact.pow(2).mean().sqrt()
 
 
@@ -234,11 +239,11 @@ def test_a_constant_group_is_packed():
     "weight",
     [
         torch.randn(64, 64).bfloat16(),
-        on_levels((64, 64), 0.3),
+        torch.randn(64, 64),
         on_levels((24, 64), 0.3).bfloat16(),
         on_levels((64, 64), 0.3).bfloat16()[:, :48],
     ],
-    ids=["more levels", "float32", "rows", "columns"],
+    ids=["more levels", "more levels in float32", "rows", "columns"],
 )
 def test_other_weights_stay_as_they_are(weight):
     assert pack(weight) is None

@@ -64,10 +64,9 @@ class Member:
     def model(self) -> "TaskModel":
         """The language model behind it."""
         from netllm.adapter import load_adapter
-        from netllm.backbone import DEFAULT_DTYPE
 
         given = dict(self.reference.options)
-        return load_adapter(given.get("adapter") or SHIPPED, given.get("llm", ""), given.get("dtype", DEFAULT_DTYPE))
+        return load_adapter(given.get("adapter") or SHIPPED, given.get("llm", ""), given.get("dtype", ""))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class EvaluateSettings:
     llm: str = ""
     """Its backbone; default: the one the adapter was trained with."""
     dtype: str = ""
-    """bfloat16 (default) or float32."""
+    """bfloat16 or float32; default: the quicker one here."""
     quick: bool = False
     """A few traces of each set and three sampling seeds: to see that all works."""
     samples: int = 20
