@@ -86,25 +86,27 @@ def _write_lora(model: TaskModel, folder: Path, dtype: torch.dtype) -> None:
 
 
 def load_adapter(folder: str | Path, llm: str = "", dtype: str = "") -> TaskModel:
-    """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide in `dtype`
-    (default: the quicker one here).
+    """The model of the adapter in `folder` on backbone `llm` (default: the one it was trained with), ready to decide in `dtype`.
 
-    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone
-    that doesn't fit.
+    By default that is the quicker type here. Few tokens at once are read with weights of 4 bits where the backbone was published so, but
+    not where float32 is named: then all is computed in it.
+
+    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone that
+    doesn't fit.
     """
     with _LOADING:
         path = Path(folder).expanduser().resolve()
         trained_with = read_settings(path)["backbone"]["name"]
         if not llm and not is_here(trained_with):
             raise UserError(f"adapter {path}: its language model {trained_with} is not here, wanted its folder as llm=PATH")
-        return _load(path, llm or trained_with, dtype or DEFAULT_DTYPE)
+        return _load(path, llm or trained_with, dtype or DEFAULT_DTYPE, dtype == "float32")
 
 
 _LOADING = threading.Lock()
 
 
 @cache
-def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
+def _load(folder: Path, llm: str, dtype: str, exact: bool) -> TaskModel:
     settings = read_settings(folder)
     trained_with = settings["backbone"]
     backbone = load_backbone(llm, dtype)
@@ -112,12 +114,12 @@ def _load(folder: Path, llm: str, dtype: str) -> TaskModel:
         raise UserError(
             f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}"
         )
-    name = f"{settings['task']}:{abs(hash(folder)):x}"
+    name = f"{settings['task']}:{abs(hash((folder, exact))):x}"
     model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
     try:
         _fill(model, folder, settings.get("sha256", {}))
         model.requires_grad_(False).eval()
-        model.merge()
+        model.merge(exact)
         _warm_up(model)
     except BaseException:  # Ctrl-C, too: half an adapter on the shared backbone would bar its next load
         model.switch.remove()

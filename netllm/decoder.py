@@ -1,8 +1,8 @@
 """One new token of a few sessions, the pass that a live decision waits for, for decoders built as Llama is.
 
 transformers' own pass is right for any model and any batch, and is what training and large batches use. For few rows its Python takes
-longer than the products, and these read every weight in 16 bits. Here the products that share an input are one, weights of 16 levels are
-read in 4 bits (`netllm.quantised`), and nothing else is done. Other models and larger batches go through transformers' pass as before.
+longer than the products, and these read every weight in 16 or 32 bits. Here the products that share an input are one, weights of 16 levels
+are read in 4 bits (`netllm.quantised`), and nothing else is done. Other models and larger batches go through transformers' pass as before.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ ARCHITECTURES = ("llama", "mistral")
 
 
 class Decoder:
-    """`model` with the adapter `adapter` merged into it; one token of each session at a time."""
+    """`model` with the adapter `adapter` merged into it; one token of each session at a time. `exact`: in the model's type throughout."""
 
-    def __init__(self, model: PreTrainedModel, adapter: str) -> None:
+    def __init__(self, model: PreTrainedModel, adapter: str, exact: bool = False) -> None:
         config = model.config
         self._width, self._epsilon = config.hidden_size, config.rms_norm_eps
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._layers = [_Layer(layer, adapter) for layer in cast(nn.ModuleList, model.layers)]
+        self._layers = [_Layer(layer, adapter, exact) for layer in cast(nn.ModuleList, model.layers)]
         self._rotary, self._last_norm = model.get_submodule("rotary_emb"), model.get_parameter("norm.weight")
 
     @torch.inference_mode()
@@ -58,22 +58,22 @@ class Decoder:
 class _Layer:
     """The products of one layer."""
 
-    def __init__(self, layer: nn.Module, adapter: str) -> None:
+    def __init__(self, layer: nn.Module, adapter: str, exact: bool) -> None:
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         self.first_norm = layer.get_parameter("input_layernorm.weight")
         self.second_norm = layer.get_parameter("post_attention_layernorm.weight")
         self.scale = cast(float, attention.scaling)
-        self.query_key_value = _Products([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")], adapter)
-        self.output = _Products([attention.get_submodule("o_proj")], adapter)
-        self.gate_up = _Products([mlp.get_submodule(name) for name in ("gate_proj", "up_proj")], adapter)
-        self.down = _Products([mlp.get_submodule("down_proj")], adapter)
+        self.query_key_value = _Products([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")], adapter, exact)
+        self.output = _Products([attention.get_submodule("o_proj")], adapter, exact)
+        self.gate_up = _Products([mlp.get_submodule(name) for name in ("gate_proj", "up_proj")], adapter, exact)
+        self.down = _Products([mlp.get_submodule("down_proj")], adapter, exact)
 
 
 class _Products:
     """Linear layers that share an input, for few rows; their outputs end to end."""
 
-    def __init__(self, layers: Sequence[nn.Module], adapter: str) -> None:
-        self._packed = _packed(layers)
+    def __init__(self, layers: Sequence[nn.Module], adapter: str, exact: bool) -> None:
+        self._packed = None if exact else _packed(layers)
         self._low_rank = _low_rank(layers, adapter) if self._packed else None
         self._weights = [layer.weight_with(adapter) if isinstance(layer, Adapted) else _weight(layer) for layer in layers]
 

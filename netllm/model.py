@@ -113,10 +113,13 @@ class TaskModel(nn.Module):
         decoder = self._decoder if self.switch.merged else None  # it was made of the matrices that were merged
         return Context(self.backbone, self.task.context_steps, self.step_tokens, decoder)
 
-    def merge(self) -> None:
-        """Decide from now on with the matrices as they are merged into the backbone's weights, and by the quicker pass if there is one."""
+    def merge(self, exact: bool = False) -> None:
+        """Decide from now on with the matrices as they are merged into the backbone's weights, and by the quicker pass if there is one.
+
+        `exact`: in the backbone's type throughout, where that pass would read some weights in 4 bits.
+        """
         self.switch.merge()
-        self._decoder = Decoder(self.backbone.model, self.switch.name) if suits(self.backbone.model) else None
+        self._decoder = Decoder(self.backbone.model, self.switch.name, exact) if suits(self.backbone.model) else None
 
     def adapt_parameters(self) -> list[nn.Parameter]:
         """What training changes: this task's encoders, head and adapter, never the backbone."""

@@ -16,7 +16,7 @@ class NetLLM(CjsPolicy):
     | --- | --- |
     | `adapter` | folder of an adapter made by `scripts/adapt cjs`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
-    | `dtype` | `bfloat16` or `float32`; default: bfloat16 on a processor that has instructions for it, else float32 |
+    | `dtype` | `bfloat16` or `float32` (exact); default: bfloat16, or float32 in part where the processor does not multiply bfloat16 |
     | `threads` | CPU threads, for the whole process; more than one suffers badly when other processes want the same cores |
     """
 

@@ -69,9 +69,14 @@ Work = Callable[[], int]
 """Does it once; returns over how many decisions its cost is shared."""
 
 
+def named(dtype: str) -> str:
+    """As an option: the default is left unsaid, for float32 by name is exact."""
+    return "" if dtype == DEFAULT_DTYPE else dtype
+
+
 def bitrates(dtype: str, sessions: int, chunks: int) -> Work:
     """Sessions that advance together."""
-    model = load_adapter(SHIPPED / "abr", dtype=dtype)
+    model = load_adapter(SHIPPED / "abr", dtype=named(dtype))
     assert isinstance(model.task, AbrTask)
     task, traces = model.task, resolve("fcc/valid").traces
     session, chosen = AbrSession("bench", load_manifest(DEFAULT_VIDEO), chunks), [traces[i % len(traces)] for i in range(sessions)]
@@ -85,7 +90,7 @@ def bitrates(dtype: str, sessions: int, chunks: int) -> Work:
 
 def schedules(dtype: str) -> Work:
     """A cluster's first decisions."""
-    policy, workload, session = Scheduler(dtype=dtype), draw_workload(20, seed=1), CjsSession("bench", 10)
+    policy, workload, session = Scheduler(dtype=named(dtype)), draw_workload(20, seed=1), CjsSession("bench", 10)
 
     def work() -> int:
         simulator = CompiledCjs(workload, session, "conserving")
@@ -99,7 +104,7 @@ def schedules(dtype: str) -> Work:
 
 def predictions(dtype: str) -> Work:
     """A viewer's first ones."""
-    policy, windows = Predictor(dtype=dtype), cut(load_split("valid"), RULES["code"], 2.0, 4.0)
+    policy, windows = Predictor(dtype=named(dtype)), cut(load_split("valid"), RULES["code"], 2.0, 4.0)
     return lambda: len(decision_times_s(policy, windows, LIVE)) + 1  # the untimed one costs, too
 
 

@@ -143,6 +143,7 @@ def test_who_names_no_dtype_gets_the_quicker_one(tmp_path):
     model = lively(folder, name="saved")
     save_adapter(model, tmp_path / "adapter", {})
     wanted = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    assert load_adapter(tmp_path / "adapter") is not load_adapter(tmp_path / "adapter", dtype="float32"), "one of them is exact"
     assert load_adapter(tmp_path / "adapter").backbone.dtype == load_backbone(str(folder)).dtype == wanted
 
 

@@ -97,6 +97,14 @@ def test_4_bits_are_as_near_to_float32_as_bfloat16(published_in_4_bits, monkeypa
     assert np.mean(packed.argmax(-1) == exact.argmax(-1)) > 0.9
 
 
+def test_exact_decisions_read_no_4_bits(published_in_4_bits, monkeypatch):
+    model, session = lively(published_in_4_bits, name="by name"), played(3)
+    wanted = recomputed(model, session)
+    model.merge(exact=True)
+    no_pass(model, monkeypatch)
+    np.testing.assert_allclose(read(model, session), wanted, atol=2e-4)
+
+
 @needs_kernel
 def test_adapters_share_the_packed_weights(published_in_4_bits):
     models = [lively(published_in_4_bits, seed=seed, dtype="bfloat16", name=f"share {seed}") for seed in (1, 2)]
