@@ -1,11 +1,13 @@
 """What policies are called, and whether they start. Main, which may be root, asks a user process: `python -m controllers.describe`."""
 
 import os
+from typing import Any
 
 import msgspec
 
 from controllers.api import AbrSession, CjsSession, VpSession
 from controllers.loader import KINDS, PolicyFactory, load_all, raised
+from controllers.options import options_of
 from controllers.stdio import Fault, claim_stdout, take_stdin
 from testbed.errors import UserError
 
@@ -22,8 +24,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-def describe(question: Question) -> list[dict[str, str]]:
-    """Name, label, colour, citation, reference and source of each policy. Raises `UserError` for one that can't be found, made or reset."""
+def describe(question: Question) -> list[dict[str, Any]]:
+    """How each policy is named and shown, its reference, source and options. Raises `UserError` for one that can't be found, made or reset."""
     found = load_all(question.references, question.task)
     if session := question.session or question.scheduling or question.viewing:
         for factory in found:
@@ -42,6 +44,7 @@ def describe(question: Question) -> list[dict[str, str]]:
             "citation": each.citation,
             "reference": each.reference.canonical,
             "source_sha256": each.source_sha256,
+            "options": options_of(each.policy_class),
         }
         for each in found
     ]
@@ -59,7 +62,7 @@ def _try(factory: PolicyFactory, session: AbrSession | CjsSession | VpSession, s
 def main() -> int:
     """Answer a `Question` with a JSON list, or a `Fault` and exit code 2."""
     out = claim_stdout()
-    answer: list[dict[str, str]] | Fault
+    answer: list[dict[str, Any]] | Fault
     try:
         answer = describe(msgspec.json.decode(take_stdin(), type=Question))
     except UserError as error:

@@ -4,7 +4,7 @@
 | --- | --- |
 | `bba` | `controllers/abr/bba.py` |
 | `robust_mpc+jumps=adjacent+chunk_index=late` | the same with options, keyword arguments of the policy's `__init__` |
-| `~/mine.py`, `mine.py:Second` | the policy in a user's file (the class must be named when there are several) |
+| `~/mine.py`, `mine.py:Second` | the policy in a user's file (a class must be named when there are several; tables then say `mine:Second`) |
 | `package.module:Class` | an importable class |
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
-from testbed.errors import UserError, suggestion
+from testbed.errors import AnswerError, UserError, suggestion
 
 TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 
@@ -130,7 +130,7 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     if _is_path(target):
         file, _, wanted = target.partition(".py:")
         path = Path(file + ".py" if wanted else file).expanduser().absolute()
-        found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), path.stem
+        found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), f"{path.stem}:{wanted}" if wanted else path.stem
         reference = PolicyReference(reference.text, f"{path}:{wanted}" if wanted else str(path), reference.options)
     elif ":" in target:
         module, _, wanted = target.partition(":")
@@ -153,8 +153,11 @@ def load_all(references: Sequence[str], task: str = "abr") -> tuple[PolicyFactor
     """A factory for each reference; raises `UserError` when two would bear the same name in tables."""
     factories = tuple(load(reference, task) for reference in references)
     for i, factory in enumerate(factories):
-        if any(factory.name == other.name for other in factories[:i]):
-            raise UserError(f"policy {factory.name!r} is given twice, wanted each name once")
+        for other in factories[:i]:
+            if factory.name == other.name:
+                both = f"is the name of both {other.reference.target} and {factory.reference.target}"
+                told = "is given twice" if factory.reference.target == other.reference.target else both
+                raise UserError(f"policy {factory.name!r} {told}, wanted a name of its own for each: of its file, or of a class in it")
     return factories
 
 
@@ -170,8 +173,7 @@ def _import_named(name: str, kind: PolicyKind) -> ModuleType:
 
 
 def _import_module(name: str, kind: PolicyKind) -> ModuleType:
-    if (folder := str(Path.cwd())) not in sys.path:  # where the launcher's processes don't look; last, so that nothing of ours is hidden
-        sys.path.append(folder)
+    _look_in(Path.cwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -180,10 +182,17 @@ def _import_module(name: str, kind: PolicyKind) -> ModuleType:
         raise UserError(_told(error, name, kind)) from error
 
 
+def _look_in(folder: Path) -> None:
+    """Let a user's modules be found in `folder`, where the launcher's processes don't look; last, so that nothing of ours is hidden."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _import_file(path: Path, kind: PolicyKind) -> ModuleType:
-    """Run a user's file as a module. It is registered by its path, so that two files of one name don't meet."""
+    """Run a user's file as a module, which may import its neighbours. It is registered by its path, so that two of one name don't meet."""
     if not path.is_file():
         raise UserError(f"policy file {path} does not exist, {_wanted_file(kind)}")
+    _look_in(path.parent)
     name = f"user_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -233,7 +242,12 @@ def _is_policy(value: object, base: type[Any]) -> bool:
 
 
 def raised(error: BaseException) -> str:
-    """What a policy raised and where, on one line: the last line of a policy's file, for what it was told is in the hands of others."""
+    """What a policy raised and where, on one line: the last line of a policy's file, for what it was told is in the hands of others.
+
+    An answer that can't be meant was not raised by the policy: it is told as it is.
+    """
+    if isinstance(error, AnswerError):
+        return " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and not Path(frame.filename).is_relative_to(TESTBED)]
     frame = (own or frames)[-1]

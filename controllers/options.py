@@ -29,6 +29,12 @@ def typed_options(policy: type[Any], options: tuple[tuple[str, str], ...], where
     return tuple((name, _value(text, hints.get(name, str), f"{where}: option {name!r}")) for name, text in options)
 
 
+def options_of(policy: type[Any]) -> list[str]:
+    """`name=default` of each option; of one without a default `name=`."""
+    parameters = _parameters(policy)
+    return [f"{name}={'' if each.default in (inspect.Parameter.empty, None) else each.default}" for name, each in parameters.items()]
+
+
 def _hints(policy: type[Any], where: str) -> dict[str, Any]:
     """Annotations of the options; those that only a type checker can read are no one's to give on a command line."""
     try:

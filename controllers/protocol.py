@@ -20,12 +20,13 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import index
 from typing import Any, TypeVar
 
 import msgspec
 
 from controllers.api import AbrObservation, AbrSession, Chunk, Manifest
+from testbed.errors import AnswerError
+from testbed.sim.abr import level_number
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 VERSION = 1
@@ -210,12 +211,9 @@ def decode_answer(body: bytes, session: AbrSession) -> Answer:
 def answer(decided: Any, seen: AbrObservation, policy_s: float) -> Answer:
     """What the policy decided, if it is a level of the ladder; else `Refusal`."""
     try:
-        level = index(decided)
-    except TypeError:
-        level = -1
-    if not 0 <= level < seen.video.levels:
-        raise Refusal("invalid", f"the policy answered {decided!r:.200}, wanted a level of 0 to {seen.video.levels - 1}")
-    return Answer(level=int(level), policy_s=policy_s)
+        return Answer(level=level_number(decided, seen.video.levels), policy_s=policy_s)
+    except AnswerError as error:
+        raise Refusal("invalid", f"the policy {error}") from None
 
 
 def decode_failure(body: bytes) -> Failure:

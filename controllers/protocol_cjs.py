@@ -7,14 +7,14 @@ afresh: its random draws begin anew).
 import math
 from dataclasses import fields
 from itertools import pairwise
-from operator import index
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from controllers.api import CjsAction, CjsObservation, CjsSession
 from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
+from testbed.cluster.observe import checked, fits
+from testbed.errors import AnswerError
 
 MAX_EXECUTORS = 10_000
 MAX_COUNT = 10**9
@@ -136,28 +136,11 @@ def observation(session: CjsSession, message: DecideCjs) -> CjsObservation:
 
 def answer(decided: object, seen: CjsObservation, policy_s: float) -> AnswerCjs:
     """What the policy decided, if it is an action that can be meant; else `Refusal`."""
-    action = checked(decided, seen)
-    return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=policy_s)
-
-
-def checked(decided: Any, seen: CjsObservation) -> CjsAction:
-    """The policy's answer in plain numbers (numpy's integers are numbers, too), if it can be meant; else `Refusal`."""
     try:
-        action = CjsAction(index(decided.stage), index(decided.executors))
-    except (AttributeError, TypeError):
-        action = None
-    if action is None or not fits(action, seen):
-        wanted = f"wanted DECLINE, or a schedulable stage of {seen.stages} and 1 to {seen.committable} executors, as a CjsAction"
-        raise Refusal("invalid", f"the policy answered {decided!r:.200}, {wanted}")
-    return action
-
-
-def fits(action: CjsAction, seen: CjsObservation) -> bool:
-    """Whether an action can be meant."""
-    if action.stage == -1:
-        return True
-    chosen = 0 <= action.stage < seen.stages and bool(seen.schedulable[int(action.stage)])
-    return chosen and 1 <= action.executors <= seen.committable
+        action = checked(decided, seen)
+    except AnswerError as error:
+        raise Refusal("invalid", f"the policy {error}") from None
+    return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=policy_s)
 
 
 def decode_answer(body: bytes, seen: CjsObservation) -> AnswerCjs:

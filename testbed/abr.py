@@ -12,7 +12,7 @@ from players.dash.messages import DashConfig
 from players.dash.stock import STOCK
 from players.encoded import load_film
 from players.media import check_length, default_manifest, is_video_file, load_manifest
-from testbed.policycards import describe_policies
+from testbed.policycards import PolicyCard, describe_policies
 from testbed.prepared import PreparedInLanes, from_anywhere
 from testbed.pressure import NO_STRAIN, Strain
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
@@ -27,6 +27,8 @@ from traces.store import TraceSet, resolve, resolve_uplink
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
+LEARNT, TRAINING = ("netllm", "pensieve", "genet"), ("train", "valid")
+"""Policies of ours that learn, and the splits that they learn from or are chosen on."""
 MOST_HICCUPS_S = 0.5
 """In a whole trial; so far apart may the ends of two equal sessions be (docs/dashjs.md)."""
 
@@ -125,7 +127,13 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
     traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
     trials = plan(experiment, [card.name for card in policies], list(traces.values()), uplink.traces if uplink else ())
     found = dict.fromkeys(each.note for each in (*trace_sets, *([uplink] if uplink else [])))
-    notes = (note, *found, _wrap_note(trials, experiment.chunks * video.chunk_s), _unsimulated_note(experiment, trials))
+    notes = (
+        note,
+        *found,
+        _learnt_note(trace_sets, policies),
+        _wrap_note(trials, experiment.chunks * video.chunk_s),
+        _unsimulated_note(experiment, trials),
+    )
     return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
 
 
@@ -143,6 +151,17 @@ def _video(experiment: Experiment) -> tuple[Manifest, str]:
 def _anywhere(video: str) -> str:
     """The video's name, or its file as it is found from any folder."""
     return str(Path(video).expanduser().resolve()) if is_video_file(video) else video
+
+
+def _learnt_note(sets: Sequence[TraceSet], policies: Sequence[PolicyCard]) -> str:
+    """A sentence on policies that play what they learnt from, or were chosen on; empty when none does."""
+    for_training = [f"{each.name}/{each.split}" for each in sets if each.source == "store" and each.split in TRAINING]
+    learnt = [card.name for card in policies if card.name.split("+")[0] in LEARNT]
+    if not (for_training and learnt):
+        return ""
+    return (
+        f"{', '.join(learnt)} learnt from {' and '.join(for_training)} or were chosen on it, which flatters them (not weights of your own)"
+    )
 
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:

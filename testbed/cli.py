@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 _USAGE = """\
 Runs an experiment: `run.py --trace fcc`. Other commands:
   run.py report DIR     rebuild tables and report.html of a result folder (--figures pdf: figures for a paper)
-  run.py doctor         what this host can do
+  run.py doctor         what this host can do (--json: for programs)
   run.py fidelity       check links by captures of their packets
   run.py clean          remove what a killed run left
   run.py list           tasks, traces, videos and policies
-  run.py --spec FILE    run an experiment.toml again; other options override it"""
+  run.py --spec FILE    run an experiment.toml again; other options override it
+  run.py --no-setup     refuse instead of installing what the host lacks"""
 _BOX = "│╭╮╰╯─"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.EILSEQ, errno.ENOTDIR)
@@ -78,6 +79,9 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in _COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}, {suggestion(arguments[0], _COMMANDS)}")
+        if arguments[0] not in _PARSED and {"-h", "--help"} & set(arguments[1:]):
+            sys.stdout.write(f"{_USAGE}\n")
+            return 0
         return _COMMANDS[arguments[0]](arguments[1:])
     return _run(arguments)
 
@@ -202,6 +206,9 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "clean": _clean,
     "list": _list,
 }
+
+_PARSED = ("report", "fidelity")
+"""Those with options of their own, which tell them."""
 
 if __name__ == "__main__":
     sys.exit(main())

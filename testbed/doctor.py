@@ -54,7 +54,7 @@ LACKS = {
     "packages": Lack("the set-up comes first", "scripts/setup, or any run of the main job", stops=True),
     "Mininet": Lack("no network can be emulated; the simulator works", "scripts/setup as root", stops=True),
     "PyTorch": Lack("the policy netllm can't run; the others can", "scripts/setup", stops=True),
-    "bfloat16": Lack("the language model computes more slowly", "--deadline-ms, if decisions come late"),
+    "bfloat16": Lack("the language model computes in float32, and more slowly", "--deadline-ms, if decisions come late"),
     "backbone": Lack("the first run converts the language model's weights, which takes some 15 s", "scripts/setup"),
     "git": Lack("data sets can't be fetched, and runs don't record their commit", "apt-get install git"),
     "Dask": Lack("no --task cjs on emulated hosts or with --cluster; --simulate works", "scripts/setup"),
@@ -209,7 +209,7 @@ def _language_model(recipe: install.Recipe) -> Iterator[Finding]:
         return
     version, gpu, weights = json.loads(out)
     yield _judge("PyTorch", True, f"{version}, {gpu or 'no GPU (none is needed)'}")
-    yield _judge("bfloat16", bool(host.bf16_units()), host.bf16_units() or "emulated")
+    yield _judge("bfloat16", bool(host.bf16_units()), host.bf16_units() or "no instructions for it")
     yield _judge("backbone", bool(weights), weights[0] if weights else "not converted yet")
 
 

@@ -12,6 +12,10 @@ class TestbedError(Exception):
     """The testbed itself failed: the text says which step, on what. Exit code 1."""
 
 
+class AnswerError(ValueError):
+    """A policy's answer can't be meant. The text goes on from "the policy": `answered 7, wanted a level of 0 to 5`."""
+
+
 def suggestion(seen: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: `did you mean ...` when one is near, and what is known."""
     names = sorted(known)

@@ -215,22 +215,28 @@ def clean(console: Console) -> None:
 
 def list_all(console: Console) -> None:
     """Tasks, traces, videos and policies."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
     from controllers.loader import KINDS, discover
     from traces.store import list_sets
 
     console.print(f"[bold]tasks[/]: {', '.join(LIVE_TASKS)}")
-    table = Table("data set", "kind", "splits (files)", "format", "where")
+
+    def copied(heading: str, ratio: int) -> Column:
+        """What people copy is cut nowhere."""
+        return Column(heading, overflow="fold", ratio=ratio)
+
+    table = Table(copied("data set", 3), "kind", "splits (files)", "format", copied("where", 4), box=SIMPLE_HEAD)
     for item in list_sets():
         splits = ", ".join(f"{name or 'all'} ({files})" for name, files in item.splits)
         table.add_row(item.name, item.kind, splits, item.format, item.where)
     console.print(table)
-    table = Table("task", "policy", "label", "source")
+    table = Table("task", copied("policy", 2), copied("options", 3), "source", box=SIMPLE_HEAD)
     for task in LIVE_TASKS:
         for card in describe_policies(Experiment(task=task, policies=",".join(discover(KINDS[task].folder)))):
-            table.add_row(task, card.name, card.label, card.citation)
+            table.add_row(task, card.name, " ".join(f"+{option}" for option in card.options), card.citation)
     for name, rule in STOCK.items():
-        table.add_row("abr", name, rule.label, f"{rule.citation} (with --player dashjs)")
+        table.add_row("abr", name, "", f"{rule.citation} (with --player dashjs)")
     console.print(table)
     console.print("Your own: --policies ~/mine.py (a file with one AbrPolicy, CjsPolicy or VpPolicy), or package.module:Class")

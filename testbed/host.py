@@ -104,7 +104,7 @@ def browser_version() -> str:
 
 
 def bf16_units() -> str:
-    """The processor's units for bfloat16; empty when there are none and bfloat16 is emulated."""
+    """The processor's units for bfloat16; empty when there are none."""
     flags = (cpu_field("flags") or cpu_field("Features")).split()
     return next((flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags), "")
 

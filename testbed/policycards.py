@@ -30,6 +30,8 @@ class PolicyCard:
     reference: str
     source_sha256: str = ""
     """Of a user's file; empty for what is ours or the browser's."""
+    options: tuple[str, ...] = ()
+    """`name=default`, as they are given."""
 
 
 def describe_policies(

@@ -93,6 +93,11 @@ class PreparedInLanes(Prepared):
         return config
 
 
+def unread_note(experiment: Experiment) -> tuple[str, ...]:
+    """A sentence on options that were given for nothing, if there are any."""
+    return (f"the simulator leaves out {', '.join(experiment.unread)}",) if experiment.unread else ()
+
+
 def from_anywhere(reference: str, found: TraceSet) -> str:
     """The reference as it works from any folder, for `experiment.toml`."""
     return str(Path(reference).expanduser().resolve()) if found.source == "path" else reference

@@ -45,6 +45,12 @@ OF_ONE_TASK = {
 NOT_FOR_CJS = ("uplink", "trials", "parallel", "chunks", "offset_s", "queue_packets", "aqm", "link")
 """Of the others those that `cjs` has no use for: its workloads are counted by seeds, its links are the relay's, with droptail."""
 
+UNREAD = {
+    "cjs": ("trace", "rtt_ms", "queue", "cc", "deadline_ms", "time_scale", "bytes_scale", "containers", "cluster"),
+    "vp": ("trace", "uplink", "chunks", "offset_s", "rtt_ms", "queue", "queue_packets", "aqm", "cc", "link", "deadline_ms"),
+}
+"""Options that a task's simulator never reads: they may be given, for an experiment is simulated as it was emulated, and a note says so."""
+
 
 def _whole(number: float) -> bool:
     return abs(number - round(number)) < 1e-6
@@ -171,6 +177,13 @@ class Experiment:
                 raise UserError(f"--{field.name.replace('_', '-')} is {seen}, wanted nothing: it is for {useless[field.name]}")
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Options with their values that were given although the simulator, which is asked for, doesn't read them."""
+        names = UNREAD.get(self.task, ()) if self.simulate else ()
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        return tuple(f"--{name.replace('_', '-')} {_option_value(given[name])}" for name in names if name in given)
+
+    @property
     def policy_references(self) -> tuple[str, ...]:
         """The policies asked for, one reference each; none: the task's default."""
         return tuple(part.strip() for part in self.policies.split(",") if part.strip())
@@ -188,6 +201,10 @@ class Experiment:
             if value is not None:
                 lines.append(f"{field.name} = {_toml_value(value)}")
         return "\n".join(lines) + "\n"
+
+
+def _option_value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _toml_value(value: Any) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.drawing.words import p_value
+from testbed.drawing.words import p_value, sample
 
 _WIDE = 100
 """Columns from which the metric's components fit, too."""
@@ -40,8 +40,9 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console.print(_policies(summary, console.width >= _WIDE))
     if summary["optimum"]:
         console.print(f"[dim]{OPTIMUM}[/]", highlight=False, soft_wrap=True)
+    over = sample(summary["task"], summary["metric"])
     for pair in summary["comparisons"]:
-        console.print(f"{escape(pair['a'])} - {escape(pair['b'])}: {_difference(pair)}", highlight=False, soft_wrap=True)
+        console.print(f"{escape(pair['a'])} - {escape(pair['b'])}: {_difference(pair, over)}", highlight=False, soft_wrap=True)
     verdict, fidelity = summary["fidelity"]["verdict"], summary["fidelity"]
     if verdict:
         colour = "green" if verdict == "pass" else "red"
@@ -90,9 +91,9 @@ def _cells(row: Mapping[str, Any], components: Sequence[str], share: bool) -> li
     return [f"[bold]{_number(row['mean'])}[/]", *of_optimum, _interval(row["ci95"]), *parts, waits, fallbacks, trials]
 
 
-def _difference(pair: Mapping[str, Any]) -> str:
+def _difference(pair: Mapping[str, Any], over: str) -> str:
     spread = f", 95 % interval {_interval(pair['ci95'], 3)}, p {p_value(pair['p_holm'])} (Holm)" if pair["ci95"] else ""
-    return f"{pair['mean_difference']:+.3f}{spread}, better on {pair['wins']} and worse on {pair['losses']} of {pair['traces']} traces"
+    return f"{pair['mean_difference']:+.3f}{spread}, better on {pair['wins']} and worse on {pair['losses']} of {pair['traces']} {over}s"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

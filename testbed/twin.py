@@ -90,7 +90,7 @@ class _Timed(AbrPolicy):
 
     def decide(self, observation: AbrObservation) -> int:
         started_s = now_s()
-        level = level_number(self.policy.decide(observation))
+        level = level_number(self.policy.decide(observation), observation.video.levels)
         self.decisions.append((level, now_s() - started_s))
         self.alive()
         return level

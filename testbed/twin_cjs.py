@@ -6,9 +6,8 @@ import msgspec
 
 from controllers.api import CjsObservation, CjsPolicy, CjsSession
 from controllers.loader import PolicyFactory
-from controllers.protocol_cjs import checked
 from testbed.clock import now_s
-from testbed.cluster.observe import active_stages
+from testbed.cluster.observe import active_stages, checked
 from testbed.execution.account import job_row
 from testbed.records import Row, ScheduleDecisionRow, ScheduleEndRow, TaskRow
 from testbed.sim.cjs import CjsSimulator

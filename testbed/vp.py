@@ -25,7 +25,7 @@ from players.config import HeadsetConfig, OriginConfig
 from players.tiles import TiledVideo, synthetic_tiles
 from testbed.errors import UserError
 from testbed.policycards import describe_policies
-from testbed.prepared import Prepared, PreparedInLanes, from_anywhere
+from testbed.prepared import Prepared, PreparedInLanes, from_anywhere, unread_note
 from testbed.pressure import Strain
 from testbed.records import Row
 from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow, ViewingRow
@@ -226,7 +226,8 @@ def prepare_viewings(experiment: Experiment) -> PreparedViewings | PreparedPredi
     names = [card.name for card in policies]
     if experiment.simulate:
         trials = _viewers(experiment, names, viewings)
-        return PreparedPredictions(experiment, policies, (), trials, (f"head movement: {DATASET}/{TEST}, windows {RULE!r}",))
+        notes = (f"head movement: {DATASET}/{TEST}, windows {RULE!r}", *unread_note(experiment))
+        return PreparedPredictions(experiment, policies, (), trials, notes)
     sets = tuple(resolve(reference) for reference in experiment.trace_references)
     uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
     experiment = dataclasses.replace(

@@ -186,10 +186,12 @@ def _resolve_path(reference: str) -> TraceSet:
         names = (entry.name for entry in load_catalog().values() if entry.kind == "traces")
         raise UserError(f"trace {reference!r} is neither a catalogued set nor a file or folder: {suggestion(reference, names)}")
     folder = path if path.is_dir() else path.parent
-    files = split_files(folder, Split("", 0, "", pattern="*")) if path.is_dir() else [path]
+    files = [file for file in split_files(folder, Split("", 0, "", pattern="*")) if file.suffix != ".md"] if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: is a folder without files, wanted at least one trace")
-    return TraceSet(path.resolve().name, "", "path", _read(files), hash_files(folder, files))
+    inner = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")) if path.is_dir() else []
+    note = f"{path}: the files in it are read, not its folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''})" if inner else ""
+    return TraceSet(path.resolve().name, "", "path", _read(files), hash_files(folder, files), note)
 
 
 def list_sets(root: str | Path | None = None) -> tuple[SetListing, ...]:

@@ -70,7 +70,7 @@ class AdaptSettings:
     checkpoint_minutes: float = 2.0
     """Time between two checkpoints."""
     experience: Path | None = None
-    """An experience file made by `netllm.collect`, instead of collecting."""
+    """An experience file that another run left in its OUT, instead of collecting."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """What to collect, and the seed of everything."""
     task: AbrTask = field(default_factory=AbrTask)

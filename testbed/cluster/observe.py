@@ -1,12 +1,15 @@
 """What the policy is told of the engine's state while it is asked."""
 
 from collections.abc import Mapping
+from operator import index
+from typing import Any
 
 import numpy as np
 
-from controllers.api import CjsObservation, CjsSession
+from controllers.api import CjsAction, CjsObservation, CjsSession
 from testbed.cluster.engine import Engine
 from testbed.cluster.state import StageState
+from testbed.errors import AnswerError
 
 Stages = list[StageState]
 
@@ -50,3 +53,23 @@ def observe(engine: Engine, session: CjsSession, now_s: float, started_s: Mappin
         schedulable=np.array([stage in offered for stage in stages], bool),
         edges=np.array(edges, np.int64).reshape(-1, 2),
     )
+
+
+def checked(decided: Any, seen: CjsObservation) -> CjsAction:
+    """A policy's answer in plain numbers (numpy's integers are numbers, too). Raises `AnswerError` when it can't be meant."""
+    try:
+        action = CjsAction(index(decided.stage), index(decided.executors))
+    except (AttributeError, TypeError):
+        action = None
+    if action is None or not fits(action, seen):
+        wanted = f"wanted DECLINE, or a schedulable stage of {seen.stages} and 1 to {seen.committable} executors, as a CjsAction"
+        raise AnswerError(f"answered {decided!r:.200}, {wanted}")
+    return action
+
+
+def fits(action: CjsAction, seen: CjsObservation) -> bool:
+    """Whether an action can be meant."""
+    if action.stage == -1:
+        return True
+    chosen = 0 <= action.stage < seen.stages and bool(seen.schedulable[int(action.stage)])
+    return chosen and 1 <= action.executors <= seen.committable

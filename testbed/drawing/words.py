@@ -8,6 +8,11 @@ if TYPE_CHECKING:  # scipy takes a second to load
 DASH = "\N{EN DASH}"
 
 
+def sample(task: str, metric: str) -> str:
+    """What means of `metric` are taken over: `trace`, ..."""
+    return {"cjs": "workload"}.get(task) or {"mae_deg": "viewer"}.get(metric, "trace")
+
+
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """With a real minus sign; a dash for what is unknown."""
     if value is None:

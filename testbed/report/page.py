@@ -14,7 +14,7 @@ from markupsafe import Markup
 from testbed import stats
 from testbed.drawing import figures
 from testbed.drawing.figures import Look
-from testbed.drawing.words import p_value
+from testbed.drawing.words import p_value, sample
 from testbed.events import Run
 from testbed.records import AnyTrialRow, OptimumRow, TrialRow
 from testbed.report import links
@@ -43,8 +43,6 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 TITLES = {"abr": "Adaptive bitrate streaming", "cjs": "Cluster job scheduling", "vp": "Viewport prediction"}
 OPTIMUM = "Offline optimum"
 METRICS = {"qoe_lin": "QoE", "avg_jct_s": "JCT", "viewport_qoe": "QoE", "mae_deg": "MAE"}
-SAMPLES = {"abr": "trace", "cjs": "workload", "mae_deg": "viewer"}
-"""What means are taken over."""
 LEAST_TRIALS_FOR_CDF = 5
 """With fewer trials a policy, the distribution shown is that of chunks."""
 LEAST_TRACES_FOR_SCATTER = 4
@@ -141,7 +139,7 @@ class Page:
     @property
     def sample(self) -> str:
         """What means are taken over, for people."""
-        return SAMPLES.get(self.run.header.metric) or SAMPLES.get(self.run.header.task, "trace")
+        return sample(self.run.header.task, self.run.header.metric)
 
     @cached_property
     def schedules(self) -> SchedulePage | None:
@@ -231,11 +229,12 @@ class Page:
         """What was run, for the list on top."""
         header, trace = self.run.header, self.run.header.trace
         source = {"store": "measured, from the store", "path": "the user's own files", "model": MODELLED}
-        said = " + ".join(source.get(part, part) for part in str(trace.get("source") or "unknown").split("+"))
+        parts = str(trace["source"]).split("+") if trace.get("source") else []  # a simulator that reads no traces has none
+        counted = ", ".join(filter(None, (str(trace.get("traces", "unknown")), " + ".join(source.get(part, part) for part in parts))))
         rows = [
             ("Mode", header.mode),
             ("Trace set", self.trace_set),
-            (f"{self.sample.capitalize()}s", f"{trace.get('traces', 'unknown')}, {said}"),
+            (f"{self.sample.capitalize()}s", counted),
         ]
         rows += asked(header)
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))

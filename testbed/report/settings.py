@@ -1,6 +1,7 @@
 """What a run was asked for: each setting that its task and its mode have, for the list on top of the report."""
 
 from testbed.records import RunHeader
+from testbed.spec import UNREAD
 
 _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("player", "Player", "{}"),
@@ -63,7 +64,8 @@ def asked(header: RunHeader) -> list[tuple[str, str]]:
     rows = []
     for key, label, form in _SETTINGS:
         value = header.spec.get(key)
-        if value is None or key in _OF_OTHERS[header.task] or (header.mode == "simulation" and key in _EMULATION_ONLY):
+        unread = header.mode == "simulation" and (key in _EMULATION_ONLY or key in UNREAD.get(header.task, ()))
+        if value is None or key in _OF_OTHERS[header.task] or unread:
             continue
         words = ("no", "yes")[value] if isinstance(value, bool) else value
         rows.append((label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else form.format(words)))

@@ -126,7 +126,7 @@ def notes(run: Run) -> list[str]:
         found.append(f"The traces are {MODELLED}: drawn from a model of the set, whose level is off by some 0.1 QoE.")
     if again := repeated(run):
         found.append(_played_again(again))
-    found += [*_failed(run), *_stolen(run), *_without_optimum(run), *_above_optimum(run)]
+    found += [*_failed(run), *_too_slow(run), *_stolen(run), *_without_optimum(run), *_above_optimum(run)]
     ended = len(stats.last_attempts(run.trials))
     if run.end is None:
         began = f" {run.unfinished} more had begun." if run.unfinished else ""
@@ -146,6 +146,21 @@ def _failed(run: Run) -> list[str]:
             found.append(
                 f"{name} has no mean, for it failed in {len(failed)} of {trials} trials ({first}): leaving those out would flatter it."
             )
+    return found
+
+
+def _too_slow(run: Run) -> list[str]:
+    """A sentence on each policy whose simulated decisions a player would not have waited for."""
+    deadline_ms = run.header.spec.get("deadline_ms")
+    if run.header.mode != "simulation" or deadline_ms is None:
+        return []
+    found = []
+    for name in policy_names(run):
+        ids = [trial.trial_id for trial in stats.last_attempts(run.trials) if trial.policy == name]
+        took_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))["latency_s"].drop_nulls()]
+        if late := sum(ms > deadline_ms for ms in took_ms):
+            share = f"{late} of {len(took_ms)} decisions of {name}"
+            found.append(f"{share} took longer than the deadline, {deadline_ms:g} ms: in real time they would be fallbacks.")
     return found
 
 

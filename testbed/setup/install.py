@@ -200,6 +200,10 @@ def set_up(recipe: Recipe, groups: Sequence[str], progress: Progress | None = No
 def command(groups: Sequence[str]) -> int:
     """`scripts/setup [GROUP ...]`: set up this checkout; returns the exit code."""
 
+    if {"-h", "--help"} & set(groups):
+        sys.stdout.write(f"usage: scripts/setup [GROUP ...], by default run; groups: {', '.join(GROUPS)}\n")
+        return 0
+
     def go() -> int:
         for name in groups:
             if name not in GROUPS:

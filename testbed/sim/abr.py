@@ -16,11 +16,12 @@ from bisect import bisect_right
 from itertools import pairwise
 from math import ceil
 from operator import index
+from typing import Any
 
 import numpy as np
 
 from controllers.api import AbrObservation, AbrPolicy, AbrSession, Chunk
-from testbed.errors import UserError
+from testbed.errors import AnswerError, UserError
 from testbed.units import bytes_per_s_from_bps
 from traces.formats import to_rates
 from traces.trace import OpportunityTrace, RateTrace, Trace
@@ -130,22 +131,25 @@ def run_session(
 ) -> tuple[Chunk, ...]:
     """The whole session under `policy`, which is reset with `seed`; chunk 0 has the session's first level.
 
-    Raises `ValueError` when the policy answers anything but a level of the ladder.
+    Raises `AnswerError` when the policy answers anything but a level of the ladder.
     """
     simulator = AbrSimulator(trace, session, offset_s, noise, np.random.default_rng([seed, 1]))
     policy.reset(session, seed)
     simulator.step(session.first_level)
     while not simulator.done:
-        simulator.step(level_number(policy.decide(simulator.observation)))
+        simulator.step(level_number(policy.decide(simulator.observation), session.video.levels))
     return simulator.history
 
 
-def level_number(answer: object) -> int:
-    """A policy's answer as a plain number (numpy's integers are levels too). Raises `ValueError` when it is none."""
+def level_number(answer: Any, levels: int) -> int:
+    """A policy's answer as a plain number (numpy's integers are levels, too). Raises `AnswerError` when it is none of `levels`."""
     try:
-        return int(index(answer))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"the policy answered {answer!r}, wanted the number of a level") from error
+        level = int(index(answer))
+    except TypeError:
+        level = -1
+    if not 0 <= level < levels:
+        raise AnswerError(f"answered {answer!r:.200}, wanted a level of 0 to {levels - 1}")
+    return level
 
 
 def rates_of(trace: Trace) -> RateTrace:

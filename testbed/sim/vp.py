@@ -11,6 +11,7 @@ import numpy as np
 from controllers.api import VpObservation, VpPolicy, VpSession
 from testbed import vp_metrics
 from testbed.clock import now_s
+from testbed.errors import AnswerError
 from traces.frames import NO_FRAMES, Frames
 from traces.viewports import Floats
 from traces.windows import Integers, Windows
@@ -95,13 +96,14 @@ def observations(windows: Windows, rows: slice, session: VpSession, frames: Fram
 
 
 def checked(answer: object, count: int, horizon: int) -> Floats:
-    """A policy's answer to `count` observations as numbers, (count, horizon, 3)."""
+    """A policy's answer to `count` observations as numbers, (count, horizon, 3). Raises `AnswerError` when it is none."""
     try:
         numbers = np.asarray(answer, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the policy answered {str(answer)[:80]!r}, wanted numbers of shape {(horizon, 3)}") from error
+        raise AnswerError(f"answered {str(answer)[:80]!r}, wanted numbers of shape {(horizon, 3)}") from error
     if numbers.shape != (count, horizon, 3):
-        raise ValueError(f"the policy's answers have shape {numbers.shape[1:]}, wanted {(horizon, 3)} for each of {count} observations")
+        seen = numbers.shape[1:] if len(numbers) == count else numbers.shape
+        raise AnswerError(f"answered numbers of shape {seen}, wanted {(horizon, 3)} for each of {count} observations")
     if not np.isfinite(numbers).all():
-        raise ValueError("the policy's answer holds a number that is not finite, wanted degrees")
+        raise AnswerError("answered a number that is not finite, wanted degrees")
     return numbers

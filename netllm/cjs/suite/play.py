@@ -12,6 +12,7 @@ from netllm.cjs.experience import play_together
 from netllm.cjs.reader import CjsReader
 from netllm.cjs.suite.settings import CjsSetting
 from testbed.clock import now_s
+from testbed.cluster.observe import checked
 from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 from testbed.sim.cjs_compiled import CompiledCjs
@@ -77,7 +78,7 @@ def _play_on(policy: CjsPolicy, simulator: CompiledCjs, seed: int, took_ms: list
         seen, began_s = simulator.observation, now_s()
         action = policy.decide(seen)
         took_ms.append(1000 * (now_s() - began_s))
-        simulator.step(action)
+        simulator.step(checked(action, seen))
 
 
 def _played(setting: CjsSetting, seed: int, name: str, simulator: CompiledCjs, took_ms: list[float]) -> Played:
