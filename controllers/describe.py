@@ -25,7 +25,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(question: Question) -> list[dict[str, Any]]:
-    """How each policy is named and shown, its reference, source and options. Raises `UserError` for one that can't be found, made or reset."""
+    """How each policy is named and shown, its reference, source, options. Raises `UserError` for one that can't be found, made or reset."""
     found = load_all(question.references, question.task)
     if session := question.session or question.scheduling or question.viewing:
         for factory in found:

@@ -4,7 +4,7 @@
 | --- | --- |
 | `bba` | `controllers/abr/bba.py` |
 | `robust_mpc+jumps=adjacent+chunk_index=late` | the same with options, keyword arguments of the policy's `__init__` |
-| `~/mine.py`, `mine.py:Second` | the policy in a user's file (a class must be named when there are several; tables then say `mine:Second`) |
+| `~/mine.py`, `mine.py:Second` | the policy in a user's file (the class is named when there are several; tables say `mine:Second`) |
 | `package.module:Class` | an importable class |
 """
 

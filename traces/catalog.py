@@ -22,13 +22,16 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Split:
-    """Some files of a set. `pattern` picks them when all splits share the set's folder; else the split has a folder of its own."""
+    """Some files of a set: in a folder of their own; or picked by `pattern`, when all splits share the set's folder; or `names` of the
+    split `of`.
+    """
 
     name: str
     files: int
     sha256: str
     pattern: str = ""
     names: tuple[str, ...] = ()
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,14 @@ def _split(name: str, fields: dict[str, Any]) -> Split:
 
 def split_folder(data: Path, entry: CatalogSet, split: Split) -> Path:
     """Where `split` is kept below the data folder."""
-    return data / entry.folder if split.pattern or not split.name else data / entry.folder / split.name
+    return data / entry.folder if split.pattern or not split.name else data / entry.folder / (split.of or split.name)
 
 
 def split_files(folder: Path, split: Split) -> list[Path]:
     """The files of `split` in its folder, in order of name; hidden ones don't count."""
     found = folder.glob(split.pattern) if split.pattern else folder.rglob("*")
-    return sorted(p for p in found if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    files = sorted(p for p in found if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return [file for file in files if file.name in split.names] if split.of else files
 
 
 def hash_files(folder: Path, files: Iterable[Path]) -> str:

@@ -116,7 +116,7 @@ def _fill_stage(entry: CatalogSet, checkout: Path, stage: Path) -> None:
     chosen = apply_rule(entry, checkout)
     for split in entry.splits:
         folder = split_folder(stage, entry, split)
-        for name, source in chosen[split.name].items():
+        for name, source in chosen.get(split.name, {}).items():  # a part of another split has none of its own
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
     for split in entry.splits:
