@@ -11,7 +11,7 @@ from traces.trace import RateTrace
 def ride(seed: int, seconds: int = 400) -> np.ndarray:
     """Mbit/s of each second: a level that wanders, and noise."""
     rng = np.random.default_rng(seed)
-    return np.exp(0.1 * rng.normal(size=seconds).cumsum() + 0.1 * rng.normal(size=seconds))
+    return 3 * np.exp(0.1 * rng.normal(size=seconds).cumsum() + 0.1 * rng.normal(size=seconds))
 
 
 def resampled(values: np.ndarray, step_s: float, name: str) -> RateTrace:
