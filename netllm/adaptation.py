@@ -105,7 +105,8 @@ class Adaptation(Trainee):
     def _take_up(self, headers: Sequence[dict[str, Any]]) -> None:
         """The loop over what experience files with these headers hold, and the last checkpoint if the run is resumed."""
         settings = self.settings
-        pace = Pace(settings.steps, settings.minutes, validate_minutes=settings.validate_minutes, save_minutes=settings.checkpoint_minutes)
+        looks = {"validations": settings.validations} if settings.steps else {"validate_minutes": settings.validate_minutes}
+        pace = Pace(settings.steps, settings.minutes, save_minutes=settings.checkpoint_minutes, **looks)
         asked = asked_of(settings, ["steps", "minutes"]) | {"llm": self.model.backbone.name, "experience": list(headers)}
         self.loop = Loop(self, self.out, pace, asked, self.console)
         if settings.resume:

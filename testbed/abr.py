@@ -159,7 +159,7 @@ def _learnt_note(sets: Sequence[TraceSet], policies: Sequence[PolicyCard]) -> st
     learnt = [card.name for card in policies if card.name.split("+")[0] in LEARNT]
     if not (for_training and learnt):
         return ""
-    return f"{', '.join(learnt)} learnt from {' and '.join(for_training)} or were chosen on it, which flatters them (not your own weights)"
+    return f"learnt from {' and '.join(for_training)}, or chosen on it, which flatters (not weights of your own): {', '.join(learnt)}"
 
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:

@@ -64,7 +64,8 @@ def load_sources(references: Sequence[str] = REFERENCES, held_out: float = HELD_
     rng = np.random.default_rng([HOLD_OUT_SEED, 0])
     if not 0 <= held_out < 1:
         raise UserError(f"the share of units and logs held out is {held_out:g}, wanted one from 0 to below 1")
-    kept_back = set(rng.permutation(np.array(groups, dtype=object))[: round(len(groups) * held_out)])
+    count = max(round(len(groups) * held_out), 1 if held_out and len(groups) > 1 else 0)
+    kept_back = set(rng.permutation(np.array(groups, dtype=object))[:count])
     return Sources(
         train=tuple(trace for trace in real if group_of(trace) not in kept_back),
         held_out=tuple(trace for trace in real if group_of(trace) in kept_back),
@@ -94,11 +95,14 @@ def _training_set(reference: str) -> TraceSet:
 
 
 def _refuse_leaks(training: Sequence[RateTrace], sets: Sequence[dict[str, Any]]) -> None:
-    for entry in load_catalog().values():
-        leaks = find_leaks(training, _measured(entry, "test", sets)) if entry.kind == "traces" else ()
-        if leaks:
-            shared = f"shares its {leaks[0].kind} with {leaks[0].test} of {entry.name}/test"
-            raise UserError(f"trace {leaks[0].train} {shared}, wanted traces unknown to test sets")
+    """With whatever is no train split: tests, and what policies are chosen on."""
+    others = [(entry, split) for entry in load_catalog().values() if entry.kind == "traces" for split in entry.splits]
+    for entry, split in others:
+        if split.name == TRAIN_SPLIT or split.of:
+            continue
+        if leaks := find_leaks(training, _measured(entry, split.name, sets)):
+            shared = f"shares its {leaks[0].kind} with {leaks[0].test} of {entry.name}/{split.name}"
+            raise UserError(f"trace {leaks[0].train} {shared}, wanted traces unknown to tests and to what policies are chosen on")
 
 
 def _measured(entry: CatalogSet, split_name: str, trained_on: Sequence[dict[str, Any]]) -> list[RateTrace]:
@@ -182,15 +186,15 @@ class Validation:
 def validation(sources: Sources, count: int = 16, seed: int = HOLD_OUT_SEED) -> list[Validation]:
     """`count` traces each of held-out units and logs, of fcc/valid and of synthetic ones; never of a test split.
 
-    Without fcc/valid where that can't be had and nothing is trained on fcc.
+    Without fcc/valid where that can't be had and nothing is trained on fcc; without units and logs where none are held out.
     """
     rng = np.random.default_rng([seed, 3])
-    held_out = Grouped(sources.held_out or sources.train)
+    known = Grouped(sources.held_out or sources.train)
     valid = _measured(load_catalog()["fcc"], "valid", sources.sets)
-    families: dict[str, Callable[[int], RateTrace]] = {"held_out": lambda i: held_out.draw(rng)}
+    families: dict[str, Callable[[int], RateTrace]] = {"held_out": lambda i: known.draw(rng)} if sources.held_out else {}
     if valid:
         families["valid"] = lambda i: valid[i % len(valid)]
-    families["synthetic"] = lambda i: any_synthetic(rng, held_out.traces)
+    families["synthetic"] = lambda i: any_synthetic(rng, known.traces)
     found = []
     for family, draw in families.items():
         for i in range(count):

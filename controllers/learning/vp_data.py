@@ -34,9 +34,10 @@ class VpData:
         return hashlib.sha256(b"".join(hashlib.sha256(np.ascontiguousarray(each).data).digest() for each in parts)).hexdigest()
 
     def validation_mae_deg(self, turns_deg: np.ndarray) -> float:
-        """Of predicted turns from the newest sample, (N, horizon or more, 3)."""
-        predicted_deg = self.valid.history_deg[:, -1:] + turns_deg[:, : self.valid.horizon]
-        return float(mae_deg(predicted_deg, self.valid.future_deg).mean())
+        """Of predicted turns from the newest sample, (N, samples, 3); of a longer horizon its first part counts, of a shorter one all."""
+        samples = min(turns_deg.shape[1], self.valid.horizon)
+        predicted_deg = self.valid.history_deg[:, -1:] + turns_deg[:, :samples]
+        return float(mae_deg(predicted_deg, self.valid.future_deg[:, :samples]).mean())
 
 
 def load_vp_data(history_s: float = HISTORY_S, horizon_s: float = HORIZON_S) -> VpData:

@@ -60,11 +60,13 @@ class AdaptSettings:
     threads: int = 2
     """CPU threads."""
     rounds: int = 3
-    """DAgger rounds, spread over the last third of the budget."""
+    """DAgger rounds, spread over the budget from three fifths of it on."""
     round_sessions: int = 240
     """Sessions that the student plays in each."""
     validate_minutes: float = 5.0
-    """Time between two validations."""
+    """Of a time budget: time between two validations."""
+    validations: int = 1
+    """Of a number of steps: validations at equal distances, the last at the end. They may not hang on the machine's pace."""
     validation_sessions: int = 128
     """Sessions of each family to validate with. Few stalls weigh much: with 32, two looks at one model differ by 0.05."""
     checkpoint_minutes: float = 2.0

@@ -68,7 +68,9 @@ class CjsAdaptSettings:
     round_sessions: int = 16
     """Sessions that the student plays in each."""
     validate_minutes: float = 11.0
-    """Time between two validations."""
+    """Of a time budget: time between two validations."""
+    validations: int = 1
+    """Of a number of steps: validations at equal distances, the last at the end. They may not hang on the machine's pace."""
     checkpoint_minutes: float = 3.0
     """Time between two checkpoints."""
     experience: tuple[Path, ...] = ()

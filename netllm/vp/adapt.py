@@ -157,7 +157,7 @@ class VpAdaptRun(VpRun):
         rows = rng.integers(len(windows), size=self.settings.optimiser.batch)
         dropped = int(rng.integers(task.samples)) if task.tokens > 1 else 0
         angles_deg = np.concatenate([windows.history_deg[rows, dropped:], windows.future_deg[rows]], axis=1)  # (B, samples, 3)
-        half = len(rows) // 2
+        half = 0 if self.settings.frames else len(rows) // 2  # frames are not mirrored
         angles_deg[:half] = mirrored(angles_deg[:half])
         length = windows.history - dropped
         front = rng.random(len(rows)) >= self.settings.no_front

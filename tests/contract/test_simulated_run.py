@@ -105,3 +105,37 @@ def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: 
 def test_a_trace_named_twice_counts_once(folder: Path) -> None:
     assert main(["--simulate", "--trace", "step.txt", "--trace", "./step.txt", "--policies", "bba"]) == 0
     assert trials(folder / "results").height == 1
+
+
+def test_a_decision_that_no_player_waits_for_is_told(folder: Path) -> None:
+    (folder / "slow.py").write_text("import time\n" + MINE.replace("        return", "        time.sleep(0.03)\n        return"))
+    assert main(["--simulate", "--trace", "step.txt", "--policies", "slow.py,bba", "--chunks", "4", "--deadline-ms", "20"]) == 0
+    notes = json.loads((folder / "results" / "latest" / "summary.json").read_text())["notes"]
+    assert "3 of 3 decisions of slow took longer than the deadline, 20 ms: in real time they would be fallbacks." in notes
+    assert not any("of bba" in note for note in notes)
+
+
+def test_who_plays_what_it_learnt_from_is_named(folder: Path) -> None:
+    assert main(["--simulate", "--trace", "fcc/valid", "--policies", "pensieve,bba", "--trials", "1", "--chunks", "4"]) == 0
+    notes = json.loads((folder / "results" / "latest" / "summary.json").read_text())["notes"]
+    assert "learnt from fcc/valid, or chosen on it, which flatters (not weights of your own): pensieve" in notes
+
+
+def test_a_folder_of_traces_may_hold_a_readme_and_its_folders_are_named(folder: Path) -> None:
+    (folder / "mine" / "deeper").mkdir(parents=True)
+    (folder / "mine" / "README.md").write_text("# Mine\n")
+    (folder / "mine" / "a.csv").write_text("time_s,rate_mbps\n100,2\n200,1\n")
+    (folder / "mine" / "deeper" / "b.csv").write_text("time_s,rate_mbps\n100,2\n")
+    assert main(["--simulate", "--trace", "mine", "--policies", "bba,rate", "--chunks", "4"]) == 0
+    summary = json.loads((folder / "results" / "latest" / "summary.json").read_text())
+    assert summary["trace"]["traces"] == 1
+    assert "mine: the files in it are read, not its folders (deeper)" in summary["notes"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "list", "clean", "report"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main([command, "--help"]) == 0
+    except SystemExit as end:  # tyro's own
+        assert end.code == 0
+    assert "run.py" in capsys.readouterr().out

@@ -33,6 +33,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_the_simulator_never_reads_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--policies", "fair,fifo_half", "--trace", "no_such_set", "--cc", "bogus", "--awake"]) == 0
+    said = "the simulator leaves out --trace no_such_set, --cc bogus"
+    out = capsys.readouterr().out
+    assert f"note: {said}" in out and "workloads" in out
+    latest = folder / "results" / "latest"
+    assert said in json.loads((latest / "summary.json").read_text())["notes"]
+    report = (latest / "report.html").read_text()
+    assert "Round-trip time" not in report and "unknown" not in report and "Traces and their hashes" not in report
+
+
 def test_records_of_simulated_schedules(folder: Path) -> None:
     assert main([*RUN, "--policies", "fair,fifo_half"]) == 0
     latest = folder / "results" / "latest"

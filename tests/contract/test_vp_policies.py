@@ -192,8 +192,8 @@ def test_a_reference_that_names_none_is_told(reference: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ("np.zeros((3, 3))", "the policy's answers have shape (3, 3), wanted (20, 3)"),
-        ("np.full((20, 3), np.nan)", "the policy's answer holds a number that is not finite"),
+        ("np.zeros((3, 3))", "answered numbers of shape (3, 3), wanted (20, 3)"),
+        ("np.full((20, 3), np.nan)", "answered a number that is not finite"),
         ("'ahead'", "wanted numbers of shape (20, 3)"),
     ],
 )

@@ -162,11 +162,11 @@ def test_ctrl_c_keeps_what_is_done(settings, monkeypatch, capsys):
 def test_a_policy_that_draws_numbers_is_played_with_every_seed_and_others_once(settings, mine):
     analysis = measure(replace(settings, policies=("bba", f"{mine}:Dice")), QUIET)
     rows = pl.read_parquet(settings.out / "results.parquet")
-    seeds = {name: rows.filter(pl.col("policy") == name)["seed"].unique().to_list() for name in ("bba", "mine")}
-    assert seeds == {"bba": [0], "mine": [0, 1, 2, 3]}
-    outcome = analysis.settings[0].outcomes["mine"]
+    seeds = {name: rows.filter(pl.col("policy") == name)["seed"].unique().to_list() for name in ("bba", "mine:Dice")}
+    assert seeds == {"bba": [0], "mine:Dice": [0, 1, 2, 3]}
+    outcome = analysis.settings[0].outcomes["mine:Dice"]
     assert len(outcome.sampling.means) == 4 and outcome.sampling.sd > 0 and outcome.qoe.n == TRACES
-    by_trace = rows.filter(pl.col("policy") == "mine").group_by("trace", maintain_order=True).agg(pl.col("qoe").mean())
+    by_trace = rows.filter(pl.col("policy") == "mine:Dice").group_by("trace", maintain_order=True).agg(pl.col("qoe").mean())
     np.testing.assert_allclose(outcome.by_unit, by_trace["qoe"])
 
 
@@ -222,14 +222,17 @@ def test_a_video_trained_on_is_not_called_unseen(settings, adapters):
 
 def test_who_refuses_a_setting_is_named_not_counted(settings, mine):
     analysis = measure(replace(settings, policies=("bba", f"{mine}:Picky")), QUIET)
-    assert "six levels are too many" in analysis.settings[0].refused["mine"]
+    assert "six levels are too many" in analysis.settings[0].refused["mine:Picky"]
     assert "six levels are too many" in (settings.out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--policies", "{mine}:Broken"), r"policy 'mine' failed on setting .*, trace mine_0: it raised IndexError: .*\(mine.py:\d+\)"),
+        (
+            ("--policies", "{mine}:Broken"),
+            r"policy 'mine:Broken' failed on setting .*, trace mine_0: it raised IndexError: .*\(mine.py:\d+\)",
+        ),
         (("--policies", "bab"), "policy 'bab' is unknown, did you mean bba"),
         (("--policies", "bba", "bba"), "policy 'bba' is given twice, wanted each name once"),
         (("--policies", "both=bba,pensieve"), "family 'both' holds policies of the kinds learned, rule, wanted one kind"),

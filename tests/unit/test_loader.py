@@ -98,8 +98,16 @@ def test_two_files_of_one_name_do_not_meet(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other" / "mine.py").write_text(MINE.replace("0.5", "1.0"))
     assert (load("mine.py")().share, load("other/mine.py")().share) == (0.5, 1.0)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="policy 'mine' is given twice"):
+    with pytest.raises(UserError, match=r"policy 'mine' is the name of both .*/mine.py and .*/other/mine.py, wanted a name of its own"):
         load_all(["mine.py", "other/mine.py"])
+
+
+def test_a_policy_file_may_import_its_neighbours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "apart").mkdir()
+    (folder / "apart" / "a_neighbour.py").write_text("SHARE = 0.25\n")
+    (folder / "apart" / "mine.py").write_text("from a_neighbour import SHARE\n" + MINE.replace("0.5", "SHARE"))
+    assert load("apart/mine.py")().share == 0.25  # type: ignore[attr-defined]
 
 
 def test_a_class_is_named_when_there_are_several(folder: Path) -> None:
@@ -107,6 +115,7 @@ def test_a_class_is_named_when_there_are_several(folder: Path) -> None:
     with pytest.raises(UserError, match=r"two\.py: holds 2 policies \(Mine, Second\), wanted one, or one named: two\.py:Mine"):
         load("two.py")
     assert load("two.py:Second").colour == "#654321"
+    assert load("two.py:Second").name == "two:Second", "beside two.py:First"
     with pytest.raises(UserError, match=r"two\.py: has no AbrPolicy 'Thrid', wanted one of Mine, Second"):
         load("two.py:Thrid")
 
@@ -241,7 +250,8 @@ def test_the_command_describes_or_refuses() -> None:
     code, rows, errors = asked("bba", "fixed+level=2")
     assert (code, errors) == (0, "")
     assert [row["name"] for row in rows] == ["bba", "fixed+level=2"]
-    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference", "source_sha256"}
+    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference", "source_sha256", "options"}
+    assert rows[0]["options"] == ["reservoir_s=5.0", "cushion_s=10.0"]
     sentence = f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), or a file (mine.py), or package.module:Class"
     assert asked("bba", "bbba") == (2, {"event": "fault", "sentence": sentence}, "")
 

@@ -21,10 +21,10 @@ from testbed.sim.abr import AbrSimulator, run_session
 from testbed.units import mbps_from_bps
 from tests.unit.tiny_models import a_session, played
 from traces.catalog import load_catalog
-from traces.store import resolve
+from traces.store import find_split, resolve
 from traces.synthetic import synthetic_trace
 from traces.trace import RateTrace
-from traces.training import group_of
+from traces.training import group_of, validation
 
 
 def write_trace(path, seed, mbps=1.0):
@@ -136,8 +136,28 @@ def test_own_traces_that_share_a_run_with_a_test_split_are_refused(own, tmp_path
     folder = tmp_path / "stolen"
     folder.mkdir()
     (folder / "innocent").write_text("0\t1\n" + "".join(rows[20:60]))
-    with pytest.raises(UserError, match=r"of fcc/test, wanted traces unknown to test sets"):
+    with pytest.raises(UserError, match=r"of fcc/test, wanted traces unknown to tests and to what policies are chosen on"):
         sources_of(replace(own, traces=(str(folder),)))
+
+
+@pytest.mark.parametrize("split", ["lte/down", "fcc/valid"])
+def test_traces_that_policies_are_chosen_or_measured_on_are_refused_as_files_too(own, split):
+    needs(split)
+    folder = find_split(load_catalog()[split.partition("/")[0]], load_catalog()[split.partition("/")[0]].split(split.partition("/")[2]))
+    with pytest.raises(UserError, match=f"of {split}, wanted traces unknown to tests and to what policies are chosen on"):
+        sources_of(replace(own, traces=(str(folder),)))
+
+
+def test_something_is_held_out_of_few_traces_and_nothing_is_called_so_that_is_learnt_from(own, tmp_path):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for number in range(2):
+        write_trace(folder / f"few_{number}", number)
+    few = replace(own, traces=(str(folder),), held_out=0.15)
+    assert (len(sources_of(few).train), len(sources_of(few).held_out)) == (1, 1)
+    none = sources_of(replace(few, held_out=0.0))
+    assert len(none.train) == 2 and "held_out" not in {each.family for each in validation(none, 2)}
+    assert "held_out" in {each.family for each in validation(sources_of(few), 2)}
 
 
 @pytest.mark.parametrize("split", ["test", "valid"])

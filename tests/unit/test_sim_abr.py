@@ -90,7 +90,7 @@ class _Answers(AbrPolicy):
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"), [(6, "level 6, wanted 0 to 5"), (-1, "level -1"), (1.0, "answered 1.0"), (None, "answered None")]
+    ("answer", "text"), [(6, "answered 6, wanted a level of 0 to 5"), (-1, "answered -1"), (1.0, "answered 1.0"), (None, "answered None")]
 )
 def test_an_answer_that_is_no_level_is_refused(answer: object, text: str) -> None:
     with pytest.raises(ValueError, match=text):

@@ -208,7 +208,7 @@ def test_a_policy_that_refuses_is_told_and_one_that_fails_ends_it(recorded, tmp_
     assert "picky can't serve it: policy picky: 20 samples are too many, wanted 5" in capsys.readouterr().out
     assert evaluate_command(["vp", "--settings", "figures", "--policies", "broken.py"]) == 2
     said = capsys.readouterr().err
-    assert "policy 'broken' failed on setting figures: it raised ValueError: the policy's answers have shape (2, 3), wanted (20, 3)" in said
+    assert "policy 'broken' failed on setting figures: it answered numbers of shape (2, 3), wanted (20, 3)" in said
 
 
 def test_the_command_in_the_page_can_be_repeated(recorded, tmp_path, monkeypatch):
