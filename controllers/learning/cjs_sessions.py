@@ -99,7 +99,7 @@ VALIDATION = ((10, 20, 8), (50, 80, 6), (20, 50, 4))
 """Executors, jobs and number of validation sessions of each kind."""
 
 
-def validation_sessions(kinds: tuple[tuple[int, int, int], ...] = VALIDATION) -> list[CjsJob]:
-    """Sessions to choose a model on: published rules, 25 s between arrivals."""
+def validation_sessions(kinds: tuple[tuple[int, int, int], ...] = VALIDATION, first: int = 0) -> list[CjsJob]:
+    """Sessions to choose a model on, from the workload number `first` on: published rules, 25 s between arrivals."""
     numbered = [(executors, jobs) for executors, jobs, count in kinds for _ in range(count)]
-    return [CjsJob(VALIDATION_SEED + i, jobs, INTERARRIVAL_S, executors) for i, (executors, jobs) in enumerate(numbered)]
+    return [CjsJob(VALIDATION_SEED + first + i, jobs, INTERARRIVAL_S, executors) for i, (executors, jobs) in enumerate(numbered)]

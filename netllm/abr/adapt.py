@@ -33,8 +33,8 @@ from netllm.tasks.abr import AbrReader, AbrTask, choose
 from netllm.training import OptimiserSettings, pick, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
-from testbed.stats import estimate
-from traces.training import Sources
+from testbed.stats import Estimate, estimate
+from traces.training import Sources, group_of
 
 FAMILIES = ("held_out", "valid", "synthetic")
 """Of validation sessions (`traces/training.py`)."""
@@ -104,12 +104,20 @@ class Score:
 
 def score_of(batch: Sequence[Job], played: Sequence[Sequence[Chunk]]) -> Score:
     """The score of sessions of `batch` that went as `played`."""
-    by_family: dict[str, list[float]] = {}
-    for job, chunks in zip(batch, played, strict=True):
-        by_family.setdefault(job.family, []).append(summarise(chunks, job.session.video).qoe)
-    half_widths = [estimate(values).half_width for values in by_family.values()]  # NaN where there are too few sessions
-    families = {family: float(np.mean(values)) for family, values in by_family.items()}
+    qoe = [summarise(chunks, job.session.video).qoe for job, chunks in zip(batch, played, strict=True)]
+    found = by_family(batch, qoe)
+    families = {family: each.mean for family, each in found.items() if each.mean is not None}
+    half_widths = [each.half_width for each in found.values()]  # NaN where too little was measured
     return Score(float(np.mean(list(families.values()))), float(np.linalg.norm(half_widths)) / len(families), families)
+
+
+def by_family(batch: Sequence[Job], values: Sequence[float]) -> dict[str, Estimate]:
+    """Mean of a value per session in each family. Sessions on one household's or ride's traces are not taken for independent."""
+    families: dict[str, dict[int, float]] = {}
+    for number, (job, value) in enumerate(zip(batch, values, strict=True)):
+        families.setdefault(job.family, {})[number] = value
+    measured = [number if job.family == "synthetic" else group_of(job.trace) for number, job in enumerate(batch)]
+    return {family: estimate(list(each.values()), [measured[number] for number in each]) for family, each in families.items()}
 
 
 def adapt(settings: AdaptSettings | None = None, console: Console | None = None) -> Path:

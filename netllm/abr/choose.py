@@ -24,7 +24,7 @@ from controllers.api import Chunk
 from controllers.learning.loop import CURVE
 from controllers.learning.start import check_least
 from netllm.abr import experience
-from netllm.abr.adapt import Score, score_of, student_of
+from netllm.abr.adapt import Score, by_family, score_of, student_of
 from netllm.abr.experience import CollectSettings, Job
 from netllm.adapter import LORA, LORA_SETTINGS, MODULES, SETTINGS, load_adapter, read_settings
 from netllm.backbone import DEFAULT_DTYPE
@@ -33,7 +33,6 @@ from netllm.tasks.abr import AbrTask
 from testbed.commit import checkout_commit
 from testbed.errors import UserError
 from testbed.metrics import summarise
-from testbed.stats import Estimate, estimate
 
 TOGETHER = 128
 """Sessions played in step: what the context of more would take in memory brings no speed."""
@@ -127,10 +126,7 @@ def _show(tried: Sequence[Tried], best: Tried, jobs: Sequence[Job], console: Con
 
 def _gap(one: Tried, other: Tried, jobs: Sequence[Job]) -> list[str]:
     """Paired difference and its interval, families counting alike."""
-    by_family: dict[str, list[float]] = {}
-    for job, difference in zip(jobs, one.qoe - other.qoe, strict=True):
-        by_family.setdefault(job.family, []).append(difference)
-    parts: list[Estimate] = [estimate(values) for values in by_family.values()]
+    parts = list(by_family(jobs, (one.qoe - other.qoe).tolist()).values())
     mean = float(np.mean([part.mean for part in parts if part.mean is not None]))
     half = float(np.linalg.norm([part.half_width for part in parts])) / len(parts)
     return [f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}"]

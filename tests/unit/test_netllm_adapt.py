@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from controllers.learning.averaging import RunningMean
-from netllm.abr.adapt import AdaptSettings, Run, adapt, score_of
+from netllm.abr.adapt import AdaptSettings, Run, adapt, by_family, score_of
 from netllm.abr.experience import CollectSettings, Job, collect
 from netllm.abr.lessons import loss_of, stack
 from netllm.adapter import load_adapter, read_settings
@@ -27,8 +27,10 @@ from netllm.tasks.abr import AbrTask
 from netllm.training import OptimiserSettings, kept_share, make_optimiser, pick, set_rate, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
+from testbed.stats import Estimate
 from tests.unit.test_netllm_experience import write_trace
 from tests.unit.tiny_models import a_session, lively, played, save_tiny
+from traces.trace import RateTrace
 
 torch.set_num_threads(1)
 QUIET = Console(quiet=True)
@@ -323,12 +325,29 @@ def test_experience_made_elsewhere_is_learnt_from_if_it_fits(settings, tmp_path)
 
 def test_families_count_alike_in_validation():
     video = a_session(20).video
-    batch = [Job(a_session(20), None, 0.0, "greedy", 0.0, i, family) for i, family in enumerate(["a", "b", "b"])]
+    traces = [RateTrace(f"t{i}", (0.0, 1.0), (1e6,)) for i in range(3)]
+    batch = [Job(a_session(20), trace, 0.0, "greedy", 0.0, 0, family) for trace, family in zip(traces, "abb", strict=True)]
     histories = [played(seed, 20)[1] for seed in (1, 2, 3)]
     one, two, three = (summarise(history, video).qoe for history in histories)
     score = score_of(batch, histories)
     assert score.qoe == pytest.approx((one + (two + three) / 2) / 2)
     assert score.families == pytest.approx({"a": one, "b": (two + three) / 2})
+
+
+def test_sessions_on_one_measurement_are_no_independent_evidence():
+    """Four traces played once or forty times: as much is known of other traces."""
+    names = ["trace_1_http---a", "trace_2_http---a", "norway_bus_3_0", "norway_bus_4_0"]
+    qoe = [0.1, 0.6, 0.9, 1.2]
+
+    def interval(family: str, repeats: int) -> Estimate:
+        batch = [
+            Job(a_session(20), RateTrace(name, (0.0, 1.0), (1e6,)), 0.0, "greedy", 0.0, 0, family) for name in names for _ in range(repeats)
+        ]
+        return by_family(batch, [value for value in qoe for _ in range(repeats)])[family]
+
+    once, often = interval("held_out", 1), interval("held_out", 40)
+    assert often.mean == pytest.approx(once.mean) and often.half_width == pytest.approx(once.half_width)
+    assert interval("synthetic", 40).half_width < 0.2 * once.half_width, "those are drawn anew each time"
 
 
 def test_training_overfits_a_few_sessions(settings):
