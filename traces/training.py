@@ -9,6 +9,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,12 +118,18 @@ def _measured(entry: CatalogSet, split_name: str, trained_on: Sequence[dict[str,
         return []
     folder, lack = find_or_fetch(entry, split)
     if folder:
-        return [as_rates(trace) for trace in resolve(f"{entry.name}/{split_name}").traces]
+        return list(_rates_in(f"{entry.name}/{split_name}", folder))
     told = f"{entry.name}/{split_name} is not on this machine ({lack})"
     if any((each["source"], each["name"]) == ("store", entry.name) for each in trained_on):
         raise UserError(f"{told}, wanted it there for training on {entry.name}: run scripts/fetch_data {entry.name}")
     sys.stderr.write(f"note: {told}: training goes without a comparison with it\n")
     return []
+
+
+@cache
+def _rates_in(reference: str, folder: Path) -> tuple[RateTrace, ...]:
+    """A split's traces, read once; `folder` is where its verified files lie."""
+    return tuple(as_rates(trace) for trace in resolve(reference).traces)
 
 
 class Grouped:
