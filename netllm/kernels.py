@@ -1,4 +1,4 @@
-"""Which type and which kernels this processor computes with quickest.
+"""Which kernels compute a single row on a CPU.
 
 oneDNN, PyTorch's choice for products in bfloat16, rearranges a weight whenever it is used. That pays for many rows; for one, PyTorch's
 own kernels take two thirds of the time on an AMD EPYC (10 ms instead of 15 ms for all of SmolLM2-135M's weights, which are read in 7 ms at
@@ -12,15 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""Instructions for products in bfloat16: Intel's from Cooper Lake on, AMD's from Zen 4 on, ARM's from version 8.6 on."""
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has such instructions. Without them PyTorch's products in bfloat16 take many times as long as float32's."""
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in BFLOAT16)
 
 
 def suits_one_row(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ class NetLLM(AbrPolicy):
     | --- | --- |
     | `adapter` | folder of an adapter made by `scripts/adapt`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
-    | `dtype` | `bfloat16` or `float32` (exact); default: bfloat16, or float32 in part where the processor does not multiply bfloat16 |
+    | `dtype` | `bfloat16`, or `float32` throughout; default: the quicker one here, few tokens with weights of 4 bits |
     | `threads` | CPU threads, for the whole process; more than one suffers badly when other processes want the same cores |
     """
 

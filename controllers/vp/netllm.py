@@ -21,7 +21,7 @@ class NetLLM(VpPolicy):
     | --- | --- |
     | `adapter` | folder of an adapter made by `scripts/adapt vp`; default: the one that ships |
     | `llm` | backbone: `smollm2-135m` or the folder of a Hugging Face causal language model; default: the adapter's own |
-    | `dtype` | `bfloat16` or `float32` (exact); default: bfloat16, or float32 in part where the processor does not multiply bfloat16 |
+    | `dtype` | `bfloat16`, or `float32` throughout; default: the quicker one here, few tokens with weights of 4 bits |
     | `threads` | CPU threads, for the whole process |
     | `vit` | folder of a ViT, for an adapter that was trained with frames |
     """

@@ -27,7 +27,6 @@ from netllm.abr.suite.play import run_together
 from netllm.adapter import SHIPPED, load_adapter, new_model
 from netllm.backbone import DEFAULT_DTYPE, DTYPES, EMBEDDED
 from netllm.bench.worker import cpu_s
-from netllm.kernels import BFLOAT16
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
 from netllm.training import OptimiserSettings, make_optimiser, train_step
@@ -35,7 +34,7 @@ from players.media import DEFAULT_VIDEO, load_manifest
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.errors import UserError
-from testbed.host import host_facts
+from testbed.host import bf16_units, host_facts
 from testbed.sim.abr import AbrSimulator
 from testbed.sim.cjs_compiled import CompiledCjs
 from testbed.sim.vp import decision_times_s
@@ -160,13 +159,11 @@ def dtypes(settings: DtypesSettings) -> str:
 def page(took_ms: dict[tuple[str, str], list[float]], settings: DtypesSettings) -> str:
     """A table: medians, ranges, ratios within repetitions."""
     first, second = DTYPES
-    able = torch.cpu.get_capabilities()
-    has = ", ".join(name for name in BFLOAT16 if able.get(name, False)) or "none"
     lines = [
         "# bfloat16 and float32",
         f"`{command_line('scripts/bench', ['dtypes', *sys.argv[1:]])}`, {utc_now():%Y-%m-%d}, commit `{checkout_commit()[:12]}`, "
-        f"{host_facts()['cpu_model']}, one thread. Instructions for products in bfloat16: {has}; so the default here is {DEFAULT_DTYPE}. "
-        f"CPU time, ms, median of {settings.repetitions} repetitions (least to most).",
+        f"{host_facts()['cpu_model']}, one thread. Instructions for products in bfloat16: {bf16_units() or 'none'}; so the default here is "
+        f"{DEFAULT_DTYPE}. CPU time, ms, median of {settings.repetitions} repetitions (least to most).",
         "",
         f"| work | {first} | {second} | {first} over {second} |",
         "| --- | ---: | ---: | ---: |",

@@ -155,6 +155,15 @@ def test_wake_ups_are_measured_in_a_child():
     assert 0 <= median_s <= worst_s
 
 
+@pytest.mark.parametrize(
+    "flags, unit",
+    [("fpu avx2 fma", ""), ("avx512f avx512_vnni", ""), ("avx512f avx512_bf16", "avx512_bf16"), ("asimd bf16 i8mm", "bf16")],
+)
+def test_units_for_bfloat16_are_the_processors_flags(monkeypatch, flags, unit):
+    monkeypatch.setattr(host, "cpu_field", lambda name: flags if name == "flags" else "")
+    assert host.bf16_units() == unit
+
+
 def test_files_that_are_not_there_are_no_error(monkeypatch):
     assert host.read_number("/nonexistent") is None
     monkeypatch.setattr(host, "_read", lambda path: "")

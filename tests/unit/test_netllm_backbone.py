@@ -20,9 +20,9 @@ from netllm.adapter import load_adapter, save_adapter
 from netllm.attention import NAME
 from netllm.backbone import EMBEDDED, find_gguf, load_backbone, prepare_embedded
 from netllm.context import band
-from netllm.kernels import multiplies_bfloat16
 from netllm.lora import LoraSettings, Switch, target_modules
 from testbed.errors import UserError
+from testbed.host import bf16_units
 from tests.unit.tiny_models import MODELS, ROPE, lively, save_tiny
 
 torch.set_num_threads(1)
@@ -129,20 +129,11 @@ def _pickled(folder):
     return folder
 
 
-@pytest.mark.parametrize(
-    "able, wanted",
-    [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"bf16": True}, True)],
-)
-def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch, able, wanted):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    assert multiplies_bfloat16() is wanted
-
-
 def test_who_names_no_dtype_gets_the_quicker_one(tmp_path):
     folder = save_tiny(tmp_path)
     model = lively(folder, name="saved")
     save_adapter(model, tmp_path / "adapter", {})
-    wanted = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    wanted = torch.bfloat16 if bf16_units() else torch.float32
     assert load_adapter(tmp_path / "adapter") is not load_adapter(tmp_path / "adapter", dtype="float32"), "one of them is exact"
     assert load_adapter(tmp_path / "adapter").backbone.dtype == load_backbone(str(folder)).dtype == wanted
 
