@@ -7,12 +7,14 @@ played backwards, where nothing can be the same, none does. FCC's samples of 5 s
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from testbed.units import bits_from_bytes, mbps_from_bps
+from traces.leakage import measured_at
 from traces.trace import RateTrace, Trace
 
 LEAST_OVERLAP_S = 120
@@ -76,3 +78,14 @@ def find_rides(train: Sequence[Trace], test: Sequence[Trace]) -> dict[tuple[str,
     asked = [(trace.name, each_second_mbps(trace)) for trace in test if isinstance(trace, RateTrace)]
     matches = {(name, other): find_match(values, seen) for name, values in known for other, seen in asked}
     return {pair: match for pair, match in matches.items() if match}
+
+
+def find_known(train: Sequence[Trace], test: Sequence[Trace]) -> frozenset[str]:
+    """Names in `test` of rides that `train` has windows of: of one log by name, or by matches, also by way of other windows."""
+    log_of = {trace.name: measured_at(trace.name) or ("trace", trace.name) for trace in chain(train, test)}
+    pairs = [(log_of[one], log_of[other]) for one, other in find_rides([*train, *test], test) if one != other]
+    known, before = {log_of[trace.name] for trace in train}, 0
+    while len(known) > before:
+        before = len(known)
+        known.update(chain.from_iterable(pair for pair in pairs if not known.isdisjoint(pair)))
+    return frozenset(trace.name for trace in test if log_of[trace.name] in known)

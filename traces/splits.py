@@ -22,7 +22,7 @@ from testbed.errors import TestbedError
 from traces.catalog import CatalogSet
 from traces.formats import read_trace
 from traces.leakage import find_leaks, measured_at, run_keys
-from traces.rides import find_rides
+from traces.rides import find_known
 from traces.trace import Trace
 
 Chosen = dict[str, dict[str, Path]]
@@ -67,9 +67,9 @@ def _norway(entry: CatalogSet, upstream: Path) -> Chosen:
     train = _read(chosen["train"])
     for leak in find_leaks(train, _read(chosen["test"])):
         raise TestbedError(f"{entry.name}: {leak.train} of train and {leak.test} of test share a {leak.kind}: {leak.detail}")
-    apart = next((split.names for split in entry.splits if split.of), ())
-    for one, other in find_rides(train, _read({name: chosen["test"][name] for name in apart})):
-        raise TestbedError(f"{entry.name}: {one} of train and {other} of apart are windows of one ride")
+    apart = {name for split in entry.splits if split.of for name in split.names}
+    for name in sorted(apart & find_known(train, _read(chosen["test"]))):
+        raise TestbedError(f"{entry.name}: {name} of apart is a window of a ride that train has windows of")
     keys = {trace.name: run_keys(trace) for trace in train}
     for one, other in combinations(keys, 2):
         if keys[one] & keys[other]:
