@@ -155,9 +155,9 @@ def load_all(references: Sequence[str], task: str = "abr") -> tuple[PolicyFactor
     for i, factory in enumerate(factories):
         for other in factories[:i]:
             if factory.name == other.name:
-                both = f"is the name of both {other.reference.target} and {factory.reference.target}"
-                told = "is given twice" if factory.reference.target == other.reference.target else both
-                raise UserError(f"policy {factory.name!r} {told}, wanted a name of its own for each: of its file, or of a class in it")
+                one, another = other.reference.target, factory.reference.target
+                told = "is given twice" if one == another else f"is the name of both {one} and {another}"
+                raise UserError(f"policy {factory.name!r} {told}, wanted each name once")
     return factories
 
 

@@ -107,7 +107,6 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
         experiment = dataclasses.replace(experiment, policies=",".join(default_policies()))
     policies = describe_policies(experiment, scheduling=CjsSession("start", experiment.executors))
     profiles, stand_in = find_profiles(experiment.workload)
-    unread = unread_note(experiment)
     experiment = dataclasses.replace(experiment, workload=profiles.name)
     workloads = [draw_workload(experiment.jobs, experiment.interarrival, seed, profiles) for seed in experiment.seeds]
     shaped = not (experiment.simulate or experiment.cluster)
@@ -124,7 +123,7 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
         for card in in_turn(policies, group):
             trials.append(ScheduleTrial(f"t{len(trials):04d}", group, card.name, workload.seed, workload, links))
     steady = UNSTEADY if any(trace.conditions for trace in traces) else ""
-    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets), steady, *unread) if note))
+    notes = tuple(dict.fromkeys(note for note in (stand_in, *(each.note for each in sets), steady, *unread_note(experiment)) if note))
     return PreparedSchedules(experiment, policies, sets, tuple(trials), notes)
 
 

@@ -156,8 +156,7 @@ def _too_slow(run: Run) -> list[str]:
         return []
     found = []
     for name in policy_names(run):
-        ids = [trial.trial_id for trial in stats.last_attempts(run.trials) if trial.policy == name]
-        took_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))["latency_s"].drop_nulls()]
+        took_ms = _decisions_ms(run, [trial for trial in stats.last_attempts(run.trials) if trial.policy == name], "latency_s")
         if late := sum(ms > deadline_ms for ms in took_ms):
             share = f"{late} of {len(took_ms)} decisions of {name}"
             found.append(f"{share} took longer than the deadline, {deadline_ms:g} ms: in real time they would be fallbacks.")
@@ -347,9 +346,14 @@ def _above_optimum(run: Run) -> list[str]:
 
 
 def _decision_ms(run: Run, valid: Sequence[AnyTrialRow], column: str) -> dict[str, float | None]:
-    ids = [t.trial_id for t in valid]
-    waits_ms = [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))[column].drop_nulls()]
+    waits_ms = _decisions_ms(run, valid, column)
     return {"p50": stats.quantile(waits_ms, 0.5), "p99": stats.quantile(waits_ms, 0.99), "max": max(waits_ms, default=None)}
+
+
+def _decisions_ms(run: Run, trials: Sequence[AnyTrialRow], column: str) -> list[float]:
+    """A time of each decision of these trials."""
+    ids = [trial.trial_id for trial in trials]
+    return [ms_from_s(s) for s in run.tables["decisions"].filter(pl.col("trial_id").is_in(ids))[column].drop_nulls()]
 
 
 def _simulation(valid: Sequence[AnyTrialRow]) -> dict[str, Any] | None:

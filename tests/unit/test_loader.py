@@ -98,7 +98,7 @@ def test_two_files_of_one_name_do_not_meet(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other" / "mine.py").write_text(MINE.replace("0.5", "1.0"))
     assert (load("mine.py")().share, load("other/mine.py")().share) == (0.5, 1.0)  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"policy 'mine' is the name of both .*/mine.py and .*/other/mine.py, wanted a name of its own"):
+    with pytest.raises(UserError, match=r"policy 'mine' is the name of both .*/mine.py and .*/other/mine.py, wanted each name once"):
         load_all(["mine.py", "other/mine.py"])
 
 
