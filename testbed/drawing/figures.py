@@ -19,6 +19,8 @@ LEAST_RATIO_FOR_LOG = 8
 STRIP_WIDTH = 230
 WIDE_STRIP_WIDTH = 480
 STRIP_HEIGHT = 34
+LABEL_CHARACTER = 7
+"""Width of a character of an axis label, pixels, about."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ def strip_scale(
 
 
 def strip_axis(scale: Scale, label: str) -> str:
-    """The axis above a column of strips."""
-    ticks = [text(scale(t), 12, tick_label(t), anchor="middle") + line(scale(t), 17, scale(t), 22, "tick") for t in scale.ticks(5)]
-    return figure(scale.end + 8, 22, label, ticks, "strip")
+    """The axis above a column of strips; of labels that would run into each other only some are written."""
+    ticks = scale.ticks(5)
+    widest = max((len(tick_label(t)) for t in ticks), default=0) * LABEL_CHARACTER + LABEL_CHARACTER
+    every = math.ceil(widest / (scale(ticks[1]) - scale(ticks[0]))) if len(ticks) > 1 else 1
+    labels = [text(scale(t), 12, tick_label(t), anchor="middle") for t in ticks[::every]]
+    return figure(scale.end + 8, 22, label, [*labels, *(line(scale(t), 17, scale(t), 22, "tick") for t in ticks)], "strip")
 
 
 def strip(look: Look, estimate: Estimate, values: Sequence[float], scale: Scale, zero: bool = False, upper: float | None = None) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.drawing.figures import strip_axis
 from testbed.drawing.svg import Scale, figure, line_path, marker, num, padded, step_points, text, tick_label
 
 ranges = st.tuples(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4)).map(lambda r: (r[0], r[0] + r[1]))
@@ -68,3 +69,12 @@ def test_small_parts():
 def test_markers_of_policies_differ_in_shape(shape):
     assert marker(10, 10, shape, "m") not in {marker(10, 10, other, "m") for other in range(6) if other != shape}
     assert marker(10, 10, shape, "m") == marker(10, 10, shape + 6, "m")
+
+
+@pytest.mark.parametrize("low, high", [(128.5, 129.9), (0.0, 1.0), (1.08, 1.33), (-120.0, 340.0), (0.001, 0.0019)])
+def test_labels_above_strips_do_not_run_into_each_other(low, high):
+    drawn = strip_axis(Scale(low, high, 8, 230), "JCT s")
+    found = re.findall(r'<text[^>]*x="([\d.]+)"[^>]*>([^<]+)</text>', drawn)
+    ends = [(float(x) - 3 * len(label), float(x) + 3 * len(label)) for x, label in found]
+    assert len(ends) >= 2 and all(one[1] < next_one[0] for one, next_one in pairwise(ends))
+    assert drawn.count('class="tick"') >= len(found)
