@@ -8,7 +8,7 @@ would give, not what another seed or another cut would.
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -113,17 +113,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def ratio_of_means(values: np.ndarray, bases: np.ndarray) -> Estimate:
-    """Mean of `values` over mean of `bases`, (n,) each; unknown where the bases' mean is not above 0."""
+def ratio_of_means(values: np.ndarray, bases: np.ndarray, clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of `values` over mean of `bases`, (n,) each; unknown where the bases' mean is not above 0. Its interval is by the delta method,
+    with `clusters` as in `estimate`.
+    """
     n, base = len(values), float(bases.mean())
     if base <= 0:
         return Estimate(None, None, n)
     ratio = float(values.mean()) / base
-    if n < LEAST_FOR_INTERVAL:
-        return Estimate(ratio, None, n)
-    error = float(np.std((values - ratio * bases) / base, ddof=1)) / n**0.5
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return Estimate(ratio, (ratio - half, ratio + half), n)
+    around = estimate((values - ratio * bases) / base, clusters)  # its mean is 0
+    return replace(around, mean=ratio, ci95=around.ci95 and (ratio + around.ci95[0], ratio + around.ci95[1]))
 
 
 def over_traces(values: Mapping[TraceKey, float]) -> Estimate:

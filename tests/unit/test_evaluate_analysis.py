@@ -11,8 +11,9 @@ from controllers.loader import PolicyReference
 from netllm.abr.suite.analysis import analyse
 from netllm.abr.suite.cells import CELL, Cell
 from netllm.abr.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RULE, Contender, Member
+from netllm.abr.suite.header import header
 from netllm.abr.suite.markdown import _ablations as ablation_table
-from netllm.abr.suite.markdown import trainings
+from netllm.abr.suite.markdown import ablations_document, document, trainings
 from netllm.abr.suite.play import OPTIMUM
 from netllm.abr.suite.sentences import finding
 from netllm.abr.suite.settings import Playback, Prepared, Setting
@@ -89,11 +90,17 @@ def test_sessions_of_one_unit_are_averaged_before_the_interval():
     assert found.against("bba").estimate.n == 3
 
 
-def test_groups_give_an_interval_of_their_own():
+def test_what_was_measured_together_is_the_unit_of_intervals_and_p_values_but_not_of_means():
     who = [contender("netllm", NETLLM), contender("bba")]
-    found = analysis({"netllm": [1, 1, 1, 1, 2, 3], "bba": [0] * 6}, who, units="abcdef", groups=["x"] * 4 + ["y", "z"]).settings[0]
-    against = found.against("bba")
-    assert against.estimate.n == 6 and against.grouped.n == 3 and against.grouped.mean == pytest.approx(2.0)
+    played = {"netllm": [1, 1, 1, 1, 2, 3], "bba": [0] * 6}
+    together, apart = (
+        analysis(played, who, units="abcdef", groups=groups).settings[0] for groups in (["x"] * 4 + ["y", "z"], list("uvwxyz"))
+    )
+    for found in (together.against("bba").estimate, together.outcomes["netllm"].qoe):
+        assert found.n == 6 and found.clusters == 3 and found.mean == pytest.approx(1.5)
+        assert found.half_width > apart.against("bba").estimate.half_width
+    assert together.against("bba").p > apart.against("bba").p
+    assert together.share("netllm").clusters == 3
 
 
 def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
@@ -112,6 +119,16 @@ def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     assert rows[0].startswith("| toy | full | 5.000 ± ") and rows[0].endswith(
         " | 2, 0.707 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |"
     )
+
+
+def test_ablations_have_a_page_of_their_own():
+    base = np.arange(10.0)
+    who = [contender("netllm", NETLLM), contender("bba"), contender("no lora", NETLLM, ABLATION)]
+    found = analysis({"netllm": base, "bba": base - 1, "no lora": base - 0.5}, who)
+    facts = header([each.prepared for each in found.settings], who, 1, False, (), {})
+    page, ablations = document(found, facts), ablations_document(found, facts)
+    assert "no lora" not in page and "| toy | `bba` |" in page
+    assert "`bba`" not in ablations and "| toy | no lora | 4.000 ± " in ablations and "minus `netllm`" in ablations
 
 
 def test_the_commands_that_trained_ablations_are_told_row_by_row(tmp_path, monkeypatch):

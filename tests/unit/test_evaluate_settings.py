@@ -82,14 +82,14 @@ def test_the_default_setting_is_the_published_one():
     found = ready(DEFAULT)
     session = found.session
     assert (session.chunks, session.rtt_s, session.buffer_cap_s, session.first_level) == (48, 0.08, 60.0, 0)
-    assert len(found.units) == len(found.playbacks) == 100 > found.groups
+    assert len(found.units) == len(found.playbacks) == 100 > len(set(found.measured))
     assert {each.offset_s for each in found.playbacks} == {0.0}
     assert session.video == load_manifest("video1")
 
 
 def test_lte_files_are_played_from_several_starts_and_count_once():
     found = ready("lte")
-    assert len(found.playbacks) == 3 * STARTS and len(found.units) == found.groups == 3
+    assert len(found.playbacks) == 3 * STARTS and len(found.units) == len(set(found.measured)) == 3
     assert len({(each.unit, each.offset_s) for each in found.playbacks}) == len(found.playbacks)
 
 

@@ -151,6 +151,8 @@ def test_the_share_of_the_optimum_is_a_ratio_of_means_with_an_interval_that_cove
         hits += found.ci95[0] <= 0.8 <= found.ci95[1]
     assert 270 <= hits <= 297
     assert stats.ratio_of_means(np.ones(4), -np.ones(4)).mean is None
+    doubled = stats.ratio_of_means(np.tile(values, 2), np.tile(bases, 2), [*range(40)] * 2)  # twice the same measurements tell no more
+    assert doubled.ci95 == pytest.approx(found.ci95) and doubled.clusters == 40
 
 
 def test_the_test_counts_measurements_not_traces():

@@ -1,11 +1,11 @@
 """From played sessions to what is said of them: means over units with 95 % intervals, paired differences, shares of the optimum, seeds.
 
-The unit of sampling is the trace (a file, where a file is played from several starts): its sessions, seeds and training seeds are averaged
-first. So an interval says what other traces of the same kind would give; what other seeds would give stands apart, as a standard deviation
-of the seeds' means. Traces of one measurement unit or log are not independent; the same differences with that group as the unit stand
-beside (`grouped`). P values are of the paired t test, adjusted by Holm (Scandinavian Journal of Statistics 1979) over the comparisons on
-one setting: the main policy against each other, and apart from these each ablation against its reference. Settings are questions of their
-own: nothing is adjusted over them.
+A mean is over traces (files, where a file is played from several starts): the sessions, seeds and training seeds of one are averaged first.
+Traces of one measurement unit or log are not independent: intervals and p values take what was measured together as the unit of sampling
+(`testbed.stats.estimate`). So an interval says what other measurements of the same kind would give; what other seeds would give stands
+apart, as a standard deviation of the seeds' means. P values are of the paired t test, adjusted by Holm (Scandinavian Journal of Statistics
+1979) over the comparisons on one setting: the main policy against each other, and apart from these each ablation against its reference.
+Settings are questions of their own: nothing is adjusted over them.
 """
 
 from collections import defaultdict
@@ -34,13 +34,11 @@ class Difference:
     b: str
     values: tuple[float, ...]
     estimate: Estimate
-    grouped: Estimate
-    """With what was measured together as the unit."""
     wins: int
     losses: int
     ties: int
     p: float | None
-    """Of the paired t test; None where there are too few units."""
+    """Of the paired t test; None where too few were measured."""
     p_holm: float | None = None
 
     @property
@@ -84,8 +82,8 @@ class Outcome:
 
     @cached_property
     def qoe(self) -> Estimate:
-        """Mean and interval over units."""
-        return estimate(self.by_unit)
+        """Mean over units, its interval over what was measured together."""
+        return estimate(self.by_unit, self.prepared.measured)
 
     @cached_property
     def parts(self) -> dict[str, float]:
@@ -116,7 +114,7 @@ class SettingResult:
 
     def share(self, name: str) -> Estimate:
         """Share of the offline optimum: a ratio of means, its interval by the delta method."""
-        return ratio_of_means(self.outcomes[name].by_unit, self.optimum)
+        return ratio_of_means(self.outcomes[name].by_unit, self.optimum, self.prepared.measured)
 
     def compared(self) -> list[Outcome]:
         """Those that are compared, in the order given."""
@@ -257,12 +255,10 @@ def _outcome(prepared: Prepared, contender: Contender, cells: Cells) -> Outcome:
 def difference(a: Outcome, b: Outcome) -> Difference:
     """`a` minus `b` on the same units."""
     values = a.by_unit - b.by_unit
-    group_of = {each.unit: each.group for each in a.prepared.playbacks}
     wins, losses = int(np.sum(values > TIE)), int(np.sum(values < -TIE))
-    grouped = estimate(_by(values, [group_of[unit] for unit in a.prepared.units]))
-    known, found = tuple(values.tolist()), estimate(values)
+    found = estimate(values, a.prepared.measured)
     ties = len(values) - wins - losses
-    return Difference(a.contender.name, b.contender.name, known, found, grouped, wins, losses, ties, p_value_of(found))
+    return Difference(a.contender.name, b.contender.name, tuple(values.tolist()), found, wins, losses, ties, p_value_of(found))
 
 
 def _by(values: np.ndarray, keys: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An evaluation in Markdown: the page `docs/abr.md`, and the results in an adapter's model card."""
+"""An evaluation in Markdown: the pages `docs/abr.md` and `docs/abr_ablations.md`, and the results in an adapter's model card."""
 
 from pathlib import Path
 
@@ -13,26 +13,31 @@ from testbed.drawing import words
 
 _INTRO = """
 Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each
-trace's beginning, without noise. {qoe} Means are over traces with Student's 95 % intervals; sampling and training seeds are averaged first.
+trace's beginning, without noise. {qoe} Means are over traces; sampling and training seeds are averaged first. Intervals are Student's, 95 %,
+and take what was measured together for the unit of sampling: the traces of one household or ride are not independent.
 The *offline optimum* is the best playback found with the whole trace known (dynamic programming through the same simulator), so a lower
 bound of the true optimum. A policy that decides without that knowledge seldom equals it.
+[abr_ablations.md](abr_ablations.md) says what the language model owes to its parts.
 """
 _UNITS = "A unit is one household's FCC measurement box, a log one commute in Norway: traces of one were measured together."
 _PAIRED = """
 Paired on each trace. The strongest rule and the strongest learned policy of a setting are those with the highest means on these very
 traces, chosen after the fact; where another rule is the strongest of the default setting, that one stands here, too. p is of the paired
 t test; of {count} comparisons of {main} in this evaluation, those on one setting are adjusted by Holm. The verdict needs p < 0.05, the
-intervals are not adjusted. The last column is the interval with the measurement unit or log as the unit of sampling, because traces of
-one are not independent.
+intervals are not adjusted.
 """
 _ABLATED = """
-Each variant minus `{reference}`, paired on each trace after averaging training seeds; p adjusted by Holm for the variants on one setting
-({count} comparisons in all).
+Made by `scripts/evaluate abr --adapters ... --write`; don't edit. Each variant is one training of the language model repeated with one
+thing changed, measured as in [abr.md](abr.md). {qoe}
+
+Differences are the variant minus `{reference}`, paired on each trace after averaging training seeds; intervals are 95 % and take what was
+measured together for the unit of sampling; p is of the paired t test, adjusted by Holm for the variants on one setting ({count} comparisons
+in all). Neither knows of training seeds: compare a difference with the standard deviation over seeds (sd), too.
 """
 
 
 def document(analysis: Analysis, header: Header) -> str:
-    """The whole page."""
+    """How policies compare."""
     intro, main = _INTRO.format(qoe=sentences.QOE), analysis.named(analysis.main).label
     parts = ["# Adaptive bitrate streaming: how policies compare", intro, sentences.finding(analysis), "", *_notes(header)]
     parts += [
@@ -50,7 +55,21 @@ def document(analysis: Analysis, header: Header) -> str:
     parts += [_PAIRED.format(count=analysis.comparisons, main=main), *_forest(analysis)]
     for result in analysis.settings:
         parts += ["", f"## {result.name}: {result.prepared.setting.title}", "", *_policies(analysis, result)]
-    parts += [*_ablations(analysis), *trainings(analysis), *_seeds(analysis), "", "## How it was made", "", *_made(header)]
+    parts += [*_seeds(analysis), "", "## How it was made", "", *_made(header)]
+    return "\n".join(parts) + "\n"
+
+
+def ablations_document(analysis: Analysis, header: Header) -> str:
+    """What the language model owes to what: the evaluation's adapters against their reference."""
+    said = _ABLATED.format(qoe=sentences.QOE, reference=analysis.reference, count=analysis.ablation_comparisons)
+    parts = [
+        "# Adaptive bitrate streaming: ablations of the language model",
+        said,
+        *_notes(header),
+        *_ablations(analysis),
+        *trainings(analysis),
+    ]
+    parts += ["", "## Settings", "", *_settings(analysis), "", "## How it was made", "", *_made(header)]
     return "\n".join(parts) + "\n"
 
 
@@ -69,7 +88,7 @@ def card(analysis: Analysis, header: Header) -> str:
         who + sentences.finding(analysis),
         "",
         *_notes(header),
-        sentences.QOE + " Mean ± 95 % interval over traces.",
+        sentences.QOE + " Mean ± 95 % interval; its unit is what was measured together.",
         "",
         *_means(analysis),
     ]
@@ -88,7 +107,6 @@ def card(analysis: Analysis, header: Header) -> str:
         f"On {first.prepared.setting.title}:",
         "",
         *_policies(analysis, first),
-        *_ablations(analysis),
         "",
         *_settings(analysis),
         "",
@@ -140,13 +158,13 @@ def _shares(analysis: Analysis) -> list[str]:
     return table(("setting", *names), rows)
 
 
-_AGAINST = ("difference", "95 % interval", "p (Holm)", "won, lost, tied", "verdict", "interval over units or logs")
+_AGAINST = ("difference", "95 % interval", "p (Holm)", "won, lost, tied", "verdict")
 
 
 def _against(found: Difference) -> tuple[str, ...]:
     counts = f"{found.wins}, {found.losses}, {found.ties}"
     mean = words.number(found.estimate.mean, 3, True)
-    return mean, words.interval(found.estimate), words.p_value(found.p_holm), counts, found.verdict, words.interval(found.grouped)
+    return mean, words.interval(found.estimate), words.p_value(found.p_holm), counts, found.verdict
 
 
 def _forest(analysis: Analysis) -> list[str]:
@@ -173,11 +191,8 @@ def _ablations(analysis: Analysis) -> list[str]:
     for result in analysis.settings:
         if result.ablations:
             rows.append((*_variant(result, analysis.reference), *[words.DASH] * 5))
-            rows += [(*_variant(result, found.a), *_against(found)[:5]) for found in result.ablations]
-    if not rows:
-        return []
-    said = _ABLATED.format(reference=analysis.reference, count=analysis.ablation_comparisons)
-    return ["", "## Ablations", said, *table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST[:5]), rows)]
+            rows += [(*_variant(result, found.a), *_against(found)) for found in result.ablations]
+    return table(("setting", "variant", "QoE", "training seeds, sd", *_AGAINST), rows)
 
 
 def _variant(result: SettingResult, name: str) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class EvaluateSettings:
     figures: str = ""
     """Also write figures for a paper: pdf, png or svg."""
     write: bool = False
-    """Also write docs/abr.md and its figure."""
+    """Also write docs/abr.md and its figure; with `adapters` docs/abr_ablations.md instead."""
     card: bool = False
     """Also put the results into the adapter's model card."""
 
@@ -136,7 +136,9 @@ def _write(settings: EvaluateSettings, analysis: Analysis, facts: Header, cells:
     (out / "report.html").write_text(page.render(analysis, facts), encoding="utf-8")
     if settings.figures:
         paper.export(analysis, out / "figures", settings.figures)
-    if settings.write:
+    if settings.write and settings.adapters:
+        (DOCS / "abr_ablations.md").write_text(markdown.ablations_document(analysis, facts), encoding="utf-8")
+    elif settings.write:
         (DOCS / "abr.md").write_text(markdown.document(analysis, facts), encoding="utf-8")
         paper.overview(analysis, DOCS / "abr.svg")
     if settings.card:

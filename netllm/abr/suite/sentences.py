@@ -11,7 +11,7 @@ QOE = "QoE of a chunk is its bitrate in Mbit/s, less 4.3 a second of stall, less
 def sampled(result: SettingResult) -> str:
     """`100 traces of 45 groups`, or `3 files, 24 sessions`."""
     prepared = result.prepared
-    units, sessions, groups = len(prepared.units), len(prepared.playbacks), prepared.groups
+    units, sessions, groups = len(prepared.units), len(prepared.playbacks), len(set(prepared.measured))
     if sessions > units:
         return f"{units} files, {sessions} sessions"
     return f"{units} traces" + (f" of {groups} units or logs" if groups < units else "")

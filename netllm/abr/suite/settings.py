@@ -118,9 +118,9 @@ class Prepared:
         return tuple(dict.fromkeys(playback.unit for playback in self.playbacks))
 
     @property
-    def groups(self) -> int:
-        """How many units, logs or files were measured."""
-        return len({playback.group for playback in self.playbacks})
+    def measured(self) -> tuple[str, ...]:
+        """The measurement unit, log or file of each of `units`."""
+        return tuple({playback.unit: playback.group for playback in self.playbacks}.values())
 
     @property
     def identity(self) -> str:
