@@ -13,8 +13,8 @@ from testbed.drawing import words
 
 _INTRO = """
 Made by `scripts/evaluate abr --write`; don't edit. Policies play whole sessions in the simulator ([sim.md](sim.md)), 48 chunks from each
-trace's beginning, without noise. {qoe} Means are over traces; sampling and training seeds are averaged first. Intervals are Student's, 95 %,
-and take what was measured together for the unit of sampling: the traces of one household or ride are not independent.
+trace's beginning, without noise. {qoe} Means are over traces; sampling and training seeds are averaged first. Intervals are Student's,
+95 %, and take what was measured together for the unit of sampling: the traces of one household or ride are not independent.
 The *offline optimum* is the best playback found with the whole trace known (dynamic programming through the same simulator), so a lower
 bound of the true optimum. A policy that decides without that knowledge seldom equals it.
 [abr_ablations.md](abr_ablations.md) says what the language model owes to its parts.
