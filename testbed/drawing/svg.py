@@ -44,11 +44,16 @@ def nice_step(raw: float) -> float:
     return min((1, 2, 5, 10), key=lambda m: abs(math.log(m * power / raw))) * power
 
 
+LEAST_SPAN = 1e-3
+"""Of an axis, about; a billionth of it, or of the values, is rounding."""
+
+
 def padded(values: Iterable[float], share: float = 0.06, include: Sequence[float] = ()) -> tuple[float, float]:
     """A range that holds `values` (and `include`) with a margin; never empty."""
     known = [v for v in (*values, *include) if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    margin = (high - low) * share or max(abs(high) * 0.1, 0.1)
+    rounding = max(abs(low), abs(high), LEAST_SPAN) * 1e-9
+    margin = (high - low) * share if high - low > rounding else max(abs(high) * 0.1, 0.1)
     return low - margin, high + margin
 
 

@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from testbed.drawing.figures import strip_axis
@@ -53,9 +53,12 @@ def test_relative_path_does_not_drift(points):
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9), max_size=9))
-def test_padded_range_is_never_empty(values):
+@example([0.3, 0.1 + 0.2])
+@example([0.0, 5e-324])
+def test_padded_range_is_never_empty_and_can_be_drawn(values):
     low, high = padded(values)
     assert low < high and all(low <= v <= high for v in values)
+    assert strip_axis(Scale(low, high, 8, 230), "QoE").count('class="tick"') >= 2
 
 
 def test_small_parts():
