@@ -72,7 +72,7 @@ def test_one_packet_that_waits_is_not_dropped():
     assert model.drops["codel"] == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 30 * MS), st.integers(40, 1500)), min_size=1, max_size=300), st.integers(1, 200 * MS))
+@given(st.lists(st.tuples(st.integers(0, 30 * MS), st.integers(40, 1500)), min_size=1, max_size=300), st.integers(MS // 10, 200 * MS))
 def test_packets_are_served_in_order_or_dropped(gaps, look_ns):
     """However often one looks: the outcome is the same, and no packet is lost to the books."""
 
