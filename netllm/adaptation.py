@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from controllers.learning.averaging import RunningMean
+from controllers.learning.averaging import RunningMean, kept_share
 from controllers.learning.loop import CURVE, Figures, Loop, Pace, Standing, Trainee, Validation, asked_of
 from controllers.learning.start import open_folder
 from netllm.adapter import new_model, save_adapter
 from netllm.backbone import load_backbone
 from netllm.cards import write_card
-from netllm.training import kept_share, learning_of, make_optimiser, set_rate
+from netllm.training import learning_of, make_optimiser, set_rate
 from testbed.clock import now_s, utc_now
 from testbed.commit import checkout_commit, command_line
 from testbed.host import cpu_field
@@ -123,7 +123,7 @@ class Adaptation(Trainee):
         set_rate(self.optimiser, self.settings.optimiser, number, done)
         self.model.train()
         loss, tokens = self._learn(number, done)
-        self.mean.update(kept_share(self.settings.optimiser, number + 1))
+        self.mean.update(kept_share(self.settings.optimiser.keep, number + 1))
         return {"loss": loss, "tokens_per_s": tokens / (now_s() - began_s)}
 
     def between(self, done: float) -> bool:

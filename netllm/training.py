@@ -1,4 +1,4 @@
-"""The parts of a training step that tasks share: optimiser, rates, running mean. What is learnt is the task's: batches and loss."""
+"""The parts of a training step that tasks share: optimiser and rates. What is learnt is the task's: batches and loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,11 +55,6 @@ def set_rate(optimiser: torch.optim.Optimizer, settings: OptimiserSettings, step
 def learning_of(model: TaskModel) -> dict[str, torch.nn.Parameter]:
     """All that training changes, by name."""
     return dict(model.named_parameters()) | {f"lora.{number}": matrix for number, matrix in enumerate(model.switch.parameters())}
-
-
-def kept_share(settings: OptimiserSettings, step: int) -> float:
-    """Of the running mean at its update after `step` steps, 1 or more; its memory is short at first."""
-    return min(settings.keep, step / (step + 10))
 
 
 def train_step(

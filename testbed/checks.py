@@ -25,7 +25,7 @@ IDLE = ("chrt", "--idle", "0")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run all checks; `arguments` go to pytest instead of the whole suite. 0 when all passed, else the exit code of the first that failed."""
+    """Run all checks; `arguments` go to pytest instead of its whole suite. 0 when all passed, else the first exit code that is not."""
     recipe = install.Recipe()
     install.set_up(recipe, ["run", "test"])
     codes = {}

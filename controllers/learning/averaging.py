@@ -7,6 +7,11 @@ import torch
 from torch import nn
 
 
+def kept_share(keep: float, step: int) -> float:
+    """Of a running mean at its update after `step` steps, 1 or more; its memory is short at first, or the untrained weights would stay."""
+    return min(keep, step / (step + 10))
+
+
 class RunningMean:
     """Of `parameters`, by name; begins as they are now."""
 

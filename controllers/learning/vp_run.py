@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from controllers.learning.averaging import RunningMean
+from controllers.learning.averaging import RunningMean, kept_share
 from controllers.learning.loop import Figures, Loop, Pace, Standing, Trainee, Validation
 
 
@@ -68,7 +68,7 @@ class VpRun(Trainee):
     def step(self, number: int, done: float) -> Figures:
         """See `Trainee`."""
         error_deg = self.learn(number, done)
-        self.mean.update(self.averaged)
+        self.mean.update(kept_share(self.averaged, number + 1))
         return {"mae_deg": error_deg}
 
     def validate(self, standing: Standing, figures: Sequence[Figures]) -> Validation:

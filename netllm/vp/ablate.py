@@ -22,10 +22,15 @@ CHANGES: dict[str, Change[VpAdaptSettings]] = {
         "a *random* backbone, no LoRA", lambda full: replace(full, llm=full.llm + RANDOM, lora=replace(full.lora, rank=0))
     ),
     "rank-4": Change("LoRA of rank 4, alpha over rank as before", lambda full: replace(full, lora=replace(full.lora, rank=4, alpha=8))),
-    "no-context": Change("one token, no past ones", lambda full: replace(full, task=replace(full.task, tokens=1))),
+    "no-context": Change(
+        "one token, no past ones (a batch teaches half as many histories)", lambda full: replace(full, task=replace(full.task, tokens=1))
+    ),
     "linear-base": Change("it adds to `linear_l1`", lambda full: replace(full, task=replace(full.task, base="linear_l1"))),
     "no-base": Change("it adds to the newest sample alone", lambda full: replace(full, task=replace(full.task, base="last"))),
-    "no-heading": Change("the yaw from the front is not told", lambda full: replace(full, task=replace(full.task, heading=False))),
+    "no-heading": Change(
+        "the yaw from the front is not told to the model (an `mlp` or `linear_l1` that it adds to knows it)",
+        lambda full: replace(full, task=replace(full.task, heading=False)),
+    ),
 }
 """What is changed, by name. The first ones are those of NetLLM (section 5.4 and its appendix)."""
 

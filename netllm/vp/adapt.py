@@ -177,6 +177,12 @@ class VpAdaptRun(VpRun):
         self.model.eval()
         return self.data.validation_mae_deg(predict_turns_deg(self.model, self._told))
 
+    def train(self) -> Path:
+        """All that is left of the budget; returns the adapter's folder, with the whole curve in its card."""
+        folder = super().train()
+        write_card(folder, self.out / CURVE)
+        return folder
+
     def write(self, standing: Standing) -> None:
         """Write the adapter and its card."""
         save_adapter(self.model, self.weights, self._facts(standing))

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from controllers.learning.averaging import RunningMean
+from controllers.learning.averaging import RunningMean, kept_share
 from netllm.abr.adapt import AdaptSettings, Run, adapt, by_family, score_of
 from netllm.abr.experience import CollectSettings, Job, collect
 from netllm.abr.lessons import loss_of, stack
@@ -24,7 +24,7 @@ from netllm.adapter import load_adapter, read_settings
 from netllm.command import adapt_command
 from netllm.lora import LoraSettings
 from netllm.tasks.abr import AbrTask
-from netllm.training import OptimiserSettings, kept_share, make_optimiser, pick, set_rate, train_step
+from netllm.training import OptimiserSettings, make_optimiser, pick, set_rate, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
 from testbed.stats import Estimate
@@ -395,16 +395,24 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch(settings):
 def test_the_mean_of_weights_forgets_at_the_pace_it_is_told():
     weight = torch.nn.Parameter(torch.zeros(3))
     last, mean = RunningMean({"w": weight}), RunningMean({"w": weight})
-    settings = OptimiserSettings(keep=0.9)
     values = np.random.default_rng(1).normal(size=200)
     expected = 0.0
     for step, value in enumerate(values, 1):
         weight.data.fill_(float(value))
-        last.update(kept_share(OptimiserSettings(keep=0.0), step))
-        mean.update(kept_share(settings, step))
+        last.update(kept_share(0.0, step))
+        mean.update(kept_share(0.9, step))
         expected += (1 - min(0.9, step / (step + 10))) * (value - expected)
     torch.testing.assert_close(last.weights["w"], weight.data)
     torch.testing.assert_close(mean.weights["w"], torch.full((3,), expected), atol=1e-5, rtol=1e-5)
+
+
+def test_of_the_untrained_weights_soon_nothing_is_left_in_the_mean():
+    weight = torch.nn.Parameter(torch.full((3,), 1e6))
+    mean = RunningMean({"w": weight})
+    weight.data.zero_()
+    for step in range(1, 101):
+        mean.update(kept_share(0.999, step))
+    assert float(mean.weights["w"].max()) < 1e-3
 
 
 def test_what_is_kept_is_the_mean_of_weights_and_training_goes_on_from_its_own(settings):
