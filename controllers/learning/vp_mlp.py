@@ -59,8 +59,9 @@ class MlpSettings:
     """Weight decay."""
     averaged: float = 0.999
     """What validates and ships is an exponential mean of the weights with this factor a step."""
-    validations: int = 16
-    """Times that the mean weights are validated, at equal distances; each leaves a checkpoint."""
+    validations: int = 1
+    """Times that the mean weights are validated, at equal distances; each leaves a checkpoint, the best is kept. Once, at the end: the
+    validation viewings are too few to tell one time from another."""
 
 
 class Network(nn.Module):

@@ -57,8 +57,9 @@ class TrackSettings:
     """Weight decay."""
     averaged: float = 0.999
     """What validates and ships is an exponential mean of the weights with this factor a step."""
-    validations: int = 16
-    """Times that the mean weights are validated, at equal distances; each leaves a checkpoint."""
+    validations: int = 1
+    """Times that the mean weights are validated, at equal distances; each leaves a checkpoint, the best is kept. Once, at the end: the
+    validation viewings are too few to tell one time from another."""
     frames: Path | None = None
     """Folder of video frames (`traces/frames.py`): trains the saliency branch, too."""
 
