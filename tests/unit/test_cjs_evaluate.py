@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from controllers.loader import load
+from controllers.cjs.netllm import NetLLM
+from controllers.loader import load, load_all
 from netllm import identity as identities
 from netllm.adapter import SHIPPED, new_model, save_adapter
 from netllm.cjs.suite import page, run
@@ -20,6 +21,7 @@ from netllm.cjs.suite.play import Played
 from netllm.cjs.suite.run import CjsEvaluateSettings
 from netllm.cjs.suite.settings import NAMED, CjsSetting, chosen
 from netllm.command import evaluate_command
+from netllm.evaluation.shipped import measures_shipped
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import CjsTask
 from testbed.errors import UserError
@@ -164,13 +166,13 @@ def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
     toy = CjsSetting("toy", 5, 4, (1, 2, 3))
     results = analyse([toy], [played("fair", seed, 5.0 + seed) for seed in toy.seeds], ["fair"], [])
     settings = CjsEvaluateSettings(out=tmp_path, write=True)
-    run._write(settings, results, cjs_header([], "published"), ["fair"])
+    run._write(settings, results, cjs_header([], "published"), False)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text and "`fair`" in text
     path.write_text("nothing")
     with pytest.raises(UserError, match="wanted both"):
-        run._write(settings, results, cjs_header([], "published"), ["fair"])
+        run._write(settings, results, cjs_header([], "published"), False)
 
 
 def test_what_is_published_is_what_was_run(tmp_path):
@@ -184,6 +186,16 @@ def test_what_is_published_is_what_was_run(tmp_path):
     results = analyse([toy], [played("netllm", seed, 5.0 + seed) for seed in toy.seeds], ["netllm"], [])
     for semantics in ("published", "conserving"):
         assert f"Simulator, {semantics} rules" in page.card(results, "netllm", cjs_header([], semantics))
+
+
+def test_no_other_policy_s_results_go_into_the_shipped_adapter_s_card(tmp_path):
+    mine = tmp_path / "netllm.py"
+    mine.write_text((CHECKOUT / "controllers" / "cjs" / "fair.py").read_text())
+    with pytest.raises(UserError, match="--write: the policy 'netllm' is .*netllm.py, wanted our own under that name"):
+        run.test(CjsEvaluateSettings(("5:4:1",), (str(mine),), write=True, out=tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out").exists()
+    assert measures_shipped(load_all(["fair", "netllm"], "cjs"), NetLLM)
+    assert not measures_shipped(load_all(["fair", f"netllm+adapter={tmp_path}"], "cjs"), NetLLM)
 
 
 def test_settings_of_ones_own_and_unknown_ones(capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 from netllm import ablations
 from netllm.abr.suite import sentences
 from netllm.abr.suite.analysis import Analysis, Difference, SettingResult
-from netllm.abr.suite.contenders import ABLATION, COMPARED, NETLLM
+from netllm.abr.suite.contenders import ABLATION, COMPARED
 from netllm.abr.suite.header import Header
 from netllm.cards import set_results
 from netllm.evaluation.tables import table
@@ -81,11 +81,10 @@ def put_into_card(folder: Path, analysis: Analysis, header: Header) -> None:
 def card(analysis: Analysis, header: Header) -> str:
     """The results section of a model card."""
     main = analysis.named(analysis.main)
-    who = f"`{main.name}` is this adapter. " if main.kind == NETLLM else ""
     parts = [
         "## Results",
         "",
-        who + sentences.finding(analysis),
+        f"`{main.name}` is this adapter. {sentences.finding(analysis)}",
         "",
         *_notes(header),
         sentences.QOE + " Mean ± 95 % interval; its unit is what was measured together.",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from controllers.cjs.netllm import NetLLM
 from controllers.learning.start import check_least
 from controllers.loader import PolicyFactory, load_all
 from netllm.adapter import SHIPPED
@@ -18,13 +19,13 @@ from netllm.cjs.suite.analysis import SettingResult, analyse
 from netllm.cjs.suite.header import CjsHeader, cjs_header, identity
 from netllm.cjs.suite.play import Played, play
 from netllm.cjs.suite.settings import NAMED, PUBLISHED, CjsSetting, chosen
+from netllm.evaluation.shipped import NETLLM, measures_shipped
 from netllm.evaluation.tables import roomy
 from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cjs.md"
 SESSIONS = "sessions.jsonl"
-NETLLM = "netllm"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
         raise UserError(f"--write is for results under the published rules, seen --semantics {settings.semantics}, wanted one of the two")
     asked = chosen(settings.settings, settings.semantics)
     policies = load_all(settings.policies, "cjs")
+    with_card = settings.write and measures_shipped(policies, NetLLM)
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
     store = _Store(settings.out / SESSIONS, settings.semantics)
@@ -63,7 +65,7 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
     names = [policy.name for policy in policies]
     results = analyse(asked, played, names, [name for name in settings.against if name in names])
     header = cjs_header(policies, settings.semantics)
-    _write(settings, results, header, names)
+    _write(settings, results, header, with_card)
     page.show(results, console)
     console.print(f"results: {settings.out}")
     return results
@@ -107,7 +109,7 @@ class _Store:
             file.write(json.dumps(asdict(played) | {"semantics": self._semantics, "identity": who}) + "\n")
 
 
-def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], header: CjsHeader, names: Sequence[str]) -> None:
+def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], header: CjsHeader, with_card: bool) -> None:
     summary = {"version": 1, "task": "cjs", "metric": "avg_jct_s", "unit": "s", "mode": "simulation", "header": asdict(header)}
     summary["settings"] = [_summary(each) for each in results]
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -118,7 +120,7 @@ def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], head
         if not mark or not end:
             raise UserError(f"{PAGE}: has no {page.START} and {page.END}, wanted both, to write between them")
         PAGE.write_text(f"{before}{page.START}\n{page.section(results, header)}\n{page.END}{after}", encoding="utf-8")
-        if NETLLM in names:
+        if with_card:
             set_results(SHIPPED / "cjs", page.card(results, NETLLM, header))
 
 
