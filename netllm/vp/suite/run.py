@@ -158,7 +158,8 @@ def _ablated(
     """Every member of every family on these windows, and each family against the reference."""
     errors = {each.name: [measure(member(), windows, settings.seed, frames) for member in each.members] for each in ablated}
     outcomes = {each.name: joined(each, errors[each.name]) for each in ablated}
-    return AblationResult(setting_result(setting, outcomes, {}, (settings.reference,)), seeds_deg(errors))
+    seeds = seeds_deg(errors)
+    return AblationResult(setting_result(setting, outcomes, {}, (settings.reference,), seeds), seeds)
 
 
 def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeader, with_card: bool) -> None:
