@@ -25,7 +25,6 @@ from safetensors.torch import load, save_file
 
 from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
 from netllm.graph import CjsModel
-from netllm.identity import hash_file
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
 from netllm.tasks.abr import AbrTask
@@ -100,7 +99,7 @@ def load_adapter(folder: str | Path, llm: str = "", dtype: str = "") -> TaskMode
         if not llm and not is_here(trained_with):
             raise UserError(f"adapter {path}: its language model {trained_with} is not here, wanted its folder as llm=PATH")
         key = path, llm or trained_with, dtype or DEFAULT_DTYPE, dtype == "float32"
-        sha256 = hash_file(str(path / SETTINGS))
+        sha256 = hashlib.sha256((path / SETTINGS).read_bytes()).hexdigest()
         _forget_others(path, sha256)
         if key not in _LOADED:
             _LOADED[key] = sha256, _load(*key, sha256)
