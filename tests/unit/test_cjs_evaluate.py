@@ -15,6 +15,7 @@ from controllers.loader import load, load_all
 from netllm import identity as identities
 from netllm.adapter import SHIPPED, new_model, save_adapter
 from netllm.cjs.suite import page, run
+from netllm.cjs.suite import play as playing
 from netllm.cjs.suite.analysis import analyse
 from netllm.cjs.suite.header import MODEL, SIMULATION, cjs_header, identity
 from netllm.cjs.suite.play import Played
@@ -93,6 +94,7 @@ def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
 
 def test_every_source_of_a_schedule_is_in_its_key():
     loaded = modules_with("testbed.sim.cjs", "testbed.sim.cjs_compiled", among=("testbed.sim.", "testbed.cluster."))
+    loaded |= {CHECKOUT / "testbed/units.py", Path(playing.__file__)}
     assert loaded and loaded <= {file for pattern in SIMULATION for file in CHECKOUT.glob(pattern)}
 
 

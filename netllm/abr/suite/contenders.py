@@ -37,10 +37,13 @@ SHIPPED = CHECKOUT / "netllm" / "adapters" / "abr"
 SIMULATION = (
     "testbed/sim/abr.py",
     "testbed/metrics.py",
+    "testbed/units.py",
+    "netllm/abr/suite/play.py",
     "controllers/api.py",
     "controllers/ladder.py",
     "controllers/weights.py",
     "traces/formats.py",
+    "traces/trace.py",
 )
 """Sources that decide what any playback gives."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")
