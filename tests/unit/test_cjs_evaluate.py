@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from controllers.cjs.netllm import NetLLM
@@ -159,6 +160,22 @@ def test_a_language_model_plays_all_its_sessions_together_and_is_timed(profiles,
     assert sessions[0].decision_ms_p50 is not None
     assert sessions[1].decision_ms_p50 is None
     assert load("fair", "cjs").name in result.outcomes
+
+
+@pytest.mark.parametrize(("own", "used"), [("", 2), ("+threads=1", 1)])
+def test_a_language_model_computes_in_the_threads_asked_for(profiles, tmp_path, monkeypatch, own, used):
+    llm, seen = str(save_tiny(tmp_path / "llm")), []
+    save_adapter(
+        new_model(llm, "float32", CjsTask(hidden=16, context=8), LoraSettings(rank=2), f"in threads{own}"), tmp_path / "adapter", {}
+    )
+    together = playing.play_together
+    monkeypatch.setattr(playing, "play_together", lambda *arguments: seen.append(torch.get_num_threads()) or together(*arguments))
+    name = f"netllm+adapter={tmp_path / 'adapter'}+llm={llm}+dtype=float32{own}"
+    try:
+        run.test(CjsEvaluateSettings(("4:2:1",), (name,), threads=2, out=tmp_path / "out"), QUIET)
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [used]
 
 
 def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):

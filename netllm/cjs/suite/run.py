@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from controllers.cjs.netllm import NetLLM
@@ -41,7 +40,7 @@ class CjsEvaluateSettings:
     semantics: Semantics = PUBLISHED
     """Rules of the simulator; docs/cjs.md tells them."""
     threads: int = 1
-    """CPU threads."""
+    """CPU threads of PyTorch, for policies whose own option `threads` is not given."""
     out: Path = Path("results/evaluate-cjs")
     """Folder of the results. Sessions that it has already, of the same sources and weights, are not played again."""
     write: bool = False
@@ -58,10 +57,9 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
     asked = chosen(settings.settings, settings.semantics)
     policies = load_all(settings.policies, "cjs")
     with_card = settings.write and measures_shipped(policies, NetLLM)
-    torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
     store = _Store(settings.out / SESSIONS, settings.semantics)
-    played = [each for setting in asked for policy in policies for each in _played(setting, policy, settings.semantics, store, console)]
+    played = [each for setting in asked for policy in policies for each in _played(setting, policy, settings, store, console)]
     names = [policy.name for policy in policies]
     results = analyse(asked, played, names, [name for name in settings.against if name in names])
     header = cjs_header(policies, settings.semantics)
@@ -71,14 +69,12 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
     return results
 
 
-def _played(
-    setting: CjsSetting, policy: PolicyFactory, semantics: Semantics, store: "_Store", console: Console
-) -> list[Played]:  # fmt: skip
+def _played(setting: CjsSetting, policy: PolicyFactory, settings: CjsEvaluateSettings, store: "_Store", console: Console) -> list[Played]:
     who = identity(policy)
     known = {seed: found for seed in setting.seeds if (found := store.find(setting.name, seed, policy.name, who))}
     missing = [seed for seed in setting.seeds if seed not in known]
     if missing:
-        for each in play(setting, missing, policy, semantics):
+        for each in play(setting, missing, policy, settings.semantics, settings.threads):
             store.add(each, who)
             known[each.seed] = each
             console.print(f"{setting.name} seed {each.seed} {policy.name}: mean JCT {each.avg_jct_s:.1f} s, {each.ended}", markup=False)
