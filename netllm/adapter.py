@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +90,36 @@ def load_adapter(folder: str | Path, llm: str = "", dtype: str = "") -> TaskMode
     By default that is the quicker type here. Few tokens at once are read with weights of 4 bits where the backbone was published so, but
     not where float32 is named: then all is computed in it.
 
-    The same object for the same arguments: all sessions of a process share it. Raises `UserError` for a bad folder or a backbone that
-    doesn't fit.
+    The same object for the same arguments: all sessions of a process share it. Where the adapter was changed meanwhile, a new one; the
+    earlier one decides no more. Raises `UserError` for a bad folder or a backbone that doesn't fit.
     """
     with _LOADING:
         path = Path(folder).expanduser().resolve()
         trained_with = read_settings(path)["backbone"]["name"]
         if not llm and not is_here(trained_with):
             raise UserError(f"adapter {path}: its language model {trained_with} is not here, wanted its folder as llm=PATH")
-        return _load(path, llm or trained_with, dtype or DEFAULT_DTYPE, dtype == "float32")
+        key = path, llm or trained_with, dtype or DEFAULT_DTYPE, dtype == "float32"
+        sha256 = hashlib.sha256((path / SETTINGS).read_bytes()).hexdigest()
+        _forget_others(path, sha256)
+        if key not in _LOADED:
+            _LOADED[key] = sha256, _load(*key, sha256)
+        return _LOADED[key][1]
 
 
 _LOADING = threading.Lock()
+_LOADED: dict[tuple[Path, str, str, bool], tuple[str, TaskModel]] = {}
+"""Models of this process, each with the sha256 of the settings that it was loaded with: these hold the hashes of the weights."""
 
 
-@cache
-def _load(folder: Path, llm: str, dtype: str, exact: bool) -> TaskModel:
+def _forget_others(folder: Path, sha256: str) -> None:
+    """Take off their backbones the models of `folder` that had other settings or weights."""
+    for key, (known, model) in list(_LOADED.items()):
+        if key[0] == folder and known != sha256:
+            model.switch.remove()
+            del _LOADED[key]
+
+
+def _load(folder: Path, llm: str, dtype: str, exact: bool, sha256: str) -> TaskModel:
     settings = read_settings(folder)
     trained_with = settings["backbone"]
     backbone = load_backbone(llm, dtype)
@@ -114,7 +127,7 @@ def _load(folder: Path, llm: str, dtype: str, exact: bool) -> TaskModel:
         raise UserError(
             f"adapter {folder} is for a language model of width {trained_with['width']}, but {backbone.name} has {backbone.width}"
         )
-    name = f"{settings['task']}:{abs(hash((folder, exact))):x}"
+    name = f"{settings['task']}:{abs(hash((folder, exact, sha256))):x}"
     model = new_model(backbone.name, dtype, _task(folder, settings), _lora_settings(folder, settings), name)
     try:
         _fill(model, folder, settings.get("sha256", {}))

@@ -155,14 +155,18 @@ def _silence_transformers() -> None:
 
 def prepare_embedded() -> Path:
     """The folder with the embedded model as config and safetensors; converts the packaged GGUF the first time (about 15 s, 270 MB)."""
-    gguf = find_gguf()
-    folder = cache_folder() / f"{EMBEDDED}-{_fingerprint(gguf)}"
+    folder = embedded_folder()
     if not (folder / "model.safetensors").is_file():
         try:
-            _convert(gguf, folder)
+            _convert(find_gguf(), folder)
         except PermissionError as error:
             raise UserError(f"{folder}: can't be written ({error.strerror}), wanted a writable ${CACHE_VARIABLE}") from error
     return folder
+
+
+def embedded_folder() -> Path:
+    """Where the embedded model is kept when it is converted. The name is another one for other packaged weights."""
+    return cache_folder() / f"{EMBEDDED}-{_fingerprint(find_gguf())}"
 
 
 def find_gguf() -> Path:

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.metadata
 import inspect
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,19 +20,41 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 _MODULES = "adapter attention backbone context decoder encoders heads kernels lora model past quantised graph tasks/*"
 MODEL = tuple(f"netllm/{name}.py" for name in _MODULES.split())
 """Sources that decide what a language model answers."""
-WEIGHTS, ADAPTER = "weights", "adapter"
+WEIGHTS, ADAPTER, LLM = "weights", "adapter", "llm"
 """Options of policies that name what they have learnt."""
 
 
 def identity(factory: PolicyFactory, simulation: tuple[str, ...], weights: Sequence[Path], model: tuple[str, ...] = ()) -> str:
-    """Hash of all that decides what the policy answers, and what comes of it. `model` is empty for all but language models."""
+    """Hash of all that decides what the policy answers, and what comes of it. `model` is empty for all but language models; those have an
+    adapter's folder among their `weights`.
+    """
     parts = [repr(factory.arguments), hash_tree(simulation), hash_source(Path(inspect.getfile(factory.policy_class)))]
     if model:
         from netllm.backbone import DEFAULT_DTYPE  # torch takes seconds: who asks for no language model's identity doesn't pay
 
-        parts += [hash_tree(model), DEFAULT_DTYPE, *(importlib.metadata.version(package) for package in ("torch", "transformers"))]
+        versions = (importlib.metadata.version(package) for package in ("torch", "transformers"))
+        parts += [hash_tree(model), DEFAULT_DTYPE, *versions, _hash_backbone(_backbone(factory, weights))]
     parts += [_hash_path(path) for path in weights]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _backbone(factory: PolicyFactory, weights: Sequence[Path]) -> str:
+    """The language model that the policy's options name, or its adapter was trained with."""
+    if given := dict(factory.arguments).get(LLM):
+        return str(given)
+    told = next(path / "netllm.json" for path in weights if (path / "netllm.json").is_file())
+    return str(json.loads(told.read_text(encoding="utf-8"))["backbone"]["name"])
+
+
+def _hash_backbone(llm: str) -> str:
+    """Of the packaged weights, or a folder's; the name alone of what is neither."""
+    from netllm.backbone import EMBEDDED, RANDOM, embedded_folder
+
+    source = llm.removesuffix(RANDOM)
+    if source == EMBEDDED:
+        return f"{llm} {embedded_folder().name}"
+    folder = Path(source).expanduser()
+    return f"{llm} {_hash_path(folder)}" if folder.is_dir() else llm
 
 
 def weights_of(factory: PolicyFactory, folder: Path, adapter: Path | None = None) -> list[Path]:

@@ -43,6 +43,8 @@ class Estimate:
     n: int
     clusters: int | None = None
     """Measurements that the `n` are cut from; None where each stands for itself."""
+    freedom: float | None = None
+    """Degrees of freedom of the interval; None: one fewer than there are measurements."""
 
     @property
     def half_width(self) -> float:
@@ -87,7 +89,7 @@ def estimate(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] 
     if float(np.ptp(given)) <= TIE:
         return Estimate(mean, (mean, mean), n, told)
     error = (count / (count - 1) * np.sum(np.sort(np.square(list(sums.values()))))) ** 0.5 / n
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
+    half = float(_critical(count - 1) * error)
     return Estimate(mean, (mean - half, mean + half), n, told)
 
 
@@ -97,9 +99,39 @@ def p_value_of(found: Estimate) -> float | None:
         return None
     if found.half_width <= TIE:
         return 1.0 if abs(found.mean) <= TIE else 0.0
-    freedom = (found.clusters or found.n) - 1
-    critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    return float(2 * stats.t.sf(abs(found.mean) * critical / found.half_width, freedom))
+    freedom = _freedom(found)
+    return float(2 * stats.t.sf(abs(found.mean) * _critical(freedom) / found.half_width, freedom))
+
+
+def _freedom(found: Estimate) -> float:
+    return (found.clusters or found.n) - 1 if found.freedom is None else found.freedom
+
+
+def _critical(freedom: float) -> float:
+    """Half of Student's interval, in standard errors."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def with_training_seeds(found: Estimate, a: str, b: str, seeds: Mapping[str, Sequence[float]]) -> Estimate:
+    """`found`, the mean of `a` minus `b`, with an interval that says what other training seeds would give, too.
+
+    `seeds` holds the mean of each training seed, by variant. To the variance of the mean difference is added that of each one's mean over
+    its k seeds, sd² / k; who has one seed takes the sd pooled over the variants that have several. Degrees of freedom are those of Welch
+    and Satterthwaite (Biometrics Bulletin 2, 1946), each variant's sd being a part: few, where the few seeds say XX"""
+    spreads = {name: (float(np.var(means, ddof=1)), len(means) - 1) for name, means in seeds.items() if len(means) > 1}
+    if found.mean is None or found.ci95 is None or not spreads:
+        return replace(found, ci95=None)
+    alone, of_seeds = sum(name not in spreads for name in (a, b)), sum(freedom for _, freedom in spreads.values())
+    parts = [((found.half_width / _critical(_freedom(found))) ** 2, _freedom(found))]
+    for name, (variance, freedom) in spreads.items():
+        own = 1 / len(seeds[name]) if name in (a, b) else 0.0
+        parts.append((variance * (own + alone * freedom / of_seeds), freedom))
+    variance = sum(part for part, _ in parts)
+    if variance <= TIE**2:
+        return found
+    freedom = variance**2 / sum(part**2 / each for part, each in parts)
+    half = _critical(freedom) * variance**0.5
+    return replace(found, ci95=(found.mean - half, found.mean + half), freedom=freedom)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -27,6 +27,8 @@ VALIDATION_SEED = FIRST_SEED + 2 * _KIND
 _ROUNDS_SEED = VALIDATION_SEED + 2 * _KIND
 EXECUTORS = (8, 60)
 USUAL_EXECUTORS = 50
+SMALL_EXECUTORS, SMALL_JOBS = 16, 30
+"""Small clusters have at most so many, the others at least so many executors; a small one's backlog has at most so many jobs."""
 LEFT_OUT = (25, 35)
 LOAD = (0.6, 1.15)
 WORK_S = 700.0
@@ -87,10 +89,17 @@ def draw_session(
     if kind < usual:
         return CjsJob(seed, JOBS, INTERARRIVAL_S, USUAL_EXECUTORS, semantics, behaviour)
     if kind < usual + small:
-        return CjsJob(seed, int(rng.integers(15, 31)), INTERARRIVAL_S, int(rng.integers(EXECUTORS[0], 17)), semantics, behaviour)
+        return CjsJob(
+            seed,
+            int(rng.integers(15, SMALL_JOBS + 1)),
+            INTERARRIVAL_S,
+            int(rng.integers(EXECUTORS[0], SMALL_EXECUTORS + 1)),
+            semantics,
+            behaviour,
+        )
     executors = LEFT_OUT[0]
     while LEFT_OUT[0] <= executors <= LEFT_OUT[1]:
-        executors = round(float(np.exp(rng.uniform(np.log(16), np.log(EXECUTORS[1])))))
+        executors = round(float(np.exp(rng.uniform(np.log(SMALL_EXECUTORS), np.log(EXECUTORS[1])))))
     interarrival_s = WORK_S / (rng.uniform(*LOAD) * executors)
     return CjsJob(seed, int(rng.integers(60, JOBS + 1)), interarrival_s, executors, semantics, behaviour)
 

@@ -10,7 +10,7 @@ machine; with `--minutes` the number of steps, and so the weights, depend on its
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from controllers.api import AbrObservation, Chunk
+from controllers.api import Chunk
 from controllers.learning.loop import Figures, Validation
 from controllers.learning.start import check_least
 from netllm.abr import experience
@@ -28,8 +28,7 @@ from netllm.abr.lessons import loss_of, prepare, stack
 from netllm.adaptation import Adaptation
 from netllm.backbone import DEFAULT_DTYPE, EMBEDDED
 from netllm.lora import LoraSettings
-from netllm.model import TaskModel
-from netllm.tasks.abr import AbrReader, AbrTask, choose
+from netllm.tasks.abr import AbrTask, student_of
 from netllm.training import OptimiserSettings, pick, train_step
 from testbed.errors import UserError
 from testbed.metrics import summarise
@@ -246,13 +245,3 @@ class Run(Adaptation):
     def _own_story(self) -> dict[str, Any]:
         """See `Adaptation`."""
         return {"experience": self.header, "sessions": [len(pool) for pool in self.pools]}
-
-
-def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObservation]], list[int]]:
-    """Greedy decisions for a batch of sessions, with a context of their own."""
-    reader = AbrReader(model, task)
-
-    def decide(observations: Sequence[AbrObservation]) -> list[int]:
-        return [choose(row, each, task) for row, each in zip(reader.decide(observations), observations, strict=True)]
-
-    return decide

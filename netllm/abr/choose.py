@@ -24,12 +24,12 @@ from controllers.api import Chunk
 from controllers.learning.loop import CURVE
 from controllers.learning.start import check_least
 from netllm.abr import experience
-from netllm.abr.adapt import Score, by_family, score_of, student_of
+from netllm.abr.adapt import Score, by_family, score_of
 from netllm.abr.experience import CollectSettings, Job
 from netllm.adapter import LORA, LORA_SETTINGS, MODULES, SETTINGS, load_adapter, read_settings
 from netllm.backbone import DEFAULT_DTYPE
 from netllm.cards import write_card
-from netllm.tasks.abr import AbrTask
+from netllm.tasks.abr import AbrTask, student_of
 from testbed.commit import checkout_commit
 from testbed.errors import UserError
 from testbed.metrics import summarise

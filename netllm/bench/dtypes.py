@@ -20,7 +20,6 @@ from controllers.api import AbrSession, CjsSession
 from controllers.cjs.netllm import NetLLM as Scheduler
 from controllers.learning.start import exit_code
 from controllers.vp.netllm import NetLLM as Predictor
-from netllm.abr.adapt import student_of
 from netllm.abr.experience import Episode
 from netllm.abr.lessons import loss_of, prepare, stack
 from netllm.abr.suite.play import run_together
@@ -28,7 +27,7 @@ from netllm.adapter import SHIPPED, load_adapter, new_model
 from netllm.backbone import DEFAULT_DTYPE, DTYPES, EMBEDDED
 from netllm.bench.worker import cpu_s
 from netllm.lora import LoraSettings
-from netllm.tasks.abr import AbrTask
+from netllm.tasks.abr import AbrTask, student_of
 from netllm.training import OptimiserSettings, make_optimiser, train_step
 from players.media import DEFAULT_VIDEO, load_manifest
 from testbed.clock import utc_now

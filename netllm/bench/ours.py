@@ -13,7 +13,6 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
-from netllm.abr.adapt import student_of
 from netllm.abr.experience import Episode
 from netllm.abr.lessons import loss_of, prepare, stack
 from netllm.adapter import load_adapter, new_model, save_adapter
@@ -21,7 +20,7 @@ from netllm.backbone import EMBEDDED, prepare_embedded
 from netllm.bench.worker import columns, measured, observations, probe, recorded, serve
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel
-from netllm.tasks.abr import AbrTask
+from netllm.tasks.abr import AbrTask, student_of
 from netllm.training import OptimiserSettings, make_optimiser, train_step
 from testbed.cache import cache_folder
 

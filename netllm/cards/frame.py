@@ -24,9 +24,9 @@ class Card:
     about: Callable[[Facts], str]
     """What it does, and on what it was trained."""
     training: Callable[[Facts], dict[str, str]]
-    """Rows of the table of training, from `facts["trained"]`."""
+    """Rows of the table of training."""
     validation: Callable[[Facts], list[str]]
-    """Lines, from `facts["validation"]`."""
+    """Lines on the validation."""
     curve: Mapping[str, str]
     """Columns of the learning curve that are shown, with their headings."""
     unmeasured: str
@@ -36,7 +36,7 @@ class Card:
 
     def lines(self, facts: Facts, curve: Path) -> list[str]:
         """All but the results."""
-        return [*self._front(facts), *self._table(facts["trained"]), *self._validated(facts["validation"], curve)]
+        return [*self._front(facts), *self._table(facts), *self._validated(facts, curve)]
 
     def _front(self, facts: Facts) -> list[str]:
         backbone = facts["backbone"]
@@ -56,19 +56,20 @@ class Card:
             "",
         ]
 
-    def _table(self, trained: Facts) -> list[str]:
+    def _table(self, facts: Facts) -> list[str]:
+        trained = facts["trained"]
         rows = {
             "date, commit": f"{trained['utc']}, `{trained['commit'][:12]}`",
             "command": f"`{trained['command']}`",
-            **self.training(trained),
+            **self.training(facts),
             "seed": str(trained["seed"]),
             "hardware": f"{trained['hardware']}, {trained['dtype']}",
             "versions": ", ".join(f"{name} {version}" for name, version in trained["versions"].items()),
         }
         return ["## Training", "| | |", "| --- | --- |", *(f"| {name} | {said} |" for name, said in rows.items()), ""]
 
-    def _validated(self, validation: Facts, curve: Path) -> list[str]:
-        lines = ["## Validation", *self.validation(validation), ""]
+    def _validated(self, facts: Facts, curve: Path) -> list[str]:
+        lines = ["## Validation", *self.validation(facts), ""]
         if not curve.is_file():
             return lines
         with curve.open(encoding="utf-8") as file:

@@ -250,7 +250,9 @@ class CjsRun(Adaptation):
     def _own_story(self) -> dict[str, Any]:
         """See `Adaptation`."""
         settings, windows = self.settings, [len(pool) for pool in self.pools]
-        return {"bare": settings.bare, "labels": asdict(settings.labels), "experience": self.headers, "windows": windows}
+        budget = "steps" if settings.steps else "time"
+        own = {"bare": settings.bare, "budget": budget, "labels": asdict(settings.labels)}
+        return own | {"experience": self.headers, "windows": windows}
 
 
 def _alike(windows: Sequence[Window], size: int) -> list[list[Window]]:

@@ -254,3 +254,13 @@ def choose(log_probabilities: np.ndarray, observation: AbrObservation, task: Abr
     """The most probable level that the video has."""
     place = places(observation.video.bitrates_bps, task.ladder_bps)
     return place.levels[int(np.argmax(log_probabilities[list(place.slots)]))]
+
+
+def student_of(model: TaskModel, task: AbrTask) -> Callable[[Sequence[AbrObservation]], list[int]]:
+    """Greedy decisions for a batch of sessions, with a context of their own."""
+    reader = AbrReader(model, task)
+
+    def decide(observations: Sequence[AbrObservation]) -> list[int]:
+        return [choose(row, each, task) for row, each in zip(reader.decide(observations), observations, strict=True)]
+
+    return decide

@@ -6,11 +6,10 @@ import torch
 
 from controllers.abr.bba import BBA
 from controllers.api import AbrSession
-from netllm.abr.adapt import student_of
 from netllm.abr.suite.play import run_together
 from netllm.adapter import SHIPPED, load_adapter, read_settings
 from netllm.model import as_tensors
-from netllm.tasks.abr import AbrReader, session_features
+from netllm.tasks.abr import AbrReader, session_features, student_of
 from players.media import load_manifest, synthetic_manifest
 from testbed.errors import UserError
 from testbed.metrics import summarise

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from controllers.loader import load
+from controllers.cjs.netllm import NetLLM
+from controllers.loader import load, load_all
 from netllm import identity as identities
 from netllm.adapter import SHIPPED, new_model, save_adapter
 from netllm.cjs.suite import page, run
+from netllm.cjs.suite import play as playing
 from netllm.cjs.suite.analysis import analyse
 from netllm.cjs.suite.header import MODEL, SIMULATION, cjs_header, identity
 from netllm.cjs.suite.play import Played
 from netllm.cjs.suite.run import CjsEvaluateSettings
 from netllm.cjs.suite.settings import NAMED, CjsSetting, chosen
 from netllm.command import evaluate_command
+from netllm.evaluation.shipped import measures_shipped
 from netllm.lora import LoraSettings
 from netllm.tasks.cjs import CjsTask
 from testbed.errors import UserError
@@ -91,6 +95,7 @@ def test_a_changed_policy_is_played_again(profiles, tmp_path, monkeypatch):
 
 def test_every_source_of_a_schedule_is_in_its_key():
     loaded = modules_with("testbed.sim.cjs", "testbed.sim.cjs_compiled", among=("testbed.sim.", "testbed.cluster."))
+    loaded |= {CHECKOUT / "testbed/units.py", Path(playing.__file__)}
     assert loaded and loaded <= {file for pattern in SIMULATION for file in CHECKOUT.glob(pattern)}
 
 
@@ -157,6 +162,22 @@ def test_a_language_model_plays_all_its_sessions_together_and_is_timed(profiles,
     assert load("fair", "cjs").name in result.outcomes
 
 
+@pytest.mark.parametrize(("own", "used"), [("", 2), ("+threads=1", 1)])
+def test_a_language_model_computes_in_the_threads_asked_for(profiles, tmp_path, monkeypatch, own, used):
+    llm, seen = str(save_tiny(tmp_path / "llm")), []
+    save_adapter(
+        new_model(llm, "float32", CjsTask(hidden=16, context=8), LoraSettings(rank=2), f"in threads{own}"), tmp_path / "adapter", {}
+    )
+    together = playing.play_together
+    monkeypatch.setattr(playing, "play_together", lambda *arguments: seen.append(torch.get_num_threads()) or together(*arguments))
+    name = f"netllm+adapter={tmp_path / 'adapter'}+llm={llm}+dtype=float32{own}"
+    try:
+        run.test(CjsEvaluateSettings(("4:2:1",), (name,), threads=2, out=tmp_path / "out"), QUIET)
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [used]
+
+
 def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
     path = tmp_path / "cjs.md"
     path.write_text(f"before\n{page.START}\nold\n{page.END}\nafter\n")
@@ -164,13 +185,13 @@ def test_tables_are_written_between_the_marks(tmp_path, monkeypatch):
     toy = CjsSetting("toy", 5, 4, (1, 2, 3))
     results = analyse([toy], [played("fair", seed, 5.0 + seed) for seed in toy.seeds], ["fair"], [])
     settings = CjsEvaluateSettings(out=tmp_path, write=True)
-    run._write(settings, results, cjs_header([], "published"), ["fair"])
+    run._write(settings, results, cjs_header([], "published"), False)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text and "`fair`" in text
     path.write_text("nothing")
     with pytest.raises(UserError, match="wanted both"):
-        run._write(settings, results, cjs_header([], "published"), ["fair"])
+        run._write(settings, results, cjs_header([], "published"), False)
 
 
 def test_what_is_published_is_what_was_run(tmp_path):
@@ -184,6 +205,16 @@ def test_what_is_published_is_what_was_run(tmp_path):
     results = analyse([toy], [played("netllm", seed, 5.0 + seed) for seed in toy.seeds], ["netllm"], [])
     for semantics in ("published", "conserving"):
         assert f"Simulator, {semantics} rules" in page.card(results, "netllm", cjs_header([], semantics))
+
+
+def test_no_other_policy_s_results_go_into_the_shipped_adapter_s_card(tmp_path):
+    mine = tmp_path / "netllm.py"
+    mine.write_text((CHECKOUT / "controllers" / "cjs" / "fair.py").read_text())
+    with pytest.raises(UserError, match="--write: the policy 'netllm' is .*netllm.py, wanted our own under that name"):
+        run.test(CjsEvaluateSettings(("5:4:1",), (str(mine),), write=True, out=tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out").exists()
+    assert measures_shipped(load_all(["fair", "netllm"], "cjs"), NetLLM)
+    assert not measures_shipped(load_all(["fair", f"netllm+adapter={tmp_path}"], "cjs"), NetLLM)
 
 
 def test_settings_of_ones_own_and_unknown_ones(capsys):

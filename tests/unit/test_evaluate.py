@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,29 @@ def test_who_refuses_a_setting_is_named_not_counted(settings, mine):
     analysis = measure(replace(settings, policies=("bba", f"{mine}:Picky")), QUIET)
     assert "six levels are too many" in analysis.settings[0].refused["mine:Picky"]
     assert "six levels are too many" in (settings.out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("policies", "main"),
+    [(("bba",), "bba"), (("netllm+adapter={two}", "netllm"), "netllm+adapter="), (("both=netllm,netllm+adapter={two}",), "both")],
+)
+def test_no_other_policy_s_results_go_into_an_adapter_s_card(settings, adapters, monkeypatch, policies, main):
+    monkeypatch.setattr("netllm.abr.suite.run.SETTINGS", settings.settings)
+    llm, (one, two) = adapters
+    asked = replace(settings, policies=tuple(each.format(two=two) for each in policies), adapter=Path(one), llm=llm, card=True)
+    with pytest.raises(UserError, match=f"--card is for the card of adapter {one}, seen {re.escape(main)}.* as the main policy"):
+        measure(asked, QUIET)
+    assert not (Path(one) / "README.md").exists() and not settings.out.exists()
+
+
+def test_the_results_of_an_adapter_go_into_its_own_card(settings, adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr("netllm.abr.suite.run.SETTINGS", settings.settings)
+    llm, (one, _) = adapters
+    own = Path(shutil.copytree(one, tmp_path / "own"))
+    (own / "README.md").write_text("<!-- results --><!-- end of results -->")
+    asked = (f"netllm+adapter={own}+llm={llm}+dtype=float32", "bba")
+    measure(replace(settings, policies=asked, adapter=own, card=True), QUIET)
+    assert f"`netllm+adapter={own}" in (own / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

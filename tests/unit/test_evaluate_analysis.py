@@ -14,6 +14,7 @@ from netllm.abr.suite.contenders import ABLATION, COMPARED, LEARNED, NETLLM, RUL
 from netllm.abr.suite.header import header
 from netllm.abr.suite.markdown import _ablations as ablation_table
 from netllm.abr.suite.markdown import ablations_document, document, trainings
+from netllm.abr.suite.page import render
 from netllm.abr.suite.play import OPTIMUM
 from netllm.abr.suite.sentences import finding
 from netllm.abr.suite.settings import Playback, Prepared, Setting
@@ -106,7 +107,7 @@ def test_what_was_measured_together_is_the_unit_of_intervals_and_p_values_but_no
 def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     base = np.arange(10.0)
     who = [contender("netllm", NETLLM), contender("bba"), *(contender(name, NETLLM, ABLATION, 2) for name in ("full", "no lora"))]
-    two = {(member, 0): base + member for member in (0, 1)}
+    two = {(member, 0): base + 0.02 * member for member in (0, 1)}
     less = {key: row - 0.5 for key, row in two.items()}
     found = analysis({"netllm": base, "bba": base, "full": two, "no lora": less}, who, reference="full")
     assert found.comparisons == found.ablation_comparisons == 1
@@ -116,9 +117,39 @@ def test_ablations_are_measured_against_their_reference_and_adjusted_apart():
     assert [each.b for each in found.settings[0].differences] == ["bba"]
     rows = [line for line in ablation_table(found) if line.startswith("| toy")]
     assert [row.split(" | ")[1] for row in rows] == ["full", "no lora"], "the reference's own values come first"
-    assert rows[0].startswith("| toy | full | 5.000 ± ") and rows[0].endswith(
-        " | 2, 0.707 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |"
+    assert rows[0].startswith("| toy | full | 4.510 ± ") and rows[0].endswith(
+        " | 2, 0.014 | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} | \N{EN DASH} |"
     )
+
+
+def test_an_ablation_is_no_clearer_than_its_training_seeds():
+    """Every trace says 0.1 less, but seeds lie 0.1 apart: more seeds could say otherwise."""
+    base, wobble = np.arange(10.0), 0.01 * np.array([1, -1] * 5)
+    who = [contender("netllm", NETLLM), *(contender(name, NETLLM, ABLATION, 2) for name in ("full", "less", "much less"))]
+    who.append(contender("once", NETLLM, ABLATION))
+    played = {"netllm": base, "full": {(0, 0): base, (1, 0): base + 0.01}, "less": {(0, 0): base - 0.05, (1, 0): base - 0.15 + wobble}}
+    played |= {"much less": {(0, 0): base - 1, (1, 0): base - 1.01}, "once": base - 0.1 + wobble}
+    found = {each.a: each for each in analysis(played, who, reference="full").settings[0].ablations}
+    assert {name: each.verdict for name, each in found.items()} == {"less": "not clear", "much less": "worse", "once": "not clear"}
+    assert found["less"].losses == 10 and found["less"].estimate.ci95[0] < 0 < found["less"].estimate.ci95[1]
+    assert found["less"].estimate.freedom < 2 and found["less"].p > 0.05
+
+
+def test_ablations_of_one_seed_each_have_no_verdict_and_the_page_says_why():
+    base = np.linspace(0.5, 1.5, 10)
+    who = [contender("netllm", NETLLM), contender("no lora", NETLLM, ABLATION)]
+    found = analysis({"netllm": base, "no lora": base - 0.5}, who)
+    (each,) = found.settings[0].ablations
+    assert (each.estimate.mean, each.estimate.ci95, each.p, each.p_holm, each.verdict) == (
+        pytest.approx(-0.5),
+        None,
+        None,
+        None,
+        "not clear",
+    )
+    facts = header([each.prepared for each in found.settings], who, 1, False, (), {each.name: 1.0 for each in who})
+    assert "Where no variant has several seeds there is neither" in ablations_document(found, facts)
+    assert "Where none has several there is no interval" in render(found, facts)
 
 
 def test_ablations_have_a_page_of_their_own():

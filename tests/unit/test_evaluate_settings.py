@@ -1,6 +1,9 @@
 """The settings of an evaluation: what is played in each, and that it is the same on every machine."""
 
 import hashlib
+import inspect
+import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -9,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netllm.abr.suite.contenders import CHECKOUT, MODEL
+from netllm.abr.suite import play as playing
+from netllm.abr.suite.contenders import CHECKOUT, MODEL, SHIPPED, SIMULATION, contenders
 from netllm.abr.suite.settings import DEFAULT, SETTINGS, STARTS, chosen, doubling_video, prepare
+from netllm.tasks.abr import student_of
 from players.media import load_manifest
 from testbed.errors import UserError
 from traces.leakage import find_leaks
@@ -107,9 +112,44 @@ def test_the_identity_of_a_setting_holds_traces_video_and_path():
 
 def test_every_source_of_a_language_model_s_answer_is_in_a_cell_s_key():
     """Else a changed source would leave yesterday's sessions standing."""
-    told = subprocess.run(
-        [sys.executable, "-c", "import sys, netllm.adapter; print(*(sys.modules[n].__file__ for n in sys.modules if n[:7] == 'netllm.'))"],
-        cwd=CHECKOUT, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    loaded = {Path(file) for file in told if not file.endswith("__init__.py")}
-    assert loaded and loaded == loaded & {file for pattern in MODEL for file in CHECKOUT.glob(pattern)}
+    loaded = modules_with("netllm.adapter", among=("netllm.",))
+    assert loaded and loaded <= found_by(MODEL)
+    assert Path(inspect.getfile(student_of)) in loaded, "what decides in evaluations is among what the model is made of"
+
+
+def test_every_source_of_a_playback_is_in_a_cell_s_key():
+    loaded = modules_with("testbed.sim.abr", "testbed.metrics", among=("testbed.", "traces.", "controllers."))
+    reading = {CHECKOUT / name for name in ("testbed/errors.py", "traces/columns.py", "traces/text.py")}  # what they read is in the key
+    assert loaded and loaded - reading | {Path(playing.__file__)} <= found_by(SIMULATION)
+
+
+def test_another_language_model_is_another_policy(tmp_path, monkeypatch):
+    """Under the same name, with the same adapter: that of the package, and that of a folder which netllm.json names."""
+
+    def seen() -> str:
+        ((contender,), _) = contenders(("netllm",), (), str(folder))
+        return contender.members[0].identity
+
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "adapter"))
+    identities = [seen()]
+    monkeypatch.setattr("netllm.backbone.embedded_folder", lambda: tmp_path / "smollm2-135m-other")
+    identities.append(seen())
+    content = json.loads((folder / "netllm.json").read_text())
+    content["backbone"]["name"] = str(tmp_path / "llm")
+    (folder / "netllm.json").write_text(json.dumps(content))
+    (tmp_path / "llm").mkdir()
+    for text in ("one", "two"):
+        (tmp_path / "llm" / "model.safetensors").write_text(text)
+        identities.append(seen())
+    assert len(set(identities)) == 4 and seen() == identities[-1]
+
+
+def modules_with(*imported: str, among: tuple[str, ...]) -> set[Path]:
+    """Files of the modules that these bring along."""
+    code = f"import sys, {', '.join(imported)}; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith({among})))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    return {Path(file) for file in told if not file.endswith("__init__.py")}
+
+
+def found_by(patterns: tuple[str, ...]) -> set[Path]:
+    return {file for pattern in patterns for file in CHECKOUT.glob(pattern)}

@@ -47,6 +47,22 @@ def test_a_loaded_adapter_decides_as_the_saved_one(saved):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_an_adapter_that_was_changed_meanwhile_is_loaded_anew_and_the_earlier_one_leaves_the_backbone(saved, tmp_path):
+    """As in a notebook: adapt, test, adapt again into the same folder, test."""
+    llm, folder = str(saved[0]), shutil.copytree(saved[1], tmp_path / "adapter")
+    earlier = [load_adapter(folder, llm, "float32"), load_adapter(folder, llm)]  # one for each type
+    names = {model.switch.name for model in earlier}
+    changed = lively(saved[0], seed=7, name="changed meanwhile")
+    save_adapter(changed, folder, {})
+    found = load_adapter(folder, llm, "float32")
+    assert found is not earlier[0] and load_adapter(folder, llm, "float32") is found
+    np.testing.assert_allclose(decisions(found), decisions(changed), atol=5e-5)
+    assert not any(names & model.backbone.active.known for model in earlier)
+    edit("netllm.json", lambda c: c["settings"].update(target_qoe=3.0))(folder)  # settings alone, as scripts/adapt cjs-trust does
+    assert load_adapter(folder, llm, "float32").task.target_qoe == 3.0
+    changed.switch.remove()
+
+
 def test_only_safetensors_and_text_are_written(saved):
     names = {path.name for path in saved[1].iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "modules.safetensors", "netllm.json"} <= names

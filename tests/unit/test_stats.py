@@ -164,6 +164,37 @@ def test_the_test_counts_measurements_not_traces():
     assert stats.p_value_of(at_the_edge) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("seeds", [{"a": 2, "b": 2}, {"a": 2, "b": 3}, {"a": 1, "b": 2, "c": 2, "d": 2}, {"a": 1, "b": 1, "c": 3, "d": 3}])
+def test_the_interval_of_an_ablation_covers_the_truth_over_traces_and_training_seeds(seeds):
+    """Seeds move all traces alike: over traces alone, the difference of two equal trainings is not 0 in a fifth of the cases."""
+    rng, held = np.random.default_rng(7), {True: 0, False: 0}
+    for _ in range(500):
+        means = {name: rng.normal(0, 0.03, count).tolist() for name, count in seeds.items()}
+        over_traces = stats.estimate(np.mean(means["a"]) - np.mean(means["b"]) + rng.normal(0, 0.2, 50))
+        found = stats.with_training_seeds(over_traces, "a", "b", means)
+        for told, each in ((True, found), (False, over_traces)):
+            held[told] += each.ci95[0] <= 0 <= each.ci95[1]
+        assert (stats.p_value_of(found) >= 0.05) == (found.ci95[0] <= 0 <= found.ci95[1])
+    assert 0.92 <= held[True] / 500 <= 0.98
+    assert held[False] / 500 < 0.87
+
+
+def test_training_seeds_by_hand():
+    """Without spread over traces the interval is Welch's of the seeds; without spread over seeds it is that over traces."""
+    a, b = [1.0, 1.2, 1.1], [0.7, 0.5]
+    still = stats.Estimate(0.5, (0.5, 0.5), 40)
+    found = stats.with_training_seeds(still, "a", "b", {"a": a, "b": b, "c": [9.0, 3.0]})
+    welch = scipy.stats.ttest_ind(a, b, equal_var=False)
+    assert found.ci95 == pytest.approx(tuple(welch.confidence_interval())) and found.freedom == pytest.approx(welch.df)
+    assert stats.p_value_of(found) == pytest.approx(welch.pvalue)
+    alone = stats.with_training_seeds(still, "a", "b", {"a": a, "b": [0.6]})
+    assert alone.half_width == pytest.approx(scipy.stats.t.ppf(0.975, 2) * np.std(a, ddof=1) * (1 + 1 / 3) ** 0.5)
+    over_traces = stats.estimate([0.3, 1.7, -0.4, 2.2])
+    assert stats.with_training_seeds(over_traces, "a", "b", {"a": [1.0, 1.0], "b": [1.0]}).ci95 == pytest.approx(over_traces.ci95)
+    assert stats.with_training_seeds(over_traces, "a", "b", {"a": [1.0], "b": [2.0]}).ci95 is None, "nobody knows how far seeds lie apart"
+    assert stats.with_training_seeds(stats.estimate([1.0]), "a", "b", {"a": a, "b": b}).ci95 is None
+
+
 def test_seeds_are_averaged_before_traces():
     trials = [trial("a", "x", 1.0, seed=1), trial("a", "x", 3.0, seed=2), trial("a", "y", 10.0)]
     assert stats.per_trace(trials) == {("x", "x"): 2.0, ("y", "y"): 10.0}

@@ -3,9 +3,10 @@
 A mean is over traces (files, where a file is played from several starts): the sessions, seeds and training seeds of one are averaged first.
 Traces of one measurement unit or log are not independent: intervals and p values take what was measured together as the unit of sampling
 (`testbed.stats.estimate`). So an interval says what other measurements of the same kind would give; what other seeds would give stands
-apart, as a standard deviation of the seeds' means. P values are of the paired t test, adjusted by Holm (Scandinavian Journal of Statistics
-1979) over the comparisons on one setting: the main policy against each other, and apart from these each ablation against its reference.
-Settings are questions of their own: nothing is adjusted over them.
+apart, as a standard deviation of the seeds' means. Ablations compare trainings: their intervals and p values hold what other training seeds
+would give, too (`testbed.stats.with_training_seeds`). P values are of the paired t test, adjusted by Holm (Scandinavian Journal of
+Statistics 1979) over the comparisons on one setting: the main policy against each other, and apart from these each ablation against its
+reference. Settings are questions of their own: nothing is adjusted over them.
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ from netllm.abr.suite.cells import CELL, Cell
 from netllm.abr.suite.contenders import ABLATION, COMPARED, LEARNED, RULE, SEEDS, Contender
 from netllm.abr.suite.play import OPTIMUM
 from netllm.abr.suite.settings import DEFAULT, Prepared
-from testbed.stats import SIGNIFICANT, TIE, Estimate, estimate, holm, p_value_of, ratio_of_means, strongest
+from testbed.stats import SIGNIFICANT, TIE, Estimate, estimate, holm, p_value_of, ratio_of_means, strongest, with_training_seeds
 
 Cells = Mapping[tuple[str, str, int, int], Cell]
 LEAST_FOR_SCALE = 10
@@ -38,7 +39,7 @@ class Difference:
     losses: int
     ties: int
     p: float | None
-    """Of the paired t test; None where too few were measured."""
+    """Of the paired t test; None where too few were measured, or trained."""
     p_holm: float | None = None
 
     @property
@@ -229,8 +230,18 @@ def _setting(prepared: Prepared, contenders: Sequence[Contender], cells: Cells, 
     others.sort(key=lambda each: -(each.qoe.mean or 0.0))
     differences = tuple(difference(outcomes[main], each) for each in others) if main in outcomes else ()
     variants = [each for each in outcomes.values() if each.contender.role == ABLATION and each.contender.name != reference]
-    ablations = tuple(difference(each, outcomes[reference]) for each in variants) if reference in outcomes else ()
+    ablations = _ablations(variants, outcomes[reference]) if reference in outcomes else ()
     return SettingResult(prepared, optimum, outcomes, refused, differences, ablations)
+
+
+def _ablations(variants: Sequence[Outcome], reference: Outcome) -> tuple[Difference, ...]:
+    """Each variant minus the reference, told how far training seeds lie apart."""
+    seeds = {each.contender.name: each.training.means for each in (reference, *variants)}
+    found = []
+    for each in (difference(variant, reference) for variant in variants):
+        with_seeds = with_training_seeds(each.estimate, each.a, each.b, seeds)
+        found.append(replace(each, estimate=with_seeds, p=p_value_of(with_seeds)))
+    return tuple(found)
 
 
 def _outcome(prepared: Prepared, contender: Contender, cells: Cells) -> Outcome:

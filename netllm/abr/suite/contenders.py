@@ -37,10 +37,13 @@ SHIPPED = CHECKOUT / "netllm" / "adapters" / "abr"
 SIMULATION = (
     "testbed/sim/abr.py",
     "testbed/metrics.py",
+    "testbed/units.py",
+    "netllm/abr/suite/play.py",
     "controllers/api.py",
     "controllers/ladder.py",
     "controllers/weights.py",
     "traces/formats.py",
+    "traces/trace.py",
 )
 """Sources that decide what any playback gives."""
 _FAMILY = re.compile(r"([\w .:/()-]+?)=(.+)")
@@ -61,12 +64,17 @@ class Member:
         """A fresh policy."""
         return load(self.reference)()
 
+    @property
+    def adapter(self) -> Path:
+        """The folder of a language model's adapter."""
+        return _adapter(self.reference)
+
     def model(self) -> "TaskModel":
         """The language model behind it."""
         from netllm.adapter import load_adapter
 
         given = dict(self.reference.options)
-        return load_adapter(given.get("adapter") or SHIPPED, given.get("llm", ""), given.get("dtype", ""))
+        return load_adapter(self.adapter, given.get("llm", ""), given.get("dtype", ""))
 
 
 @dataclass(frozen=True)
@@ -170,9 +178,13 @@ def _member(factory: PolicyFactory) -> Member:
 
 def _check_adapter(reference: PolicyReference) -> None:
     """Now, not when all others have been played."""
-    folder = Path(dict(reference.options).get("adapter") or SHIPPED).expanduser()
+    folder = _adapter(reference)
     if not (folder / "netllm.json").is_file():
         raise UserError(f"adapter {folder}: has no netllm.json, wanted a folder made by scripts/adapt")
+
+
+def _adapter(reference: PolicyReference) -> Path:
+    return Path(dict(reference.options).get("adapter") or SHIPPED).expanduser()
 
 
 def _kind(factory: PolicyFactory) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from netllm import ablations
 from netllm.abr.suite import sentences
 from netllm.abr.suite.analysis import Analysis, Difference, SettingResult
-from netllm.abr.suite.contenders import ABLATION, COMPARED, NETLLM
+from netllm.abr.suite.contenders import ABLATION, COMPARED
 from netllm.abr.suite.header import Header
 from netllm.cards import set_results
 from netllm.evaluation.tables import table
@@ -30,9 +30,11 @@ _ABLATED = """
 Made by `scripts/evaluate abr --adapters ... --write`; don't edit. Each variant is one training of the language model repeated with one
 thing changed, measured as in [abr.md](abr.md). {qoe}
 
-Differences are the variant minus `{reference}`, paired on each trace after averaging training seeds; intervals are 95 % and take what was
-measured together for the unit of sampling; p is of the paired t test, adjusted by Holm for the variants on one setting ({count} comparisons
-in all). Neither knows of training seeds: compare a difference with the standard deviation over seeds (sd), too.
+Differences are the variant minus `{reference}`, paired on each trace after averaging training seeds. Intervals are 95 % and say what other
+traces and other training seeds would give: to the variance over traces, with what was measured together for the unit of sampling, they add
+that of each one's mean over its k seeds, sd² / k (Welch and Satterthwaite's degrees of freedom; who has one seed takes the sd pooled over
+those on the setting that have several). p is of the same t statistic, adjusted by Holm for the variants on one setting ({count} comparisons
+in all). Where no variant has several seeds there is neither, and no verdict but "not clear": nobody knows how far seeds lie apart.
 """
 
 
@@ -81,11 +83,10 @@ def put_into_card(folder: Path, analysis: Analysis, header: Header) -> None:
 def card(analysis: Analysis, header: Header) -> str:
     """The results section of a model card."""
     main = analysis.named(analysis.main)
-    who = f"`{main.name}` is this adapter. " if main.kind == NETLLM else ""
     parts = [
         "## Results",
         "",
-        who + sentences.finding(analysis),
+        f"`{main.name}` is this adapter. {sentences.finding(analysis)}",
         "",
         *_notes(header),
         sentences.QOE + " Mean ± 95 % interval; its unit is what was measured together.",

@@ -174,8 +174,7 @@ def _columns(summary: SessionSummary) -> tuple[float, ...]:
 
 
 def _play_together(task: Task, batch: int) -> Cell:
-    from netllm.abr.adapt import student_of  # torch takes seconds: only who measures a language model pays
-    from netllm.tasks.abr import AbrTask
+    from netllm.tasks.abr import AbrTask, student_of  # torch takes seconds: only who measures a language model pays
 
     assert task.contender is not None
     began_s, prepared = thread_cpu_s(), prepare(task.setting, task.quick)

@@ -62,7 +62,7 @@ class EvaluateSettings:
     write: bool = False
     """Also write docs/abr.md and its figure; with `adapters` docs/abr_ablations.md instead."""
     card: bool = False
-    """Also put the results into the adapter's model card."""
+    """Also put the results into the model card of `adapter`, which must be the main policy: the first language model that is named."""
 
 
 def test(settings: EvaluateSettings | None = None, console: Console | None = None) -> Analysis:
@@ -74,6 +74,8 @@ def test(settings: EvaluateSettings | None = None, console: Console | None = Non
     who, notes = contenders(settings.policies, settings.adapters, str(settings.adapter or ""), settings.llm, settings.dtype)
     if settings.adapters and settings.reference not in (each.name for each in who):
         raise UserError(f"--reference is {settings.reference!r}, wanted one of {', '.join(each.name for each in who)}")
+    if settings.card:
+        _check_card(settings.adapter or SHIPPED, who[0])
     prepared = [prepare(each, settings.quick) for each in named]
     if any(each.kind == NETLLM for each in who):
         _set_threads(settings.threads)
@@ -99,6 +101,15 @@ def _check(settings: EvaluateSettings) -> None:
         raise UserError(f"--write and --card are for test traces, seen --settings {own[0]}, wanted some of {', '.join(SETTINGS)}")
     if settings.out.exists() and not settings.out.is_dir():
         raise UserError(f"{settings.out}: is a file, wanted a folder for the results")
+
+
+def _check_card(folder: Path, main: Contender) -> None:
+    """No adapter's card tells the results of another policy."""
+    measured = [each.adapter.resolve() for each in main.members] if main.kind == NETLLM else []
+    if measured != [folder.expanduser().resolve()]:
+        raise UserError(
+            f"--card is for the card of adapter {folder}, seen {main.name} as the main policy, wanted policy netllm with that adapter"
+        )
 
 
 def _set_threads(threads: int) -> None:

@@ -34,6 +34,8 @@ SIMULATION = (
     "testbed/sim/cjs*.py",
     "testbed/sim/compiled.py",
     "testbed/cluster/*.py",
+    "testbed/units.py",
+    "netllm/cjs/suite/play.py",
     "traces/durations.py",
     "traces/pickled.py",
     "traces/tpch.py",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from controllers.api import CjsPolicy, CjsSession
 from controllers.cjs.netllm import NetLLM
@@ -42,9 +43,11 @@ class Played:
     """None for sessions that were played together."""
 
 
-def play(setting: CjsSetting, seeds: list[int], factory: PolicyFactory, semantics: Semantics) -> Iterator[Played]:
-    """Sessions of `seeds`, in order."""
+def play(setting: CjsSetting, seeds: list[int], factory: PolicyFactory, semantics: Semantics, threads: int = 1) -> Iterator[Played]:
+    """Sessions of `seeds`, in order. PyTorch computes in `threads`, unless the policy's own option says otherwise."""
     policy = factory()
+    if "threads" not in dict(factory.arguments):
+        torch.set_num_threads(threads)  # now: a language model sets its default when it is made
     if isinstance(policy, NetLLM):
         yield from _together(setting, seeds, factory.name, policy, semantics)
         return

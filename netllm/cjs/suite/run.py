@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
+from controllers.cjs.netllm import NetLLM
 from controllers.learning.start import check_least
 from controllers.loader import PolicyFactory, load_all
 from netllm.adapter import SHIPPED
@@ -18,13 +18,13 @@ from netllm.cjs.suite.analysis import SettingResult, analyse
 from netllm.cjs.suite.header import CjsHeader, cjs_header, identity
 from netllm.cjs.suite.play import Played, play
 from netllm.cjs.suite.settings import NAMED, PUBLISHED, CjsSetting, chosen
+from netllm.evaluation.shipped import NETLLM, measures_shipped
 from netllm.evaluation.tables import roomy
 from testbed.errors import UserError
 from testbed.sim.cjs import Semantics
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cjs.md"
 SESSIONS = "sessions.jsonl"
-NETLLM = "netllm"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CjsEvaluateSettings:
     semantics: Semantics = PUBLISHED
     """Rules of the simulator; docs/cjs.md tells them."""
     threads: int = 1
-    """CPU threads."""
+    """CPU threads of PyTorch, for policies whose own option `threads` is not given."""
     out: Path = Path("results/evaluate-cjs")
     """Folder of the results. Sessions that it has already, of the same sources and weights, are not played again."""
     write: bool = False
@@ -56,27 +56,25 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
         raise UserError(f"--write is for results under the published rules, seen --semantics {settings.semantics}, wanted one of the two")
     asked = chosen(settings.settings, settings.semantics)
     policies = load_all(settings.policies, "cjs")
-    torch.set_num_threads(settings.threads)
+    with_card = settings.write and measures_shipped(policies, NetLLM)
     settings.out.mkdir(parents=True, exist_ok=True)
     store = _Store(settings.out / SESSIONS, settings.semantics)
-    played = [each for setting in asked for policy in policies for each in _played(setting, policy, settings.semantics, store, console)]
+    played = [each for setting in asked for policy in policies for each in _played(setting, policy, settings, store, console)]
     names = [policy.name for policy in policies]
     results = analyse(asked, played, names, [name for name in settings.against if name in names])
     header = cjs_header(policies, settings.semantics)
-    _write(settings, results, header, names)
+    _write(settings, results, header, with_card)
     page.show(results, console)
     console.print(f"results: {settings.out}")
     return results
 
 
-def _played(
-    setting: CjsSetting, policy: PolicyFactory, semantics: Semantics, store: "_Store", console: Console
-) -> list[Played]:  # fmt: skip
+def _played(setting: CjsSetting, policy: PolicyFactory, settings: CjsEvaluateSettings, store: "_Store", console: Console) -> list[Played]:
     who = identity(policy)
     known = {seed: found for seed in setting.seeds if (found := store.find(setting.name, seed, policy.name, who))}
     missing = [seed for seed in setting.seeds if seed not in known]
     if missing:
-        for each in play(setting, missing, policy, semantics):
+        for each in play(setting, missing, policy, settings.semantics, settings.threads):
             store.add(each, who)
             known[each.seed] = each
             console.print(f"{setting.name} seed {each.seed} {policy.name}: mean JCT {each.avg_jct_s:.1f} s, {each.ended}", markup=False)
@@ -107,7 +105,7 @@ class _Store:
             file.write(json.dumps(asdict(played) | {"semantics": self._semantics, "identity": who}) + "\n")
 
 
-def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], header: CjsHeader, names: Sequence[str]) -> None:
+def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], header: CjsHeader, with_card: bool) -> None:
     summary = {"version": 1, "task": "cjs", "metric": "avg_jct_s", "unit": "s", "mode": "simulation", "header": asdict(header)}
     summary["settings"] = [_summary(each) for each in results]
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -118,7 +116,7 @@ def _write(settings: CjsEvaluateSettings, results: Sequence[SettingResult], head
         if not mark or not end:
             raise UserError(f"{PAGE}: has no {page.START} and {page.END}, wanted both, to write between them")
         PAGE.write_text(f"{before}{page.START}\n{page.section(results, header)}\n{page.END}{after}", encoding="utf-8")
-        if NETLLM in names:
+        if with_card:
             set_results(SHIPPED / "cjs", page.card(results, NETLLM, header))
 
 

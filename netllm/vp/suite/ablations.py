@@ -1,7 +1,7 @@
 """Adapters trained with one thing changed (`scripts/ablate vp`), several seeds each, against one of them or against the policy that ships.
 
 A row is the mean over its training seeds, window by window; its difference from the reference is paired on the windows, with intervals over
-viewers and over videos, as anywhere else. How far seeds lie apart stands beside it.
+viewers and over videos, which hold how far seeds lie apart, too.
 """
 
 from collections.abc import Mapping, Sequence

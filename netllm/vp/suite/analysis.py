@@ -3,7 +3,8 @@
 The mean is over windows, as published. Windows of one viewer are not independent, so the interval takes the viewer as the unit of sampling
 (Student's t on the sums and counts of each, the delta method for their ratio): it says what other viewers would give. The absolute level
 depends on who those are far more than a paired difference does. Beside stands the same difference with the video as the unit. P values are
-of the t statistic over viewers, adjusted by Holm over the comparisons with one reference on one setting.
+of the t statistic over viewers, adjusted by Holm over the comparisons with one reference on one setting. Ablations compare trainings: their
+intervals and p values hold what other training seeds would give, too (`testbed.stats.with_training_seeds`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from controllers.loader import PolicyFactory
 from netllm.vp.suite.settings import VpSetting
 from testbed.sim.vp import WindowErrors
-from testbed.stats import SIGNIFICANT, TIE, Estimate, holm, p_value_of, ratio_of_means
+from testbed.stats import SIGNIFICANT, TIE, Estimate, holm, p_value_of, ratio_of_means, with_training_seeds
 from traces.viewports import ANGLES
 
 SPHERE, PUBLISHED, RMSE = "great circle", "published rule", "RMSE"
@@ -110,12 +111,16 @@ class Evaluation:
 
 
 def setting_result(
-    setting: VpSetting, outcomes: Mapping[str, Outcome], refused: Mapping[str, str], references: Sequence[str]
+    setting: VpSetting,
+    outcomes: Mapping[str, Outcome],
+    refused: Mapping[str, str],
+    references: Sequence[str],
+    seeds_deg: Mapping[str, Sequence[float]] | None = None,
 ) -> SettingResult:
-    """All tables of a setting. At least one policy could serve."""
+    """All tables of a setting. At least one policy could serve. `seeds_deg`: mean errors of training seeds, for ablations."""
     any_errors = next(iter(outcomes.values())).errors
     differences = {
-        reference: _adjusted([difference(each, outcomes[reference]) for name, each in outcomes.items() if name != reference])
+        reference: _adjusted([difference(each, outcomes[reference], seeds_deg) for name, each in outcomes.items() if name != reference])
         for reference in references
         if reference in outcomes
     }
@@ -123,10 +128,13 @@ def setting_result(
     return SettingResult(setting, len(any_errors.at), users, videos, dict(outcomes), dict(refused), differences)
 
 
-def difference(a: Outcome, b: Outcome) -> Difference:
+def difference(a: Outcome, b: Outcome, seeds_deg: Mapping[str, Sequence[float]] | None = None) -> Difference:
     """`a` minus `b` on the same windows."""
     values = a.errors.mae_deg - b.errors.mae_deg
     over_users, over_videos = clustered(values, a.errors.user), clustered(values, a.errors.video)
+    if seeds_deg is not None:
+        names = a.policy.name, b.policy.name
+        over_users, over_videos = (with_training_seeds(found, *names, seeds_deg) for found in (over_users, over_videos))
     per_user, per_video = (_means(values, clusters) for clusters in (a.errors.user, a.errors.video))
     counts = (int(np.sum(per_user < -TIE)), len(per_user), int(np.sum(per_video < -TIE)), len(per_video))
     return Difference(a.policy.name, b.policy.name, over_users, over_videos, *counts, p_value_of(over_users))

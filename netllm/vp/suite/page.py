@@ -38,7 +38,9 @@ does not say how its windows lie: that they are these is inferred from linear re
 _ABLATIONS = """
 `scripts/ablate vp`: one training, repeated with one thing changed, with equal steps, batches and cost; far shorter than that of the adapter
 that ships. Each row is the mean over its training seeds, window by window; *random* backbones have the sizes and scales of the pre-trained
-one, and were never trained.
+one, and were never trained. Intervals and p say what other training seeds would give, too: they add the variance of each row's mean over
+its k seeds, sd² / k, to that over viewers or videos (Welch and Satterthwaite's degrees of freedom; who has one seed takes the sd pooled
+over the rows that have several). Where no row has several seeds there is neither, and no verdict but "not clear".
 """
 _THAN = {"better": "better than", "worse": "worse than", "not clear": "not clearly different from"}
 _MEASURES = (*ANGLES, RMSE, SPHERE, PUBLISHED)

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from controllers.learning.start import check_least
 from controllers.loader import KINDS, PolicyFactory, discover, load, load_all, raised
+from controllers.vp.netllm import NetLLM
 from controllers.weights import VP_SHIPPED
 from netllm.ablations import trainings
 from netllm.adapter import SHIPPED
 from netllm.cards import set_results
+from netllm.evaluation.shipped import measures_shipped
 from netllm.evaluation.tables import roomy
 from netllm.vp.ablate import CHANGES
 from netllm.vp.suite import page
@@ -71,6 +73,7 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     if settings.write and settings.split != TEST:
         raise UserError(f"--write is for results on test viewings, seen --split {settings.split}, wanted one of the two")
     policies, ablated = _policies(settings), families(settings.adapters, settings.reference)
+    with_card = settings.write and measures_shipped(policies, NetLLM)
     asked, left_out = _windows(settings, console)
     frames = Frames(settings.frames)
     results = [_measured(each, seen, policies, settings, frames) for each, seen in asked]
@@ -81,7 +84,7 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     times_s = _timed(asked[0][1], policies, settings, frames)
     evaluation = Evaluation(tuple(results), left_out, tuple(seeds), tuple(ablations), tuple(trained), times_s)
     header = vp_header([*policies, *further], settings.split)
-    _write(settings, evaluation, header)
+    _write(settings, evaluation, header, with_card)
     page.show(evaluation, console)
     console.print(f"results: {settings.out}")
     return results
@@ -155,10 +158,11 @@ def _ablated(
     """Every member of every family on these windows, and each family against the reference."""
     errors = {each.name: [measure(member(), windows, settings.seed, frames) for member in each.members] for each in ablated}
     outcomes = {each.name: joined(each, errors[each.name]) for each in ablated}
-    return AblationResult(setting_result(setting, outcomes, {}, (settings.reference,)), seeds_deg(errors))
+    seeds = seeds_deg(errors)
+    return AblationResult(setting_result(setting, outcomes, {}, (settings.reference,), seeds), seeds)
 
 
-def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeader) -> None:
+def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeader, with_card: bool) -> None:
     results = evaluation.results
     settings.out.mkdir(parents=True, exist_ok=True)
     scratch = settings.out / f".windows.{os.getpid()}"
@@ -172,7 +176,7 @@ def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeade
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if settings.write:
         PAGE.write_text(page.document(evaluation, header), encoding="utf-8")
-        if any(NETLLM in each.outcomes for each in evaluation.results):
+        if with_card and any(NETLLM in each.outcomes for each in evaluation.results):
             set_results(SHIPPED / "vp", page.card(evaluation.results, NETLLM, header))
 
 
