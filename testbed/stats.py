@@ -117,7 +117,9 @@ def with_training_seeds(found: Estimate, a: str, b: str, seeds: Mapping[str, Seq
 
     `seeds` holds the mean of each training seed, by variant. To the variance of the mean difference is added that of each one's mean over
     its k seeds, sd² / k; who has one seed takes the sd pooled over the variants that have several. Degrees of freedom are those of Welch
-    and Satterthwaite (Biometrics Bulletin 2, 1946), each variant's sd being a part: few, where the few seeds say XX"""
+    and Satterthwaite (Biometrics Bulletin 2, 1946), each variant's sd being a part. Where no variant has several seeds there is
+    no interval. Where one seed meets the only variant that has two it may be too narrow: as few as 87 of 100 hold the truth.
+    """
     spreads = {name: (float(np.var(means, ddof=1)), len(means) - 1) for name, means in seeds.items() if len(means) > 1}
     if found.mean is None or found.ci95 is None or not spreads:
         return replace(found, ci95=None)
