@@ -51,7 +51,7 @@ def turns_deg(weights: Weights, inputs: np.ndarray) -> np.ndarray:
 
 class Mlp(VpPolicy):
     """Newest sample plus what the network says of the last 2 s, trained for 6 s by `scripts/train vp_mlp` on every training window and its
-    mirror image, and chosen on validation viewings.
+    mirror image.
 
     `weights` is a file or the name of one that ships (`mlp-2` and `mlp-3` are other training seeds).
     """

@@ -154,7 +154,7 @@ def test_an_unknown_task_is_told(capsys):
 
 
 def test_an_evaluation_writes_every_window_and_every_number(recorded, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    monkeypatch.setattr(run, "DOCS", tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
     asked = run.VpEvaluateSettings(
         ("figures", "code"), ("static", f"{tmp_path}/mine.py"), ("static", "velocity"), out=tmp_path / "out", write=True
@@ -245,7 +245,7 @@ def test_no_page_is_written_of_other_viewings_than_the_test_s(recorded, tmp_path
 
 def test_no_other_policy_s_results_go_into_the_shipped_adapter_s_card(recorded, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    monkeypatch.setattr(run, "DOCS", tmp_path)
     monkeypatch.setattr(run, "set_results", lambda *arguments: written.append(arguments))
     (tmp_path / "netllm.py").write_text(MINE)
     asked = run.VpEvaluateSettings(("figures",), (f"{tmp_path}/netllm.py",), ("static",), out=tmp_path / "out", write=True)
@@ -295,7 +295,7 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
         save_adapter(model, folders[name], {"trained": {"command": "scripts/ablate vp --names reference no-lora --steps 9 --seeds 1 2"}})
         model.switch.remove()
     groups = tuple(f"{name}={folders[f'{name}-1']},{folders[f'{name}-2']}" for name in ("still", "lively"))
-    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    monkeypatch.setattr(run, "DOCS", tmp_path)
     asked = run.VpEvaluateSettings(
         ("figures",), ("static",), ("static",), adapters=groups, reference="still", out=tmp_path / "out", timed=3, write=True
     )
@@ -310,10 +310,11 @@ def test_ablations_are_measured_against_their_reference_and_seeds_are_averaged(r
     assert (compared["a"], compared["b"]) == ("lively", "still")
     (low, high), spread = compared["over_users"]["ci95"], abs(one - two) / 2  # sd over the root of two seeds
     assert 1 <= compared["over_users"]["freedom"] < 3 and (high - low) / 2 > 3 * spread, "three viewers and two seeds are few"
-    text = (tmp_path / "vp.md").read_text()
+    assert not (tmp_path / "vp.md").exists()
+    text = (tmp_path / "vp_ablations.md").read_text()
     assert "| still | `reference`: nothing but" in text
     assert "`scripts/ablate vp --names reference --seeds 1 2 --out made --steps 9` |" in text
-    assert "## Ablations of the language model" in text and "| `lively` |" in text and "## Cost of a decision" in text
+    assert "ablations of the language model" in text and "| `lively` |" in text and "`static`" not in text
     assert summary["decision_ms"]["static"]["p50"] > 0
 
 
@@ -337,7 +338,7 @@ def test_another_data_set_that_cannot_be_had_is_left_out_unless_it_is_alone(reco
 
     monkeypatch.setattr(run, "load_split", lacking)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "PAGE", tmp_path / "vp.md")
+    monkeypatch.setattr(run, "DOCS", tmp_path)
     assert evaluate_command(["vp", "--settings", "figures", "wu2017", "--policies", "static", "--against", "static", "--write"]) == 0
     text = (tmp_path / "vp.md").read_text()
     assert "was left out: its data were not there (`scripts/fetch_data viewports_wu2017`" in text and NAMED["wu2017"].note in text

@@ -1,4 +1,4 @@
-"""An evaluation of predictors as tables, in the terminal and in Markdown (docs/vp.md)."""
+"""An evaluation of predictors as tables, in the terminal and in Markdown (docs/vp.md, docs/vp_ablations.md)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +25,8 @@ windows, with a 95 % interval that takes the viewer as the unit of sampling. Les
 the front, `roll` is how high one looks and `pitch` how far one tilts the head (`traces/viewports.py`, tested against the data). *Published
 rule* is MAE as NetLLM's code computes it: it takes off one turn at most, which makes extrapolations that pass 180 degrees look worse
 (`testbed/vp_metrics.py`).
+
+[vp_ablations.md](vp_ablations.md) says what the language model owes to its parts.
 """
 _PAIRED = """
 Differences are paired on each window; below zero the policy is better than the one it is compared with. Intervals over viewers and over
@@ -36,11 +38,13 @@ What NetLLM's figure shows for these windows (heights of its bars), and what the
 does not say how its windows lie: that they are these is inferred from linear regression and velocity.
 """
 _ABLATIONS = """
-`scripts/ablate vp`: one training, repeated with one thing changed, with equal steps, batches and cost; far shorter than that of the adapter
-that ships. Each row is the mean over its training seeds, window by window; *random* backbones have the sizes and scales of the pre-trained
-one, and were never trained. Intervals and p say what other training seeds would give, too: they add the variance of each row's mean over
-its k seeds, sd² / k, to that over viewers or videos (Welch and Satterthwaite's degrees of freedom; who has one seed takes the sd pooled
-over the rows that have several). Where no row has several seeds there is neither, and no verdict but "not clear".
+Made by `scripts/evaluate vp --adapters ... --write`; don't edit. `scripts/ablate vp`: one training, repeated with one thing changed, with
+equal steps, batches and cost. Each row is the mean over its training seeds, window by window; *random* backbones have the sizes and scales
+of the pre-trained one, and were never trained.
+
+Intervals and p say what other training seeds would give, too: they add the variance of each row's mean over its k seeds, sd² / k, to that
+over viewers or videos (Welch and Satterthwaite's degrees of freedom; who has one seed takes the sd pooled over the rows that have several).
+Where no row has several seeds there is neither, and no verdict but "not clear".
 """
 _THAN = {"better": "better than", "worse": "worse than", "not clear": "not clearly different from"}
 _MEASURES = (*ANGLES, RMSE, SPHERE, PUBLISHED)
@@ -70,13 +74,17 @@ def document(evaluation: Evaluation, header: VpHeader) -> str:
             parts += [_PUBLISHED, *_published(result)]
     if seeds:
         parts += ["", "## Training seeds", "", *_seeds(seeds)]
-    if evaluation.ablations:
-        parts += ["", "## Ablations of the language model", _ABLATIONS]
-        for each in evaluation.ablations:
-            parts += [f"### {each.result.setting.name}: {each.result.setting.title}", "", *_ablations(each), ""]
-        parts += table(TRAINED, evaluation.trainings) if evaluation.trainings else []
     if evaluation.times_s:
         parts += ["", "## Cost of a decision", "", *_times(evaluation.times_s)]
+    return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
+
+
+def ablations_document(evaluation: Evaluation, header: VpHeader) -> str:
+    """What the language model owes to what: the evaluation's adapters against their reference."""
+    parts = ["# Viewport prediction: ablations of the language model", _ABLATIONS]
+    for each in evaluation.ablations:
+        parts += [f"## {each.result.setting.name}: {each.result.setting.title}", "", *_ablations(each), ""]
+    parts += table(TRAINED, evaluation.trainings) if evaluation.trainings else []
     return "\n".join([*parts, "", "## How it was made", "", *_made(header)]) + "\n"
 
 

@@ -33,7 +33,7 @@ from traces.frames import Frames
 from traces.viewport_splits import TEST, find_split, load_split
 from traces.windows import Windows, cut
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "vp.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 AXES = ("roll", "pitch", "yaw")
 
 
@@ -62,7 +62,7 @@ class VpEvaluateSettings:
     out: Path = Path("results/evaluate-vp")
     """Folder of the results; what an earlier evaluation left there is replaced."""
     write: bool = False
-    """Also write docs/vp.md, and the results into the card of the adapter that ships."""
+    """Also write docs/vp.md, and the results into the card of the adapter that ships; with `adapters` docs/vp_ablations.md instead."""
 
 
 def test(settings: VpEvaluateSettings | None = None, console: Console | None = None) -> list[SettingResult]:
@@ -174,8 +174,10 @@ def _write(settings: VpEvaluateSettings, evaluation: Evaluation, header: VpHeade
     }
     summary["ablations"] = [{**_summary(each.result), "seeds_mae_deg": each.seeds_deg} for each in evaluation.ablations]
     (settings.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    if settings.write:
-        PAGE.write_text(page.document(evaluation, header), encoding="utf-8")
+    if settings.write and settings.adapters:
+        (DOCS / "vp_ablations.md").write_text(page.ablations_document(evaluation, header), encoding="utf-8")
+    elif settings.write:
+        (DOCS / "vp.md").write_text(page.document(evaluation, header), encoding="utf-8")
         if with_card and any(NETLLM in each.outcomes for each in evaluation.results):
             set_results(SHIPPED / "vp", page.card(evaluation.results, NETLLM, header))
 
