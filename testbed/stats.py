@@ -128,12 +128,12 @@ def with_training_seeds(found: Estimate, a: str, b: str, seeds: Mapping[str, Seq
     for name, (variance, freedom) in spreads.items():
         own = 1 / len(seeds[name]) if name in (a, b) else 0.0
         parts.append((variance * (own + alone * freedom / of_seeds), freedom))
-    variance = sum(part for part, _ in parts)
-    if variance <= TIE**2:
+    total = sum(part for part, _ in parts)
+    if total <= TIE**2:
         return found
-    freedom = variance**2 / sum(part**2 / each for part, each in parts)
-    half = _critical(freedom) * variance**0.5
-    return replace(found, ci95=(found.mean - half, found.mean + half), freedom=freedom)
+    effective = total**2 / sum(part**2 / freedom for part, freedom in parts)
+    half = _critical(effective) * total**0.5
+    return replace(found, ci95=(found.mean - half, found.mean + half), freedom=effective)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
