@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from testbed.cjs import PreparedSchedules, ScheduleTrial
 from testbed.clock import now_s
 from testbed.controller import PORT, Controller
 from testbed.docker import docker, engine_fault
-from testbed.emulation import WATCH_EVERY_S, shared_folder
+from testbed.emulation import WATCH_EVERY_S, in_thread, shared_folder
 from testbed.errors import UserError
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.link import LinkReport
@@ -49,6 +48,8 @@ SCHEDULER_PORT, WORKER_PORT = 8786, 9000
 ANY_HOST, LOOPBACK = "0.0.0.0", "127.0.0.1"
 SILENCE_S = 60.0
 """A driver shows signs of life twice a second."""
+END_S = 5.0
+"""For the thread that plays, after an interrupt."""
 TUNED = {
     **LIGHT,
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
@@ -327,16 +328,16 @@ class ClusterRun:
     def run(self, recorder: Recorder) -> None:
         """Play all trials, one after another. Raises what went wrong beyond a trial."""
         waiting = collections.deque(self._prepared.trials)
-        thread = threading.Thread(target=self._play_all, args=(waiting, recorder), daemon=True)
         with Sampler(recorder.host, self.facts.get("relay_pid")):
-            thread.start()
+            ended = in_thread(self._play_all, waiting, recorder)
             try:
-                while thread.is_alive():
-                    thread.join(WATCH_EVERY_S)
+                while not ended.wait(WATCH_EVERY_S):
                     self._watch(recorder)
-            finally:
-                self._stopped = thread.is_alive()
+            except BaseException:
+                self._stopped = True
                 self.kill_driver()
+                ended.wait(END_S)
+                raise
         if self._error:
             raise self._error
 
@@ -383,6 +384,8 @@ class ClusterRun:
         """Run the driver; returns why it failed, if it did."""
         driver = Child(self.executors.popen_driver, "testbed.execution.process")
         self._playing = playing = _Playing(driver, now_s())
+        if self._stopped:
+            driver.kill()
         driver.hand(self._config(trial))
         decoder = msgspec.json.Decoder(Row)
         for line in driver.lines():

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,23 @@ def shared_folder(run: owned.Run) -> Path:
     return folder
 
 
+def in_thread(work: Callable[..., None], *arguments: Any) -> threading.Event:
+    """Begin `work` in a thread of its own; the event is set when it has ended.
+
+    `Thread.join` can't tell that: interrupted by Ctrl-C, it takes a thread that lives for one that has ended (CPython issue 90882).
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended
+
+
 class Emulation:
     """A network that is up, with the trials to run on it."""
 
@@ -96,29 +113,27 @@ class Emulation:
         However it ends, the players have ended and said so in rows.
         """
         waiting = collections.deque(self._trials)
-        threads = [threading.Thread(target=player.play_all, args=(waiting, recorder), daemon=True) for player in self._players]
         with Sampler(recorder.host, self.facts.get("relay_pid")):
-            for thread in threads:
-                thread.start()
+            lanes_ended = [in_thread(player.play_all, waiting, recorder) for player in self._players]
             try:
-                self._watch(threads, recorder)
+                self._watch(lanes_ended, recorder)
             finally:
                 stop(self._players)
-                for thread in threads:
-                    thread.join(END_S)
+                for ended in lanes_ended:
+                    ended.wait(END_S)
         if waiting:
             raise TestbedError(f"{len(waiting)} trials were not played: the origin of every lane died again and again")
 
-    def _watch(self, threads: Sequence[threading.Thread], recorder: Recorder) -> None:
-        """Until all `threads` have ended."""
+    def _watch(self, lanes_ended: Sequence[threading.Event], recorder: Recorder) -> None:
+        """Until all lanes have ended."""
         playing = True
         while playing:
-            playing = any(thread.is_alive() for thread in threads)
+            playing = not all(ended.is_set() for ended in lanes_ended)
             for player in self._players:
                 if player.error:
                     raise player.error
                 player.watch()
             if playing and (note := self._controller.watch()):
                 recorder.note(note)
-            for thread in threads:
-                thread.join(WATCH_EVERY_S / len(threads))
+            for ended in lanes_ended:
+                ended.wait(WATCH_EVERY_S / len(lanes_ended))
