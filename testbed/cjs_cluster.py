@@ -49,7 +49,7 @@ ANY_HOST, LOOPBACK = "0.0.0.0", "127.0.0.1"
 SILENCE_S = 60.0
 """A driver shows signs of life twice a second."""
 END_S = 5.0
-"""For the thread that plays, after an interrupt."""
+"""From SIGTERM to SIGKILL: for a driver's last words to its executors. Then so long for the thread that plays."""
 TUNED = {
     **LIGHT,
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
@@ -335,7 +335,8 @@ class ClusterRun:
                     self._watch(recorder)
             except BaseException:
                 self._stopped = True
-                self.kill_driver()
+                if playing := self._playing:
+                    playing.driver.end(END_S)
                 ended.wait(END_S)
                 raise
         if self._error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from distributed.comm.addressing import get_address_host_port
 from testbed.clock import now_s
 from testbed.errors import TestbedError
 from testbed.execution.config import ExecutorPlace
-from testbed.execution.executor import Bundle, ExecutorPlugin, Report, work
+from testbed.execution.executor import NAME, Bundle, ExecutorPlugin, Report, work
 
 LOOK_EVERY_S = 0.25
 HELLO_S = 10.0
@@ -27,11 +28,12 @@ class ExecutorGone(Exception):
 class _Reached:
     """A worker that answers."""
 
-    def __init__(self, address: str, data_address: str, incarnation: str, clock_offset_s: float) -> None:
-        self.address, self.data_address, self.incarnation, self.clock_offset_s = address, data_address, incarnation, clock_offset_s
+    def __init__(self, address: str, data_address: str, line: str, incarnation: str, clock_offset_s: float) -> None:
+        self.address, self.data_address, self.line = address, data_address, line
+        self.incarnation, self.clock_offset_s = incarnation, clock_offset_s
         self.rpc = rpc(address)
         self.place: tuple[int, int] | None = None
-        self.stint = -1
+        self.stint = ""
         self.future: Future | None = None
 
     async def close(self) -> None:
@@ -53,6 +55,8 @@ class DaskCluster:
         self._minders: list[asyncio.Task[None]] = []
         self._at_work: set[asyncio.Task[None]] = set()
         self._stints = 0
+        self._leaves_it = not places
+        """Nobody's workers were named: they are somebody's, and no executors any more afterwards."""
 
     async def __aenter__(self) -> "DaskCluster":
         try:
@@ -72,6 +76,9 @@ class DaskCluster:
             await asyncio.wait(self._at_work, timeout=LAST_WORDS_S)
         for reached in self._reached.values():
             await reached.close()
+        with contextlib.suppress(Exception):
+            if self._leaves_it:
+                await asyncio.wait_for(self._client.unregister_worker_plugin(NAME), LAST_WORDS_S)
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.close(), 5.0)
 
@@ -102,7 +109,7 @@ class DaskCluster:
         place = self._places[executor]
         while True:
             if address := (await self._names()).get(place.name):
-                with contextlib.suppress(OSError, AttributeError, TimeoutError):
+                with contextlib.suppress(OSError, TimeoutError):
                     reached = await asyncio.wait_for(self._hello(address, place), HELLO_S)
                     if reached.incarnation != other_than:
                         self._reached[executor] = reached
@@ -115,20 +122,22 @@ class DaskCluster:
         if place.data_host:
             data_address = f"tcp://{place.data_host}:{get_address_host_port(address)[1]}"
         async with rpc(address) as peer:
-            asked_s = now_s()
-            incarnation, clock_s = await peer.cjs_hello()
-            return _Reached(address, data_address, incarnation, clock_s - (asked_s + now_s()) / 2)
+            asked_s, line = now_s(), os.urandom(8).hex()
+            said = await peer.cjs_hello(line=line)
+            if said is None:
+                raise ConnectionError("the worker has no plugin yet")
+            incarnation, clock_s = said
+            return _Reached(address, data_address, line, incarnation, clock_s - (asked_s + now_s()) / 2)
 
     async def _mind(self, executor: int, on_lost: Callable[[int, str], None], on_joined: Callable[[int], None]) -> None:
         """Hold the line to an executor, and find it again when the line broke."""
         while True:
             reached = self._reached[executor]
+            reason = "it is no executor any more"
             try:
                 await reached.rpc.cjs_stay()
             except OSError as error:
                 reason = f"its connection broke ({type(error).__name__})"
-            else:
-                reason = "it ended"
             self._drop(executor, reached)
             on_lost(executor, reason)
             await self._reach(executor, reached.incarnation)
@@ -172,10 +181,10 @@ class DaskCluster:
 
     def _begin_stint(self, reached: _Reached, bundle: Bundle) -> None:
         self._stints += 1
-        reached.place, reached.stint = (bundle.job, bundle.stage), self._stints
-        key = f"{self._trial_id}-job{bundle.job}-stage{bundle.stage}-{reached.incarnation[:4]}-{self._stints}"
+        reached.place, reached.stint = (bundle.job, bundle.stage), f"{reached.line}-{self._stints}"
+        key = f"{self._trial_id}-job{bundle.job}-stage{bundle.stage}-{reached.stint}"
         reached.future = self._client.submit(
-            work, self._stints, key=key, pure=False, workers=[reached.address], allow_other_workers=False, retries=0
+            work, reached.stint, key=key, pure=False, workers=[reached.address], allow_other_workers=False, retries=0
         )
 
     def _end_stint(self, reached: _Reached) -> None:
@@ -185,7 +194,7 @@ class DaskCluster:
         reached.place = None
         self._background(self._told_end(reached, reached.stint, reached.future))
 
-    async def _told_end(self, reached: _Reached, stint: int, future: Future | None) -> None:
+    async def _told_end(self, reached: _Reached, stint: str, future: Future | None) -> None:
         with contextlib.suppress(ExecutorGone):
             await self._call(reached, "cjs_end", stint=stint)
         if future is not None:

@@ -5,13 +5,13 @@ own connections.
 
 | handler | |
 | --- | --- |
-| `cjs_hello` | forget all, another trial begins; answers who this is and what its clock says |
+| `cjs_hello` | forget all, a line begins; answered when nothing of an earlier one runs any more: who this is, what its clock says |
 | `cjs_run` | run a `Bundle` in the thread of a stint; answered when its last task has ended, or when it failed |
 | `cjs_drop` | the last task of a bundle is another executor's, if it has not begun |
 | `cjs_end` | end a stint |
 | `cjs_fetch` | a block that a stage's tasks left here; another executor asks |
 | `cjs_ping` | answered at once, unless the worker hangs |
-| `cjs_stay` | not answered as long as the driver is there: its connection breaks when the worker dies |
+| `cjs_stay` | never answered. Its connection is the *line*: when the worker dies, the driver knows; when the driver dies, all ends here |
 
 A *stint* is the Dask task (`work`) during which an executor is at one stage: it holds the worker's thread, and bundles come to it one after
 another. A *bundle* is some tasks of that stage, mostly one, several where they are short. They end when their time has passed, counted from
@@ -24,15 +24,18 @@ was late by up to the bundle's slack; what is later counts.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import os
 import queue
-import time
+import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from distributed import Worker, WorkerPlugin, get_worker
+from distributed import Status, Worker, WorkerPlugin, get_worker
+from distributed.comm.core import Comm, CommClosedError
 from distributed.protocol.serialize import Serialize
 
 from testbed.clock import now_s
@@ -40,6 +43,8 @@ from testbed.clock import now_s
 NAME = "cjs-executor"
 BLOCK_BYTES = 1 << 20
 """Of one message between executors; more goes in several."""
+OVER = "the driver is gone, or has said hello again"
+LOOK_EVERY_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,37 @@ class FetchFailed(Exception):
 _Asked = tuple[Bundle, "asyncio.Future[Report]"]
 
 
+@dataclass(eq=False)
+class _Line:
+    """What an executor has and does for a driver, from its hello until the line ends."""
+
+    name: str
+    stints: dict[str, "queue.SimpleQueue[_Asked | None]"] = field(default_factory=dict)
+    blocks: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How many tasks of (job, stage) ended here."""
+    dropped: Counter[int] = field(default_factory=Counter)
+    asked: set["asyncio.Future[Report]"] = field(default_factory=set)
+    readings: set["concurrent.futures.Future[float]"] = field(default_factory=set)
+    over: threading.Event = field(default_factory=threading.Event)
+    comm: Comm | None = None
+
+    def inbox(self, stint: str) -> "queue.SimpleQueue[_Asked | None]":
+        """Of a stint's thread."""
+        return self.stints.setdefault(stint, queue.SimpleQueue())
+
+    def end(self) -> None:
+        """Let everybody go who waits, sleeps or reads for it."""
+        self.over.set()
+        for reading in [*self.readings]:
+            reading.cancel()
+        for inbox in [*self.stints.values()]:
+            inbox.put(None)
+        for ended in [*self.asked]:
+            _answer(ended, Report(failed=OVER))
+        if self.comm:
+            self.comm.abort()
+
+
 class ExecutorPlugin(WorkerPlugin):
     """Makes a Dask worker an executor."""
 
@@ -106,85 +142,111 @@ class ExecutorPlugin(WorkerPlugin):
         self._worker, self._loop = worker, asyncio.get_running_loop()
         self._buffer = memoryview(os.urandom(BLOCK_BYTES))
         self._incarnation = os.urandom(8).hex()
-        self._stints: dict[int, queue.SimpleQueue[_Asked | None]] = {}
-        self._blocks: Counter[tuple[int, int]] = Counter()
-        """How many tasks of (job, stage) ended here."""
-        self._dropped: Counter[int] = Counter()
-        self._relieved = asyncio.Event()
-        for handler in (self.cjs_hello, self.cjs_run, self.cjs_drop, self.cjs_end, self.cjs_fetch, self.cjs_ping, self.cjs_stay):
-            worker.handlers[handler.__name__] = handler
+        self._line = _Line("")
+        self._line.end()
+        self._at_work: set[str] = set()
+        """Stints whose threads run."""
+        worker.handlers.update(self._handlers())
 
-    async def cjs_hello(self) -> tuple[str, float]:
+    def _handlers(self) -> dict[str, Any]:
+        handlers = (self.cjs_hello, self.cjs_run, self.cjs_drop, self.cjs_end, self.cjs_fetch, self.cjs_ping, self.cjs_stay)
+        return {handler.__name__: handler for handler in handlers}
+
+    def teardown(self, worker: Worker) -> None:
+        """Leave the worker as it was."""
+        self._line.end()
+        for name in self._handlers():
+            worker.handlers.pop(name, None)
+
+    async def cjs_hello(self, line: str) -> tuple[str, float]:
         """Who this is and what its clock says."""
-        for stint in self._stints.values():
-            stint.put(None)
-        self._stints, self._blocks, self._dropped = {}, Counter(), Counter()
-        self._relieved.set()
-        self._relieved = asyncio.Event()
+        self._line.end()
+        self._line = _Line(line)
+        while self._at_work:
+            await asyncio.sleep(LOOK_EVERY_S)
         return self._incarnation, now_s()
 
-    async def cjs_run(self, stint: int, bundle: bytes) -> bytes:
+    async def cjs_run(self, stint: str, bundle: bytes) -> bytes:
         """Hand a bundle to a stint's thread; bundle and `Report` are JSON."""
         ended: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-        self._inbox(stint).put((msgspec.json.decode(bundle, type=Bundle), ended))
+        line = self._line
+        line.asked.add(ended)
+        ended.add_done_callback(line.asked.discard)
+        line.inbox(stint).put((msgspec.json.decode(bundle, type=Bundle), ended))
         return msgspec.json.encode(await ended)
 
     async def cjs_drop(self, bundle: int) -> None:
         """One task fewer."""
-        self._dropped[bundle] += 1
+        self._line.dropped[bundle] += 1
 
-    async def cjs_end(self, stint: int) -> None:
+    async def cjs_end(self, stint: str) -> None:
         """Let the thread go."""
-        self._inbox(stint).put(None)
+        self._line.inbox(stint).put(None)
 
     async def cjs_fetch(self, job: int, stage: int, tasks: int, size_bytes: int) -> Any:
         """A block, or a sentence on what isn't here."""
-        if self._blocks[job, stage] < tasks:
-            return f"stage {stage} of job {job} left the outputs of {self._blocks[job, stage]} tasks here, wanted {tasks}"
+        there = self._line.blocks[job, stage]
+        if there < tasks:
+            return f"stage {stage} of job {job} left the outputs of {there} tasks here, wanted {tasks}"
         return Serialize(self._buffer[:size_bytes])
 
     async def cjs_ping(self) -> None:
         """Show that somebody is here."""
 
-    async def cjs_stay(self) -> None:
-        """Hold the line until another driver says hello."""
-        await self._relieved.wait()
+    async def cjs_stay(self, comm: Comm) -> Status:
+        """Hold the line until it breaks: nobody may wait for a driver that is gone, least of all on somebody's cluster."""
+        line, self._line.comm = self._line, comm
+        with contextlib.suppress(CommClosedError):
+            await comm.read()
+        line.end()
+        return Status.dont_reply
 
-    def _inbox(self, stint: int) -> "queue.SimpleQueue[_Asked | None]":
-        return self._stints.setdefault(stint, queue.SimpleQueue())
-
-    def work(self, stint: int) -> int:
+    def work(self, stint: str) -> int:
         """Run bundles, in the worker's thread, until the stint is ended; returns how many."""
-        inbox, bundles = self._inbox(stint), 0
-        while (asked := inbox.get()) is not None:
+        self._at_work.add(stint)
+        try:
+            line = self._line
+            return self._work(line, stint) if stint.startswith(line.name) else 0
+        finally:
+            self._at_work.discard(stint)
+
+    def _work(self, line: _Line, stint: str) -> int:
+        inbox, bundles = line.inbox(stint), 0
+        while not line.over.is_set() and (asked := inbox.get()) is not None:
             bundle, ended = asked
-            report = self._run(bundle)
+            report = self._run(line, bundle)
             self._loop.call_soon_threadsafe(_answer, ended, report)
             bundles += 1
         return bundles
 
-    def _run(self, bundle: Bundle) -> Report:
-        came_s, blocks = now_s(), self._blocks
+    def _run(self, line: _Line, bundle: Bundle) -> Report:
+        came_s, read_s = now_s(), 0.0
         reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._loop) if bundle.reads else None
+        if reading:
+            line.readings.add(reading)
         ends_s: list[float] = []
         end_s, lag_s = bundle.due_s, 0.0
         for place, duration_s in enumerate(bundle.durations_s):
-            if place and place >= len(bundle.durations_s) - self._dropped[bundle.number]:
+            if place and place >= len(bundle.durations_s) - line.dropped[bundle.number]:
                 break
             end_s += duration_s
-            time.sleep(max(end_s - now_s(), 0.0))
+            if line.over.wait(max(end_s - now_s(), 0.0)):
+                return Report(failed=OVER)
             lag_s = max(lag_s, now_s() - end_s)
             end_s = max(end_s, now_s() - bundle.slack_s)
             ends_s.append(end_s)
-        read_s = 0.0
         if reading:
             try:
                 read_s = max(reading.result() - came_s, 0.0)
             except FetchFailed as failure:
                 return Report(failed=failure.reason, holder=failure.holder)
+            except concurrent.futures.CancelledError:
+                return Report(failed=OVER)
+            finally:
+                line.readings.discard(reading)
             ends_s[-1] = max(end_s, came_s + read_s)
-        self._dropped.pop(bundle.number, None)
-        blocks[bundle.job, bundle.stage] += len(ends_s)
+        line.dropped.pop(bundle.number, None)
+        line.blocks[bundle.job, bundle.stage] += len(ends_s)
         return Report(tuple(ends_s), lag_s, read_s)
 
     async def _read_all(self, reads: tuple[Read, ...]) -> float:
@@ -212,8 +274,7 @@ def _answer(ended: "asyncio.Future[Report]", report: Report) -> None:
         ended.set_result(report)
 
 
-def work(stint: int) -> int:
+def work(stint: str) -> int:
     """The Dask task of a stint."""
-    plugin = get_worker().plugins[NAME]
-    assert isinstance(plugin, ExecutorPlugin)
-    return plugin.work(stint)
+    plugin = get_worker().plugins.get(NAME)
+    return plugin.work(stint) if isinstance(plugin, ExecutorPlugin) else 0

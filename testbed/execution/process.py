@@ -4,6 +4,7 @@ It writes rows as JSON lines: `ScheduleBeginRow` first, `ScheduleEndRow` last; a
 """
 
 import asyncio
+import signal
 import sys
 from typing import BinaryIO
 
@@ -49,6 +50,7 @@ class _Writer:
 
 async def drive(config: DriverConfig, out: BinaryIO) -> None:
     """Play one trial."""
+    _end_on_signals()
     writer = _Writer(out)
     durations = FrozenDurations(config.workload, profiles_named(config.workload.name))
     controller = SchedulingClient(config.controller_url, config.session, config.policy, config.seed)
@@ -63,6 +65,19 @@ async def drive(config: DriverConfig, out: BinaryIO) -> None:
         await controller.close(1.0)
 
 
+def _end_on_signals() -> None:
+    """SIGTERM and Ctrl-C cancel this task, once: executors are let go before the process ends."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+
+
 def main() -> int:
     """Read the config, drive; what can't be used is one sentence and exit code 2, what failed one and exit code 1."""
     out = claim_stdout()
@@ -71,6 +86,9 @@ def main() -> int:
     except (UserError, TestbedError) as error:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, UserError) else 1
+    except asyncio.CancelledError:
+        sys.stderr.write("it was told to end\n")
+        return 1
     return 0
 
 

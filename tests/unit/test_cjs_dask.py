@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import polars
 import pytest
+from distributed import Client
 
 from controllers.api import CjsSession
 from controllers.config import ControllerConfig
@@ -133,13 +134,28 @@ def test_jobs_run_on_dask_workers_and_what_they_exchange_travels(cluster, contro
 
 def test_a_driver_that_is_killed_leaves_the_cluster_to_the_next(cluster, controller_url, jobs):
     with driving(cluster, controller_url, jobs, scale=5.0) as process:
-        for line in process.stdout:
-            if line.strip():
-                break
-        time.sleep(1.0)
+        begin(process)
         process.send_signal(signal.SIGKILL)
     with driving(cluster, controller_url, jobs) as process:
         check_whole(rows_of(process), jobs)
+
+
+def test_a_driver_that_is_killed_or_ended_leaves_no_worker_occupied(cluster, controller_url, jobs):
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with driving(cluster, controller_url, jobs, scale=5.0) as process:
+            begin(process)
+            process.send_signal(number)
+            process.wait(timeout=10)
+        with Client(cluster.address, timeout="10s", set_as_default=False) as foreign:
+            for address in foreign.scheduler_info()["workers"]:
+                assert foreign.submit(os.getpid, workers=[address], pure=False).result(timeout=10), number
+
+
+def begin(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a trial is under way."""
+    while not (line := process.stdout.readline()).strip():  # type: ignore[union-attr]
+        assert line, "the driver has ended"
+    time.sleep(1.0)
 
 
 def test_workers_that_are_killed_or_hang_lose_no_job(cluster, controller_url, jobs):
@@ -176,3 +192,6 @@ def test_a_run_uses_somebody_s_cluster_and_leaves_it_as_it_was(cluster, tmp_path
     assert polars.read_parquet(latest / "jobs.parquet").height == 4
     assert "executors over time" in (latest / "report.html").read_text()
     assert all(worker.poll() is None for worker in cluster.workers.values()), "its workers are not ours to end"
+    with Client(cluster.address, timeout="10s", set_as_default=False) as foreign:
+        plugins = foreign.run(lambda dask_worker: sorted(dask_worker.plugins) + sorted(dask_worker.handlers))
+    assert len(plugins) == EXECUTORS and not any("cjs" in name for names in plugins.values() for name in names)
