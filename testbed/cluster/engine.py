@@ -77,6 +77,10 @@ class Engine:
         self.selected: set[StageState] = set()
         """Chosen in this round."""
         self.now_s = 0.0
+        self.due_s = 0.0
+        """When the instructions of the event handled last are due."""
+        self._at_s = 0.0
+        """When that event happened."""
         self._out: list[Instruction] = []
         self._waiting: deque[tuple[Event, float]] = deque()
         self._to_offer: deque[Pool] = deque()
@@ -84,21 +88,24 @@ class Engine:
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """What to do after `event`. While a decision is awaited other events are kept for later, but for tasks whose stage goes on.
 
-        Time never runs backwards: what is kept counts from the decision at the earliest, and a decision from the newest of what is kept.
-        So `self.now_s` may be later than `now_s` afterwards; it is when the instructions are due.
+        Time never runs backwards: what follows from a kept event is due with the decision at the earliest, and that with the newest of what
+        is kept. So `due_s` may be later than `now_s`. Ends of tasks, arrivals and ends of jobs count at the event's own time nevertheless,
+        and so does the next task of a stage that goes on: nobody decides on it.
 
         Raises `ValueError` for a decision that wasn't asked for or can't be meant, and for an event about an unknown job or executor.
         """
         self._out = []
         if isinstance(event, DecisionGiven):
-            self.now_s = max(now_s, self.now_s, *(kept_s for _, kept_s in self._waiting))
+            self.now_s = self.due_s = max(now_s, self.now_s, *(kept_s for _, kept_s in self._waiting))
             self._decide(event)
-        elif self.asking and not self._goes_on(event):
+        elif self._goes_on(event):
+            self._apply(event, now_s, now_s)
+        elif self.asking:
             self._waiting.append((event, now_s))
         else:
-            self._apply(event, now_s)
+            self._apply(event, now_s, max(now_s, self.now_s))
         while self._waiting and not self.asking:
-            self._apply(*self._waiting.popleft())
+            self._apply(*self._waiting.popleft(), self.now_s)
         return self._out
 
     def stage_of(self, executor: ExecutorState) -> StageState:
@@ -128,8 +135,8 @@ class Engine:
         executor = self._executor(event.executor)
         return not executor.lost and executor.task != NOWHERE and self.stage_of(executor).startable
 
-    def _apply(self, event: Event, now_s: float) -> None:
-        self.now_s = max(now_s, self.now_s)
+    def _apply(self, event: Event, at_s: float, due_s: float) -> None:
+        self.now_s, self.due_s, self._at_s = max(at_s, self.now_s), due_s, at_s
         if isinstance(event, TaskFinished):
             if self._task_finished(self._executor(event.executor)):
                 return
@@ -161,7 +168,7 @@ class Engine:
     def _job_arrived(self, job: Job) -> None:
         if job.number in self.jobs:
             raise ValueError(f"job {job.number} arrived twice")
-        self.jobs[job.number] = job_state(job, self.now_s)
+        self.jobs[job.number] = job_state(job, self._at_s)
         self.active.append(self.jobs[job.number])
         if self.common.members:
             self.source = self.common
@@ -188,7 +195,9 @@ class Engine:
         stage = self.stage_of(executor)
         stage.running -= 1
         stage.completed += 1
-        stage.last_task_s = self.now_s - executor.started_s
+        stage.last_task_s = self._at_s - executor.started_s
+        job = self.jobs[stage.job]
+        job.last_end_s = max(job.last_end_s, self._at_s)
         executor.task = NOWHERE
         return self._go_on(executor, stage)
 
@@ -266,7 +275,7 @@ class Engine:
     def _job_done(self, job: JobState) -> None:
         self._retire(job.pool)
         self.active.remove(job)
-        job.done_s = self.now_s
+        job.done_s = job.last_end_s
         self._out.append(JobDone(job.spec.number))
 
     def _executor_lost(self, executor: ExecutorState) -> None:
@@ -485,5 +494,5 @@ class Engine:
         stage.running += 1
         job.unsaturated -= stage.unstarted == 0
         kind = FRESH if executor.warm_stage == NOWHERE else REST if executor.warm_stage == stage.number else FIRST
-        executor.warm_stage, executor.task, executor.started_s = stage.number, task, self.now_s
+        executor.warm_stage, executor.task, executor.started_s = stage.number, task, self.due_s
         self._out.append(StartTask(executor.number, stage.job, stage.number, task, kind, job.attached))

@@ -108,6 +108,8 @@ class JobState:
     arrived_s: float
     unsaturated: int
     """Stages with tasks that have not started."""
+    last_end_s: float = 0.0
+    """The latest end of a task so far."""
     done_s: float | None = None
     attached: int = 0
     """Executors at it: idle in its pool, or at one of its stages."""

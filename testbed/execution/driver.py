@@ -215,7 +215,7 @@ class Driver:
     def _tell(self, event: Event, at_s: float) -> None:
         """An event, and what follows from it."""
         instructions = self.engine.handle(event, at_s)
-        at_s = self.engine.now_s
+        at_s = self.engine.due_s
         for instruction in instructions:
             self._obey(instruction, at_s)
 

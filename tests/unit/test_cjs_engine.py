@@ -184,6 +184,38 @@ def test_a_decision_that_is_dated_before_what_waited_for_it_counts_from_then():
     assert engine.now_s == 50.0, "an executor that was busy until 50 can't start anything at 40"
 
 
+def test_what_happens_while_a_decision_is_awaited_counts_from_when_it_happened():
+    engine = Engine(2, CONSERVING)
+    engine.handle(JobArrived(job(0, (3,))), 0.0)
+    engine.handle(DecisionGiven(0, 0, 2), 0.0)
+    for executor in range(2):
+        engine.handle(ExecutorArrived(executor), 0.5)
+    assert engine.handle(TaskFinished(0), 0.8) == [StartTask(0, 0, 0, 2, REST, 2)]
+    assert engine.handle(TaskFinished(1), 0.9) == []
+    assert engine.handle(JobArrived(job(1, (1,))), 0.95) == [AskDecision(1)]
+    engine.handle(JobArrived(job(2, (1,))), 1.0)
+    engine.handle(TaskFinished(0), 3.0)
+    said = engine.handle(DecisionGiven(1, 0, 1), 10.0)
+    assert JobDone(0) in said and engine.due_s == 10.0, "what follows waits for the decision"
+    jobs = engine.jobs
+    assert (jobs[0].done_s, jobs[0].stages[0].last_task_s) == (3.0, 3.0 - 0.8)
+    assert [jobs[number].arrived_s for number in range(3)] == [0.0, 0.95, 1.0]
+
+
+def test_a_stage_goes_on_when_its_task_ended_though_a_later_decision_is_known_already():
+    engine = Engine(1)
+    engine.handle(JobArrived(job(0, (3,))), 0.0)
+    engine.handle(DecisionGiven(0, 0, 1), 0.0)
+    engine.handle(ExecutorArrived(0), 2.0)
+    engine.handle(JobArrived(job(1, (1,))), 9.0)
+    assert engine.handle(TaskFinished(0), 4.0) == [StartTask(0, 0, 0, 1, REST, 1)]
+    assert (engine.due_s, engine.now_s) == (4.0, 9.0)
+    engine.handle(TaskFinished(0), 7.0)
+    assert engine.jobs[0].stages[0].last_task_s == 3.0
+    engine.handle(TaskFinished(0), 8.0)
+    assert engine.jobs[0].done_s == 8.0
+
+
 def test_a_task_whose_executor_is_lost_runs_again_with_its_number():
     tell = Told(2)
     tell(JobArrived(job(0, (2,))))
