@@ -195,8 +195,7 @@ class DaskCluster:
         self._background(self._told_end(reached, reached.stint, reached.future))
 
     async def _told_end(self, reached: _Reached, stint: str, future: Future | None) -> None:
-        with contextlib.suppress(ExecutorGone):
-            await self._call(reached, "cjs_end", stint=stint)
+        await self._told(reached, "cjs_end", stint=stint)
         if future is not None:
             future.release()
 
@@ -207,12 +206,19 @@ class DaskCluster:
 
     def drop(self, executor: int, bundle: int) -> None:
         """The last task of a bundle goes to somebody else."""
-        if reached := self._reached.get(executor):
-            self._background(self._told_drop(reached, bundle))
+        self._tell(executor, "cjs_drop", bundle=bundle)
 
-    async def _told_drop(self, reached: _Reached, bundle: int) -> None:
+    def stop_reading(self, executor: int) -> None:
+        """What the bundle at work there reads won't come."""
+        self._tell(executor, "cjs_stop_reading")
+
+    def _tell(self, executor: int, handler: str, **arguments: Any) -> None:
+        if reached := self._reached.get(executor):
+            self._background(self._told(reached, handler, **arguments))
+
+    async def _told(self, reached: _Reached, handler: str, **arguments: Any) -> None:
         with contextlib.suppress(ExecutorGone):
-            await self._call(reached, "cjs_drop", bundle=bundle)
+            await self._call(reached, handler, **arguments)
 
     async def answers(self, executor: int, wait_s: float) -> bool:
         """Whether the worker lives."""

@@ -40,14 +40,13 @@ from testbed.cluster.events import (
 )
 from testbed.cluster.observe import active_stages, observe
 from testbed.errors import TestbedError
-from testbed.execution.account import job_row
+from testbed.execution.account import Account, job_row
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
 from testbed.execution.dask_cluster import DaskCluster, ExecutorGone
 from testbed.execution.executor import Bundle, Read, Report
 from testbed.execution.outputs import Outputs, Part, Vanished
-from testbed.metrics import summarise_schedule
-from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, ScheduleEndRow, TaskRow, TransferRow
+from testbed.records import ExecutorRow, Row, ScheduleBeginRow, ScheduleDecisionRow, TaskRow
 from testbed.sim.cjs import COMPLETE, STARVED
 from testbed.units import s_from_ms
 from traces.durations import Durations
@@ -60,6 +59,8 @@ work it is nothing; of the wall's time it is 20 ms at a time scale of 10, and mo
 PATIENCE_S = 5.0
 """A bundle that is over its time by this makes the driver ask whether its executor still answers; so long it waits for the answer."""
 LOOK_EVERY_S = 0.2
+UNREAD_S = 120.0
+"""So long what a stage reads from an executor may fail to come, again and again: a link that is cut for a minute is not the end."""
 SETTLE_S = 0.5
 """Before a task whose reading failed is started again: whoever was lost is known to be by then."""
 
@@ -95,9 +96,9 @@ class Driver:
         self._lost: set[int] = set()
         self._lost_at_s = 0.0
         self._noted = {executor: asyncio.Event() for executor in range(config.session.executors)}
-        self._left, self._bundles, self._late, self._decisions = len(config.workload.jobs), 0, 0, 0
-        self._busy_s, self._runs, self._again, self._losses = 0.0, 0, 0, 0
-        self._transfers: dict[tuple[int, int], int] = defaultdict(int)
+        self._sum = Account(left=len(config.workload.jobs))
+        self._unread: dict[tuple[tuple[int, int], int], float] = {}
+        """(Job, stage) and executor from which it has not been able to read: since when."""
         self._start_s = 0.0
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -182,32 +183,20 @@ class Driver:
         for job in self.engine.jobs.values():
             if job.done_s is None:
                 self._emit(job_row(self._config.trial_id, job))
-        for (sender, receiver), size_bytes in sorted(self._transfers.items()):
-            self._emit(TransferRow(trial_id=self._config.trial_id, sender=sender, receiver=receiver, size_bytes=size_bytes))
-        self._emit(self._end_row(reason))
-
-    def _end_row(self, reason: str) -> ScheduleEndRow:
-        jobs = list(self.engine.jobs.values())
-        arrived_s, done_s = [job.arrived_s for job in jobs], [job.done_s for job in jobs]
-        end_s = self._workload_s(self._clock())
-        summary = summarise_schedule(arrived_s, done_s, self._busy_s, self._config.session.executors, end_s) if jobs else None
-        return ScheduleEndRow(
-            trial_id=self._config.trial_id,
-            end_reason=reason,
-            avg_jct_s=summary.avg_jct_s if summary else None,
-            p50_jct_s=summary.p50_jct_s if summary else None,
-            p95_jct_s=summary.p95_jct_s if summary else None,
-            makespan_s=summary.makespan_s if summary else None,
-            busy_share=summary.busy_share if summary else None,
-            jobs=len(self._config.workload.jobs),
-            unfinished=self._left,
-            tasks=self._runs,
-            wall_s=self._clock() - self._start_s,
-            began_at_s=self._start_s,
-            shuffled_bytes=sum(self._transfers.values()),
-            executors_lost=self._losses,
-            tasks_run_again=self._again,
-            late_task_share=self._late / self._bundles if self._bundles else None,
+        for row in self._sum.transfer_rows(self._config.trial_id):
+            self._emit(row)
+        now = self._clock()
+        self._emit(
+            self._sum.end_row(
+                self._config.trial_id,
+                reason,
+                list(self.engine.jobs.values()),
+                expected=len(self._config.workload.jobs),
+                executors=self._config.session.executors,
+                end_s=self._workload_s(now),
+                began_at_s=self._start_s,
+                wall_s=now - self._start_s,
+            )
         )
 
     # The engine
@@ -231,8 +220,8 @@ class Driver:
         elif isinstance(instruction, JobDone):
             self._emit(job_row(self._config.trial_id, self.engine.jobs[instruction.job]))
             self._outputs.forget(instruction.job)
-            self._left -= 1
-            if not self._left and not self._over.done():
+            self._sum.left -= 1
+            if not self._sum.left and not self._over.done():
                 self._over.set_result(COMPLETE)
         elif isinstance(instruction, LossNoted):
             self._noted[instruction.executor].set()
@@ -257,7 +246,7 @@ class Driver:
         self._emit(
             ScheduleDecisionRow(
                 trial_id=self._config.trial_id,
-                index=self._decisions,
+                index=self._sum.decisions,
                 at_s=asked_s,
                 committable=seen.committable,
                 active_jobs=seen.jobs,
@@ -270,7 +259,7 @@ class Driver:
                 reason=reason,
             )
         )
-        self._decisions += 1
+        self._sum.decisions += 1
         given = DECLINE if action.stage < 0 else DecisionGiven(job, stage, action.executors)
         self._tell(given, asked_s + latency_s * self._scale)
 
@@ -303,8 +292,8 @@ class Driver:
                 raise TestbedError(f"stage {task.stage} of job {task.job} has no task left to start, but the engine starts one")
             tasks = [self._take_back(victim)]
             durations_s = [duration_s(tasks[0], True)]
-        self._bundles += 1
-        return Sent(self._bundles, task.executor, task.job, task.stage, self._wall_s(at_s), tasks, durations_s, [task.task])
+        self._sum.bundles += 1
+        return Sent(self._sum.bundles, task.executor, task.job, task.stage, self._wall_s(at_s), tasks, durations_s, [task.task])
 
     def _take_back(self, sent: Sent) -> int:
         """The last task of a bundle, which has not begun."""
@@ -356,14 +345,15 @@ class Driver:
             return  # it was lost meanwhile
         self._flying.remove(sent)
         if report.failed:
-            self._failed(sent)
+            self._failed(sent, report)
             return
         for part in parts:
-            self._transfers[part.holder, sent.executor] += part.size_bytes
+            self._unread.pop((sent.place, part.holder), None)
+            self._sum.transfers[part.holder, sent.executor] += part.size_bytes
         self._ended(sent, report)
 
     async def _sent_off(self, sent: Sent, parts: Sequence[Part]) -> Report:
-        """Have a bundle run; asks now and then whether an executor that takes too long is still there."""
+        """Have a bundle run. Should it take too long, its executor and those it reads from are asked whether they are still there."""
         reads = tuple(
             Read(part.holder, self._cluster.data_address(part.holder), part.job, part.stage, part.tasks, part.size_bytes) for part in parts
         )
@@ -373,19 +363,27 @@ class Driver:
         wait_s = max(sent.planned_end_s(len(sent.tasks) - 1) - self._clock(), 0.0) + PATIENCE_S
         try:
             while not (await asyncio.wait((running,), timeout=wait_s))[0]:
-                if not await self._cluster.answers(sent.executor, PATIENCE_S):
-                    self._cluster.give_up(sent.executor)
-                    raise ExecutorGone(HUNG)
+                for executor in (sent.executor, *{part.holder for part in parts}):
+                    await self._look_after(executor, sent)
                 wait_s = PATIENCE_S
             report = await running
         finally:
             running.cancel()
-        return Report(tuple(end_s - offset_s for end_s in report.ends_s), report.lag_s, report.read_s, report.failed, report.holder)
+        return Report(tuple(end_s - offset_s for end_s in report.ends_s), report.lag_s, report.failed, report.holder)
+
+    async def _look_after(self, executor: int, sent: Sent) -> None:
+        """Give an executor up that doesn't answer, and don't let a bundle wait for what lies there."""
+        if await self._cluster.answers(executor, PATIENCE_S):
+            return
+        self._cluster.give_up(executor)
+        self._lose(executor, HUNG)
+        if executor != sent.executor:
+            self._cluster.stop_reading(sent.executor)
 
     def _ended(self, sent: Sent, report: Report) -> None:
         """A bundle is done: what the engine doesn't know of it yet, then its last end."""
         ends_s = list(report.ends_s)
-        self._late += report.lag_s > self._slack_s
+        self._sum.late += report.lag_s > self._slack_s
         while sent.begun < len(sent.tasks) and not sent.halted:
             self._advance(sent, ends_s[sent.begun - 1])
         self._outputs.add(sent.place, sent.executor, sent.tasks)
@@ -417,15 +415,19 @@ class Driver:
                 outcome=outcome,
             )
             self._emit(row)
-            self._busy_s += row.end_s - row.start_s
-            self._runs += 1
-            self._again += outcome != "done"
+            self._sum.busy_s += row.end_s - row.start_s
+            self._sum.runs += 1
+            self._sum.again += outcome != "done"
             start_s = end_s
 
     # Losses
 
-    def _failed(self, sent: Sent) -> None:
+    def _failed(self, sent: Sent, report: Report) -> None:
         """A bundle came to nothing, because what it reads can't be had: all of it runs again, after what is gone of its parents."""
+        if report.holder >= 0:
+            since_s = self._unread.setdefault((sent.place, report.holder), self._clock())
+            if self._clock() - since_s > UNREAD_S:
+                raise TestbedError(f"executor {sent.executor} can't read from {report.holder}, for {UNREAD_S:g} s now: {report.failed}")
         self._let_go(sent)
         self._undo(sent, "failed")
         self._claim_outputs(wanted_by=sent)
@@ -451,7 +453,7 @@ class Driver:
             if missed or any(job.stages[child].unstarted or (place[0], child) in claimed for child in children):
                 claimed.add(place)
                 tasks = self._outputs.claim(place)
-                self._again += len(tasks)
+                self._sum.again += len(tasks)
                 self._pools[place].give_back(tasks)
                 self._tell(OutputsLost(*place, tuple(self._aliases[place][task] for task in tasks)), self._workload_s(self._clock()))
 
@@ -460,7 +462,8 @@ class Driver:
             return
         now = self._clock()
         self._lost.add(executor)
-        self._lost_at_s, self._losses = now, self._losses + 1
+        self._lost_at_s = now
+        self._sum.losses += 1
         self._noted[executor].clear()
         self._emit_executor(executor, "lost", reason)
         flying = [sent for sent in self._flying if sent.executor == executor]
@@ -470,6 +473,7 @@ class Driver:
             self._let_go(sent)
             self._undo(sent, "lost")
         self._outputs.lose(executor)
+        self._unread = {key: since_s for key, since_s in self._unread.items() if key[1] != executor}
         self._claim_outputs()
 
     def _back(self, executor: int) -> None:

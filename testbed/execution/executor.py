@@ -7,6 +7,7 @@ own connections.
 | --- | --- |
 | `cjs_hello` | forget all, a line begins; answered when nothing of an earlier one runs any more: who this is, what its clock says |
 | `cjs_run` | run a `Bundle` in the thread of a stint; answered when its last task has ended, or when it failed |
+| `cjs_stop_reading` | what the bundle at work still reads won't come: it fails |
 | `cjs_drop` | the last task of a bundle is another executor's, if it has not begun |
 | `cjs_end` | end a stint |
 | `cjs_fetch` | a block that a stage's tasks left here; another executor asks |
@@ -43,6 +44,7 @@ from testbed.clock import now_s
 NAME = "cjs-executor"
 BLOCK_BYTES = 1 << 20
 """Of one message between executors; more goes in several."""
+GIVEN_UP = "the executor that it reads from was given up"
 OVER = "the driver is gone, or has said hello again"
 LOOK_EVERY_S = 0.005
 
@@ -81,8 +83,6 @@ class Report:
     """When its tasks ended, on the worker's clock; fewer than were sent where some were dropped."""
     lag_s: float = 0.0
     """By how much the worker was late at the end of a task, at most, the reading apart."""
-    read_s: float = 0.0
-    """From the bundle's coming to the arrival of all it reads."""
     failed: str = ""
     """Why it failed, if it did: what it reads can't be had."""
     holder: int = -1
@@ -118,11 +118,15 @@ class _Line:
         """Of a stint's thread."""
         return self.stints.setdefault(stint, queue.SimpleQueue())
 
+    def stop_reading(self) -> None:
+        """Wait for no block any more."""
+        for reading in [*self.readings]:
+            reading.cancel()
+
     def end(self) -> None:
         """Let everybody go who waits, sleeps or reads for it."""
         self.over.set()
-        for reading in [*self.readings]:
-            reading.cancel()
+        self.stop_reading()
         for inbox in [*self.stints.values()]:
             inbox.put(None)
         for ended in [*self.asked]:
@@ -149,7 +153,16 @@ class ExecutorPlugin(WorkerPlugin):
         worker.handlers.update(self._handlers())
 
     def _handlers(self) -> dict[str, Any]:
-        handlers = (self.cjs_hello, self.cjs_run, self.cjs_drop, self.cjs_end, self.cjs_fetch, self.cjs_ping, self.cjs_stay)
+        handlers = (
+            self.cjs_hello,
+            self.cjs_run,
+            self.cjs_drop,
+            self.cjs_end,
+            self.cjs_fetch,
+            self.cjs_ping,
+            self.cjs_stay,
+            self.cjs_stop_reading,
+        )
         return {handler.__name__: handler for handler in handlers}
 
     def teardown(self, worker: Worker) -> None:
@@ -174,6 +187,10 @@ class ExecutorPlugin(WorkerPlugin):
         ended.add_done_callback(line.asked.discard)
         line.inbox(stint).put((msgspec.json.decode(bundle, type=Bundle), ended))
         return msgspec.json.encode(await ended)
+
+    async def cjs_stop_reading(self) -> None:
+        """Nothing will come of it."""
+        self._line.stop_reading()
 
     async def cjs_drop(self, bundle: int) -> None:
         """One task fewer."""
@@ -220,7 +237,6 @@ class ExecutorPlugin(WorkerPlugin):
         return bundles
 
     def _run(self, line: _Line, bundle: Bundle) -> Report:
-        came_s, read_s = now_s(), 0.0
         reading = asyncio.run_coroutine_threadsafe(self._read_all(bundle.reads), self._loop) if bundle.reads else None
         if reading:
             line.readings.add(reading)
@@ -237,17 +253,16 @@ class ExecutorPlugin(WorkerPlugin):
             ends_s.append(end_s)
         if reading:
             try:
-                read_s = max(reading.result() - came_s, 0.0)
+                ends_s[-1] = max(end_s, reading.result())
             except FetchFailed as failure:
                 return Report(failed=failure.reason, holder=failure.holder)
             except concurrent.futures.CancelledError:
-                return Report(failed=OVER)
+                return Report(failed=OVER if line.over.is_set() else GIVEN_UP)
             finally:
                 line.readings.discard(reading)
-            ends_s[-1] = max(end_s, came_s + read_s)
         line.dropped.pop(bundle.number, None)
         line.blocks[bundle.job, bundle.stage] += len(ends_s)
-        return Report(tuple(ends_s), lag_s, read_s)
+        return Report(tuple(ends_s), lag_s)
 
     async def _read_all(self, reads: tuple[Read, ...]) -> float:
         """Fetch everything, from all holders at once; returns when it was there."""

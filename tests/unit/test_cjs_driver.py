@@ -13,6 +13,7 @@ from controllers.protocol_cjs import AnswerCjs
 from controllers.shares import serve_in_order
 from testbed.clock import now_s
 from testbed.cluster.invariants import validate
+from testbed.errors import TestbedError
 from testbed.execution import driver as driver_module
 from testbed.execution.bundles import Sent, StagePool, steal
 from testbed.execution.config import HUNG, DriverConfig
@@ -40,6 +41,8 @@ class Executors:
         self.stopped: set[int] = set()
         self.bundles: list[Bundle] = []
         self.unreachable: set[int] = set()
+        self.hangs_when_read = False
+        self.given_up: dict[int, asyncio.Event] = {executor: asyncio.Event() for executor in range(count)}
 
     async def gather(self, wait_s: float, on_lost: Callable[[int, str], None], on_joined: Callable[[int], None]) -> None:
         self.on_lost, self.on_joined = on_lost, on_joined
@@ -78,6 +81,12 @@ class Executors:
         if executor in self.stopped:
             await asyncio.Event().wait()
         for read in bundle.reads:
+            if self.hangs_when_read and read.holder not in self.stopped:
+                self.hangs_when_read = False
+                self.stopped.add(read.holder)
+            if read.holder in self.stopped:
+                await self.given_up[executor].wait()
+                return Report(failed="given up")
             if self.blocks[read.holder][read.job, read.stage] < read.tasks or read.holder in self.unreachable:
                 return Report(failed="nothing here", holder=read.holder)
         ends_s: list[float] = []
@@ -93,6 +102,9 @@ class Executors:
 
     def drop(self, executor: int, bundle: int) -> None:
         self.dropped[bundle] += 1
+
+    def stop_reading(self, executor: int) -> None:
+        self.given_up[executor].set()
 
     async def answers(self, executor: int, wait_s: float) -> bool:
         return executor not in self.stopped
@@ -266,6 +278,34 @@ async def test_an_executor_that_hangs_is_given_up(monkeypatch):
     rows, _, _ = await schedule(TWO_JOBS, meanwhile=hang)
     check_whole(rows, TWO_JOBS)
     assert [row.reason for row in rows if isinstance(row, ExecutorRow) and row.what == "lost"] == [HUNG]
+
+
+async def test_an_executor_that_hangs_with_nothing_to_do_but_outputs_is_given_up(monkeypatch):
+    monkeypatch.setattr(driver_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(driver_module, "SETTLE_S", 0.02)
+    jobs = loaded(((3, 1), CHAIN, 0.0))
+
+    async def hang(cluster: Executors) -> None:
+        cluster.hangs_when_read = True
+        while not any(gone.is_set() for gone in cluster.gone.values()):
+            await asyncio.sleep(0.01)
+        assert not cluster.hangs_when_read
+
+    rows, _, _ = await schedule(jobs, meanwhile=hang)
+    check_whole(rows, jobs)
+    assert [row.reason for row in rows if isinstance(row, ExecutorRow) and row.what == "lost"] == [HUNG]
+
+
+async def test_a_reading_that_never_succeeds_ends_the_trial_with_its_reason(monkeypatch):
+    monkeypatch.setattr(driver_module, "SETTLE_S", 0.02)
+    monkeypatch.setattr(driver_module, "UNREAD_S", 0.2)
+
+    async def cut(cluster: Executors) -> None:
+        cluster.unreachable = {0, 1, 2}
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await schedule(TWO_JOBS, meanwhile=cut)
+    assert raised.group_contains(TestbedError, match=r"executor \d can't read from \d.*: nothing here")
 
 
 async def test_without_a_controller_the_driver_goes_on_by_its_own_rule():
