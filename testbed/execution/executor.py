@@ -5,13 +5,13 @@ own connections.
 
 | handler | |
 | --- | --- |
-| `cjs_hello` | forget all, a line begins; answered when nothing of an earlier one runs any more: who this is, what its clock says |
+| `cjs_hello` | forget all, a line begins; answered when nothing of an earlier one runs any more: which process this is |
 | `cjs_run` | run a `Bundle` in the thread of a stint; answered when its last task has ended, or when it failed |
 | `cjs_stop_reading` | what the bundle at work still reads won't come: it fails |
 | `cjs_drop` | the last task of a bundle is another executor's, if it has not begun |
 | `cjs_end` | end a stint |
 | `cjs_fetch` | a block that a stage's tasks left here; another executor asks |
-| `cjs_ping` | answered at once, unless the worker hangs |
+| `cjs_ping` | what its clock says; answered at once, unless the worker hangs |
 | `cjs_stay` | never answered. Its connection is the *line*: when the worker dies, the driver knows; when the driver dies, all ends here |
 
 A *stint* is the Dask task (`work`) during which an executor is at one stage: it holds the worker's thread, and bundles come to it one after
@@ -171,13 +171,13 @@ class ExecutorPlugin(WorkerPlugin):
         for name in self._handlers():
             worker.handlers.pop(name, None)
 
-    async def cjs_hello(self, line: str) -> tuple[str, float]:
-        """Who this is and what its clock says."""
+    async def cjs_hello(self, line: str) -> str:
+        """Another line begins."""
         self._line.end()
         self._line = _Line(line)
         while self._at_work:
             await asyncio.sleep(LOOK_EVERY_S)
-        return self._incarnation, now_s()
+        return self._incarnation
 
     async def cjs_run(self, stint: str, bundle: bytes) -> bytes:
         """Hand a bundle to a stint's thread; bundle and `Report` are JSON."""
@@ -207,8 +207,9 @@ class ExecutorPlugin(WorkerPlugin):
             return f"stage {stage} of job {job} left the outputs of {there} tasks here, wanted {tasks}"
         return Serialize(self._buffer[:size_bytes])
 
-    async def cjs_ping(self) -> None:
+    async def cjs_ping(self) -> float:
         """Show that somebody is here."""
+        return now_s()
 
     async def cjs_stay(self, comm: Comm) -> Status:
         """Hold the line until it breaks: nobody may wait for a driver that is gone, least of all on somebody's cluster."""

@@ -1,5 +1,6 @@
 """The driver's process on a real Dask cluster on loopback, without network or root: it schedules, and survives what befalls workers."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import polars
@@ -18,7 +20,9 @@ from distributed import Client
 from controllers.api import CjsSession
 from controllers.config import ControllerConfig
 from testbed.cjs_cluster import TUNED
+from testbed.clock import now_s
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
+from testbed.execution.dask_cluster import clock_offset_s
 from testbed.records import ExecutorRow, JobRow, Row, ScheduleBeginRow, ScheduleEndRow, TaskRow, TransferRow
 from tests.unit.loopback import running
 from traces.tpch import load_profiles
@@ -156,6 +160,17 @@ def begin(process: subprocess.Popen[bytes]) -> None:
     while not (line := process.stdout.readline()).strip():  # type: ignore[union-attr]
         assert line, "the driver has ended"
     time.sleep(1.0)
+
+
+async def test_the_offset_of_a_clock_is_that_of_the_quickest_answer():
+    class Peer:
+        waits_s: ClassVar = [0.0, 0.05, 0.0, 0.0, 0.1]
+
+        async def cjs_ping(self) -> float:
+            await asyncio.sleep(self.waits_s.pop())  # there and not back, as a connection's set-up
+            return now_s() + 7.0
+
+    assert await clock_offset_s(Peer()) == pytest.approx(7.0, abs=0.01)
 
 
 def test_workers_that_are_killed_or_hang_lose_no_job(cluster, controller_url, jobs):
