@@ -16,7 +16,7 @@ from controllers.loader import KINDS, discover
 from testbed.policycards import describe_policies
 from testbed.prepared import Prepared, from_anywhere, unread_note
 from testbed.pressure import Strain
-from testbed.records import JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, ScheduleRow
+from testbed.records import ExecutorRow, JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, ScheduleRow
 from testbed.results import as_trace, trace_row
 from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
@@ -152,14 +152,23 @@ def compressed(trace: Trace, time_scale: float) -> RateTrace:
 
 
 def schedule_row(
-    trial: ScheduleTrial, rows: Sequence[Row], path: PathFacts, experiment: Experiment, attempt: int, strain: Strain
+    trial: ScheduleTrial,
+    rows: Sequence[Row],
+    path: PathFacts,
+    experiment: Experiment,
+    attempt: int,
+    strain: Strain,
+    losses_meant: bool = False,
 ) -> ScheduleRow:
-    """The trial in one row, and the invariants' verdict."""
+    """The trial in one row, and the invariants' verdict. `losses_meant`: executors were killed on purpose."""
     end = next((row for row in rows if isinstance(row, ScheduleEndRow)), None)
     jobs = [row for row in rows if isinstance(row, JobRow)]
     decisions = [row for row in rows if isinstance(row, ScheduleDecisionRow)]
     faults = [path.fault] if path.fault else []
     problems = [*path.reasons, *faults, *broken_invariants(trial, jobs, decisions, end)]
+    if end and end.executors_lost and not losses_meant:
+        whom = {f"executor {row.executor}: {row.reason}" for row in rows if isinstance(row, ExecutorRow) and row.what == "lost"}
+        problems.append(f"executors were lost {end.executors_lost} times, which nobody meant ({'; '.join(sorted(whom))})")
     measured: dict[str, Any] = {**vars(path), **vars(strain)}
     del measured["reasons"], measured["fault"]
     told = end or ScheduleEndRow(

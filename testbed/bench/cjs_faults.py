@@ -171,7 +171,7 @@ def _chosen(text: str, known: Iterable[str]) -> list[str]:
 
 def _outcome(fault: str, prepared: PreparedSchedules, witness: Witness) -> Outcome:
     trial = prepared.trials[0]
-    row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN)
+    row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN, losses_meant=True)
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
     tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
     return Outcome(fault, row, jobs, len(tasks), witness.said)

@@ -37,6 +37,8 @@ class _Reached:
         self.place: tuple[int, int] | None = None
         self.stint = ""
         self.future: Future | None = None
+        self.refused = False
+        """Whether this process is not to come back: another takes its place."""
 
     async def close(self) -> None:
         """End its connections."""
@@ -110,8 +112,8 @@ class DaskCluster:
         """Wait for the executor's worker, not the incarnation `other_than`, and say hello."""
         place = self._places[executor]
         while True:
-            if address := (await self._names()).get(place.name):
-                with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError, TimeoutError):
+                if address := (await self._names()).get(place.name):
                     reached = await asyncio.wait_for(self._hello(address, place), HELLO_S)
                     if reached.incarnation != other_than:
                         self._reached[executor] = reached
@@ -141,7 +143,7 @@ class DaskCluster:
                 reason = f"its connection broke ({type(error).__name__})"
             self._drop(executor, reached)
             on_lost(executor, reason)
-            await self._reach(executor, reached.incarnation)
+            await self._reach(executor, reached.incarnation if reached.refused else "")
             on_joined(executor)
 
     def _drop(self, executor: int, reached: _Reached) -> None:
@@ -151,9 +153,10 @@ class DaskCluster:
                 reached.future.release()
                 reached.future = None
 
-    def give_up(self, executor: int) -> None:
-        """It hangs: break the line, so that it is lost."""
+    def give_up(self, executor: int, hangs: bool = False) -> None:
+        """Break the line, so that it is lost. One of ours that hangs is replaced; others may be back as they are."""
         if reached := self._reached.get(executor):
+            reached.refused = hangs and not self._leaves_it
             for comm in [*reached.rpc.comms]:
                 comm.abort()
 

@@ -337,6 +337,7 @@ class Driver:
         except Vanished as vanished:
             report = Report(failed=str(vanished))
         except ExecutorGone as gone:
+            self._cluster.give_up(sent.executor)
             self._lose(sent.executor, str(gone))
             return
         if report.failed:
@@ -375,7 +376,7 @@ class Driver:
         """Give an executor up that doesn't answer, and don't let a bundle wait for what lies there."""
         if await self._cluster.answers(executor, PATIENCE_S):
             return
-        self._cluster.give_up(executor)
+        self._cluster.give_up(executor, hangs=True)
         self._lose(executor, HUNG)
         if executor != sent.executor:
             self._cluster.stop_reading(sent.executor)

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules
+from testbed.cjs import PreparedSchedules, ScheduleTrial, prepare_schedules, schedule_row
 from testbed.cjs_cluster import ClusterRun, JoinedExecutors
 from testbed.emulation import in_thread
+from testbed.pressure import NO_STRAIN
+from testbed.records import ExecutorRow, JobRow, ScheduleEndRow
+from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
 from testbed.verdict import PathFacts
 
@@ -83,6 +86,20 @@ def test_ctrl_c_ends_the_driver_and_no_other_trial_begins(prepared: PreparedSche
     threading.Event().wait(0.3)
     assert [driver.poll() is not None for driver in executors.drivers] == [True], "one, and it has ended"
     assert (recorder.began, recorder.closed) == (["t0000"], [])
+
+
+def test_a_trial_that_lost_executors_is_invalid_and_says_whom_unless_that_was_meant(prepared: PreparedSchedules) -> None:
+    trial = prepared.trials[0]
+    facts = {"arrived_s": 0.0, "done_s": 1.0, "jct_s": 1.0, "stages": 1, "tasks": 1, "work_s": 1.0}
+    sums = {"avg_jct_s": 1.0, "p50_jct_s": 1.0, "p95_jct_s": 1.0, "makespan_s": 1.0, "busy_share": 1.0, "jobs": 1, "unfinished": 0}
+    rows = [
+        ExecutorRow(trial_id="t0000", executor=0, at_s=0.5, what="lost", reason="its connection broke"),
+        JobRow(trial_id="t0000", job=0, name="q1", **facts),  # type: ignore[arg-type]
+        ScheduleEndRow(trial_id="t0000", end_reason=COMPLETE, executors_lost=1, **sums),  # type: ignore[arg-type]
+    ]
+    row = schedule_row(trial, rows, PathFacts(), prepared.experiment, 1, NO_STRAIN)
+    assert not row.valid and "(executor 0: its connection broke)" in row.invalid_reason
+    assert schedule_row(trial, rows, PathFacts(), prepared.experiment, 1, NO_STRAIN, losses_meant=True).valid
 
 
 def test_a_thread_that_lives_on_after_ctrl_c_counts_as_alive() -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import msgspec
 import polars
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
 from controllers.api import CjsSession
 from controllers.config import ControllerConfig
@@ -23,6 +23,7 @@ from testbed.cjs_cluster import TUNED
 from testbed.clock import now_s
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
 from testbed.execution.dask_cluster import clock_offset_s
+from testbed.execution.executor import NAME
 from testbed.records import ExecutorRow, JobRow, Row, ScheduleBeginRow, ScheduleEndRow, TaskRow, TransferRow
 from tests.unit.loopback import running
 from traces.tpch import load_profiles
@@ -171,6 +172,23 @@ async def test_the_offset_of_a_clock_is_that_of_the_quickest_answer():
             return now_s() + 7.0
 
     assert await clock_offset_s(Peer()) == pytest.approx(7.0, abs=0.01)
+
+
+def test_an_executor_whose_line_broke_is_back_though_its_process_is_the_same(cluster, controller_url, jobs):
+    def cut(dask_worker: Worker) -> None:
+        dask_worker.plugins[NAME]._line.comm.abort()
+
+    def strike(row: Row) -> None:
+        if isinstance(row, ScheduleBeginRow):
+            time.sleep(1.0)
+            with Client(cluster.address, timeout="10s", set_as_default=False) as foreign:
+                (address,) = [address for address, worker in foreign.scheduler_info()["workers"].items() if worker["name"] == "w0"]
+                foreign.run(cut, workers=[address])
+
+    with driving(cluster, controller_url, jobs, scale=40.0) as process:
+        rows = rows_of(process, strike)
+    check_whole(rows, jobs)
+    assert [(row.executor, row.what) for row in rows if isinstance(row, ExecutorRow)] == [(0, "lost"), (0, "joined")]
 
 
 def test_workers_that_are_killed_or_hang_lose_no_job(cluster, controller_url, jobs):

@@ -42,6 +42,7 @@ class Executors:
         self.bundles: list[Bundle] = []
         self.unreachable: set[int] = set()
         self.hangs_when_read = False
+        self.told_gone: list[tuple[int, bool]] = []
         self.given_up: dict[int, asyncio.Event] = {executor: asyncio.Event() for executor in range(count)}
 
     async def gather(self, wait_s: float, on_lost: Callable[[int, str], None], on_joined: Callable[[int], None]) -> None:
@@ -109,7 +110,8 @@ class Executors:
     async def answers(self, executor: int, wait_s: float) -> bool:
         return executor not in self.stopped
 
-    def give_up(self, executor: int) -> None:
+    def give_up(self, executor: int, hangs: bool = False) -> None:
+        self.told_gone.append((executor, hangs))
         self.gone[executor].set()
 
 
@@ -294,6 +296,20 @@ async def test_an_executor_that_hangs_with_nothing_to_do_but_outputs_is_given_up
     rows, _, _ = await schedule(jobs, meanwhile=hang)
     check_whole(rows, jobs)
     assert [row.reason for row in rows if isinstance(row, ExecutorRow) and row.what == "lost"] == [HUNG]
+
+
+async def test_the_cluster_is_told_of_an_executor_that_a_bundle_could_not_be_sent_to():
+    async def refuse(cluster: Executors) -> None:
+        await asyncio.sleep(0.05)
+        cluster.gone[1].set()
+        while not cluster.told_gone:
+            await asyncio.sleep(0.01)
+        cluster.blocks[1].clear()
+        cluster.bring_back(1)
+
+    rows, _, cluster = await schedule(TWO_JOBS, meanwhile=refuse)
+    check_whole(rows, TWO_JOBS)
+    assert cluster.told_gone == [(1, False)]
 
 
 async def test_a_reading_that_never_succeeds_ends_the_trial_with_its_reason(monkeypatch):
