@@ -2,8 +2,9 @@
 
 A task of a stage reads an equal part of what each parent wrote for that stage. Real shuffles read a slice of every map output; here a
 bundle reads from few executors, drawn evenly along their shares, at least `LEAST_BYTES` from each: over a stage that is the same traffic
-from executor to executor, with a fraction of the requests. What is less than `WORTH_BYTES` is owed, and read along with what comes later:
-time compression shrinks blocks but no packet's headers.
+from executor to executor, with a fraction of the requests. Blocks are whole multiples of `WORTH_BYTES`, because time compression shrinks
+blocks but no packet's headers; the rest is owed, and read along with what comes later. As a job's end leaves rests that nobody reads, what
+is owed begins anywhere between nothing and `WORTH_BYTES`, evenly: so in the mean all that is due travels.
 """
 
 from collections import defaultdict
@@ -44,8 +45,8 @@ class Outputs:
     """Of all jobs that are active."""
 
     def __init__(self, bytes_scale: float) -> None:
-        self._bytes_scale, self._point = bytes_scale, 0.0
-        self._owed: dict[tuple[Place, int, int], float] = defaultdict(float)
+        self._bytes_scale, self._point, self._begin = bytes_scale, 0.0, 0.0
+        self._owed: dict[tuple[Place, int, int], float] = {}
         """Bytes of a stage that a receiver has yet to read from a holder."""
         self._held: dict[Place, dict[int, list[int]]] = defaultdict(dict)
         self._gone: dict[Place, set[int]] = {}
@@ -101,10 +102,16 @@ class Outputs:
         for holder, points in self._drawn(holders, count).items():
             if holder == executor:
                 continue
-            self._owed[place, holder, executor] += size_bytes * points / count
-            if self._owed[place, holder, executor] >= WORTH_BYTES:
-                part_bytes = round(self._owed.pop((place, holder, executor)))
+            if part_bytes := self._worth((place, holder, executor), size_bytes * points / count):
                 yield Part(holder, job.number, parent, len(holders[holder]), part_bytes)
+
+    def _worth(self, key: tuple[Place, int, int], due_bytes: float) -> int:
+        """What to read now that so much more is due; the rest is owed."""
+        if key not in self._owed:
+            self._begin = (self._begin + STRIDE) % 1
+            self._owed[key] = self._begin * WORTH_BYTES
+        blocks, self._owed[key] = divmod(self._owed[key] + due_bytes, WORTH_BYTES)
+        return int(blocks) * WORTH_BYTES
 
     def _drawn(self, holders: dict[int, list[int]], count: int) -> dict[int, int]:
         """Holders hit by `count` evenly spaced points along their shares, and how often."""

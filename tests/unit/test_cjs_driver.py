@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -402,3 +403,17 @@ def test_reads_follow_the_blocks_and_what_vanished_is_named_until_it_is_made_aga
         outputs.parts(jobs.jobs[0], 1, 1, executor=2)
     outputs.add((0, 0), 2, [2])
     assert {part.holder for _ in range(9) for part in outputs.parts(jobs.jobs[0], 1, 1, executor=2)} == {1}
+
+
+@pytest.mark.parametrize("size_bytes", [300.0, 1500.0, 2500.0, 9000.0])
+def test_of_many_small_jobs_as_much_is_read_as_is_due(size_bytes):
+    scale = size_bytes / WRITTEN_BYTES
+    outputs, asked, jobs = Outputs(scale), 0, 400
+    for number in range(jobs):
+        one = replace(loaded(((6, 4), CHAIN, 0.0)).jobs[0], number=number)
+        for executor in range(3):
+            outputs.add((number, 0), executor, [2 * executor, 2 * executor + 1])
+        asked += sum(part.size_bytes for receiver in range(3, 7) for part in outputs.parts(one, 1, 1, receiver))
+        outputs.forget(number)
+    assert asked == pytest.approx(jobs * size_bytes, rel=0.03)
+    assert not outputs._owed
