@@ -64,10 +64,10 @@ class OriginClient:
             raise PlaybackEnded("origin_error", f"{path}: {refusal.message}") from None
         return video
 
-    async def chunk(self, index: int, level: int, size_bytes: int, request_s: float) -> Download:
-        """Download a chunk that is asked for at `request_s`, that is now."""
+    async def chunk(self, index: int, level: int, size_bytes: int, request_s: float, took: Callable[[bytes], None] = _unread) -> Download:
+        """Download a chunk that is asked for at `request_s`, that is now; each piece goes to `took`."""
         path = f"{self._config.video}/{level}/{index}"
-        download = await self._get(path, request_s)
+        download = await self._get(path, request_s, took)
         if download.size_bytes != size_bytes:
             raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
         return download

@@ -28,6 +28,7 @@ from players.fetch import Download, OriginClient, PlaybackEnded
 from players.playback import Playback, Timing
 from players.process import CLOSE_DEADLINE_S, open_early, run
 from players.throughput import ThroughputEstimate, local_level
+from players.waits import Waits
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
@@ -43,6 +44,7 @@ class Player:
     def __init__(self, config: PlayerConfig, session: AbrSession, origin: OriginClient, controller: DecisionClient, emit: Emit) -> None:
         self._config, self._session = config, session
         self._origin, self._controller, self._emit = origin, controller, emit
+        self._waits = Waits()
         self._playback = Playback(_timing(config, session.video), session.chunks)
         self._estimate = ThroughputEstimate()
         self._history: list[Chunk] = []
@@ -58,10 +60,13 @@ class Player:
                 self._began_at_s = request_s
                 self._playback.begin(request_s)
             size_bytes = self._session.video.sizes_bytes[index][level]
-            await self._take(index, level, await self._origin.chunk(index, level, size_bytes, request_s))
+            download = await self._origin.chunk(index, level, size_bytes, request_s, lambda _: self._waits.woke())
+            self._waits.timed()
+            await self._take(index, level, download)
 
     def finish(self, reason: str, detail: str) -> None:
         """Write the stall that still lasts, if one does, and the last row."""
+        self._waits.close()
         began_s = self._began_at_s
         if began_s is None:
             self._emit(no_playback(self._config.trial_id, reason, detail))
@@ -80,6 +85,7 @@ class Player:
                 detail=detail,
                 began_at_s=began_s,
                 throughput_bps=self._estimate.average_bps,
+                waited_for_core_s=self._waits.counted_s,
             )
         )
 
@@ -102,7 +108,9 @@ class Player:
         waited_s = 0.0
         while (pause_s := self._playback.wait_s(now_s())) > 0:
             await asyncio.sleep(pause_s)
+            self._waits.woke()
             waited_s = now_s() - end_s
+        self._waits.timed()
         return replace(chunk, waited_s=waited_s)
 
     async def _level(self, index: int) -> int:
@@ -116,6 +124,7 @@ class Player:
             reason = failed.reason
             level = local_level(self._session.video, self._estimate.average_bps, self._playback.buffer_s(now_s()))
             sys.stderr.write(f"{self._config.trial_id}: chunk {index}: {failed.reason}: {failed.message}\n")
+        self._waits.timed()
         self._emit(
             DecisionRow(
                 trial_id=self._config.trial_id,

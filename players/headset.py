@@ -28,6 +28,7 @@ from players.throughput import ThroughputEstimate
 from players.tiles import TiledVideo
 from players.viewing import Seen, Viewing
 from players.viewport import SAFETY, Plan, plan, shares_in_view, sphere
+from players.waits import Waits
 from testbed.clock import now_s
 from testbed.errors import UserError
 from testbed.metrics import qoe_lin
@@ -63,13 +64,16 @@ class Headset:
         """The prediction for the next segment, if it has been asked for."""
         self._latencies_s: deque[float] = deque([0.0], maxlen=LOOK_BACK)
         """What the last answers took."""
+        self._waits = Waits()
 
     async def run(self) -> None:
         """View to the end. Raises `PlaybackEnded` when it can't go on."""
         try:
             for segment in range(self._config.chunks):
                 await self._until_due(segment)
+                self._waits.timed()
                 predicted_deg, newest = await self._ask(segment)
+                self._waits.timed()
                 self._asked = None
                 await self._fetch(segment, predicted_deg, newest)
         finally:
@@ -86,6 +90,7 @@ class Headset:
             self._tell(now_s())
             self._ask_early(segment)
             await asyncio.sleep(LOOK_S)
+            self._waits.woke()
 
     def _due_in_s(self, segment: int) -> float:
         """How long the full buffer still holds a request back, if playback goes on; less than 0: it doesn't."""
@@ -157,12 +162,14 @@ class Headset:
             np.cumsum(sizes),
             lambda place: self._viewing.arrived(segment, chosen.order[place], now_s()),
             lambda left_bytes: self._ask_early(segment + 1, left_bytes / bytes_per_s if bytes_per_s else np.inf),
+            self._waits.woke,
         )
         if self._began_at_s is None:
             self._began_at_s = now_s()
             self._viewing.begin(self._began_at_s)
         wanted = ",".join(f"{tile}.{chosen.levels[tile]}" for tile in chosen.order)
         download = await self._origin.tiles(segment, wanted, sum(sizes), arriving.took, arriving.again)
+        self._waits.timed()
         self._estimate.add(download.size_bytes, download.end_s - download.first_byte_s)
         self._requests_s.append((download.request_s, download.end_s))
         self._tell(now_s())
@@ -218,6 +225,7 @@ class Headset:
 
     def finish(self, reason: str, detail: str) -> None:
         """The last row."""
+        self._waits.close()
         end_s = self._viewing.end_s(self._config.chunks - 1) if reason == "complete" else now_s()
         stalls_s = sum(seen.rebuffer_s for seen in self._told[1:])
         startup_s = self._told[0].rebuffer_s if self._told else 0.0
@@ -233,6 +241,7 @@ class Headset:
                 wall_s=wall_s,
                 began_at_s=self._began_at_s,
                 throughput_bps=self._estimate.average_bps,
+                waited_for_core_s=self._waits.counted_s,
             )
         )
 
@@ -248,8 +257,10 @@ def brought_up(predicted_deg: np.ndarray, newest: int, angles_deg: np.ndarray, n
 class _Arriving:
     """Counts bytes; tells of each tile whose last byte has come, and after each piece how many bytes are still to come."""
 
-    def __init__(self, ends_bytes: np.ndarray, arrived: Callable[[int], None], still: Callable[[int], None]) -> None:
-        self._ends_bytes, self._arrived, self._still = ends_bytes, arrived, still
+    def __init__(
+        self, ends_bytes: np.ndarray, arrived: Callable[[int], None], still: Callable[[int], None], woke: Callable[[], None]
+    ) -> None:
+        self._ends_bytes, self._arrived, self._still, self._woke = ends_bytes, arrived, still, woke
         self._bytes = self._tiles = 0
 
     def again(self) -> None:
@@ -258,6 +269,7 @@ class _Arriving:
 
     def took(self, piece: bytes) -> None:
         """More bytes."""
+        self._woke()
         self._bytes += len(piece)
         while self._tiles < len(self._ends_bytes) and self._bytes >= self._ends_bytes[self._tiles]:
             self._arrived(self._tiles)

@@ -22,15 +22,13 @@ from testbed.spec import Experiment
 from testbed.trial import Trial, plan
 from testbed.twin import SimulationJob
 from testbed.units import mbps_from_bps, s_from_ms
-from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes
+from testbed.verdict import MOST_STARVED_S, WALL_TOLERANCE_S, PathFacts, most_bytes, starved
 from traces.store import TraceSet, resolve, resolve_uplink
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
 LEARNT, TRAINING = ("netllm", "pensieve", "genet"), ("train", "valid")
 """Policies of ours that learn, and the splits that they learn from or are chosen on."""
-MOST_HICCUPS_S = 0.5
-"""In a whole trial; so far apart may the ends of two equal sessions be (docs/dashjs.md)."""
 
 
 @dataclass(frozen=True)
@@ -277,8 +275,9 @@ def _broken_invariants(
         problems.append(f"the policy took no decision, all {len(decisions)} fell back ({decisions[0].reason})")
     if any(chunk.size_bytes != playback.video.sizes_bytes[chunk.index][chunk.level] for chunk in chunks):
         problems.append("a chunk's size differs from the manifest")
-    if abs(end.hiccup_s) > MOST_HICCUPS_S:
+    if abs(end.hiccup_s) > MOST_STARVED_S:
         problems.append(f"playback stood still for {end.hiccup_s:.2f} s with media in the buffer, the browser got no processor")
+    problems += starved(end.waited_for_core_s)
     account_s = end.startup_s + end.played_s + end.rebuffer_s + end.hiccup_s
     if abs(account_s - end.wall_s) > WALL_TOLERANCE_S:
         problems.append(f"start-up + playback + rebuffering is {account_s:.3f} s, the wall time {end.wall_s:.3f} s")

@@ -67,6 +67,8 @@ class PlaybackEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="playback_en
     """dash.js 5's estimate at the end; None when not measured."""
     hiccup_s: float = 0.0
     """Playback stood still with media in the buffer: a browser that got no processor. No stall of the network's."""
+    waited_for_core_s: float = 0.0
+    """By so much the player's times are late because it waited for a core of the host (`players.waits`); 0 where nobody counts."""
 
 
 class LinkRow(msgspec.Struct, frozen=True, kw_only=True, tag="link", tag_field="event"):

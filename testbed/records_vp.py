@@ -74,6 +74,8 @@ class ViewingEndRow(msgspec.Struct, frozen=True, kw_only=True, tag="viewing_end"
     detail: str = ""
     began_at_s: float | None = None
     throughput_bps: float | None = None
+    waited_for_core_s: float = 0.0
+    """By so much the player's times are late because it waited for a core of the host (`players.waits`); 0 where nobody counts."""
 
 
 class ViewingRow(TrialBase, frozen=True, kw_only=True, tag="viewing", tag_field="event"):

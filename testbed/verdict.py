@@ -7,6 +7,8 @@ from testbed.trial import Trial
 
 WALL_TOLERANCE_S = 0.05
 """How far start-up + playback + rebuffering may be from the wall time before a trial's own account is not believed."""
+MOST_STARVED_S = 0.5
+"""In a whole trial, of a player that got no core; so far apart may the ends of two equal sessions be (docs/dashjs.md)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ def only_its_link_failed(row: TrialBase, path: PathFacts) -> bool:
     by its value.
     """
     return bool(path.reasons) and row.invalid_reason == "; ".join(path.reasons)
+
+
+def starved(waited_for_core_s: float) -> list[str]:
+    """A sentence on a player that waited for a core for too long; none on another."""
+    if waited_for_core_s <= MOST_STARVED_S:
+        return []
+    return [f"the player's times are late by {waited_for_core_s:.2f} s for want of a core, wanted at most {MOST_STARVED_S:g} s"]
 
 
 def most_bytes(trial: Trial, seconds: float) -> float:

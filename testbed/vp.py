@@ -33,7 +33,7 @@ from testbed.spec import Experiment
 from testbed.trial import Trial, in_turn, partner, spread
 from testbed.twin_vp import ViewerJob
 from testbed.units import mbps_from_bps, s_from_ms
-from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes
+from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes, starved
 from traces.store import resolve, resolve_uplink
 from traces.trace import Trace
 from traces.viewport_splits import DATASET, TEST, find_split, load_split
@@ -335,6 +335,7 @@ def _broken_invariants(
         problems.append(f"{len(predictions)} predictions were asked for, wanted {wanted}")
     if predictions and all(row.source == "fallback" for row in predictions):
         problems.append(f"the policy predicted nothing, all {len(predictions)} fell back ({predictions[0].reason})")
+    problems += starved(end.waited_for_core_s)
     account_s = end.startup_s + end.played_s + end.rebuffer_s
     if abs(account_s - end.wall_s) > WALL_TOLERANCE_S:
         problems.append(f"start-up + playback + rebuffering is {account_s:.3f} s, the wall time {end.wall_s:.3f} s")

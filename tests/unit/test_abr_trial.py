@@ -60,6 +60,7 @@ def changed(kind: type, index: int | None = None, **values) -> Callable[[Row], l
         (without(chunk_index=3), "4 decisions were taken, wanted 5"),
         (changed(ChunkRow, index=2, size_bytes=7), "differs from the manifest"),
         (changed(PlaybackEndRow, hiccup_s=0.6), "stood still for 0.60 s with media in the buffer"),
+        (changed(PlaybackEndRow, waited_for_core_s=0.51), "late by 0.51 s for want of a core, wanted at most 0.5 s"),
         (changed(PlaybackEndRow, played_s=99.0), "the wall time"),
         (changed(PlaybackEndRow, end_reason="stalled_too_long", detail="no byte"), "ended early: stalled_too_long (no byte)"),
     ],

@@ -27,6 +27,7 @@ from players.throughput import ThroughputEstimate
 from testbed.errors import UserError
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, StallRow
 from tests.unit.loopback import VIDEO, Process, listening, running
+from tests.unit.schedstat import Kernel
 
 SHORT = replace(VIDEO, name="short", chunk_s=0.05)
 CONFIG = PlayerConfig(
@@ -143,6 +144,22 @@ async def test_a_whole_playback() -> None:
     # the buffer cap held the requests back
     assert max(row.buffer_s for row in rows.chunks) < CONFIG.buffer_cap_s + SHORT.chunk_s + 0.03
     assert any(row.waited_s > 0 for row in rows.chunks)
+
+
+async def test_what_a_player_waits_for_a_core_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(tmp_path, monkeypatch)
+
+    class Starving(Up):
+        """While it decides, the player waits for a core."""
+
+        def decide(self, observation: AbrObservation) -> int:
+            kernel.wait(50)
+            return super().decide(observation)
+
+    app = origin.application(OriginConfig(host="", videos=(SHORT,)))
+    async with listening(app) as url, controller(Starving) as asked:
+        rows = await rows_of(origin_url=url, controller_url=asked)
+    assert rows.end.waited_for_core_s == pytest.approx(11 * 0.05)
 
 
 async def test_the_policy_sees_what_the_rows_say() -> None:

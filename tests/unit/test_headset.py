@@ -29,6 +29,7 @@ from testbed.errors import UserError
 from testbed.metrics import qoe_lin
 from testbed.records_vp import HeadRow, PredictionRow, SegmentRow, ViewingEndRow
 from tests.unit.loopback import listening
+from tests.unit.schedstat import Kernel
 
 VIDEO = synthetic_tiles(12)
 SHORT = replace(
@@ -263,6 +264,21 @@ def test_a_viewing_plays_all_segments_and_asks_for_each(capfd):
     assert len(of(rows, HeadRow)) == 8
     assert [len(seen.history_deg) for seen in Ahead.seen][-1] > 1 and Ahead.seen[0].session.front_deg == 90.0
     assert "GET" not in capfd.readouterr().err
+
+
+def test_what_a_headset_waits_for_a_core_is_told(tmp_path, monkeypatch):
+    """A long wait: it counts whether the answer comes while a segment is awaited or before."""
+    kernel = Kernel(tmp_path, monkeypatch)
+
+    class Starving(Ahead):
+        """While it decides, the headset waits for a core."""
+
+        def decide(self, observation):
+            kernel.wait(150)
+            return super().decide(observation)
+
+    (end,) = of(asyncio.run(viewed(Starving)), ViewingEndRow)
+    assert end.waited_for_core_s == pytest.approx(8 * 0.15)
 
 
 def test_the_prediction_decides_which_tiles_are_high():

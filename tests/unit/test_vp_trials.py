@@ -3,8 +3,10 @@
 import pytest
 
 from testbed.errors import UserError
+from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow
 from testbed.spec import Experiment
-from testbed.vp import _grid
+from testbed.trial import Trial
+from testbed.vp import _broken_invariants, _grid
 from tests.vp_cases import viewing
 from traces.trace import RateTrace
 
@@ -29,3 +31,15 @@ def test_policies_meet_the_same_viewing_and_none_is_too_short():
 def test_more_chunks_than_any_viewing_lasts_are_refused():
     with pytest.raises(UserError, match=r"--chunks is 30, wanted fewer: that takes 150 samples, the longest viewing has 130"):
         grid([99, 130], chunks=30)
+
+
+def test_a_headset_that_got_no_core_makes_its_trial_invalid():
+    times = {"request_s": 0.0, "end_s": 0.5, "start_s": 0.5, "rebuffer_s": 0.5, "quality_bps": 1e6, "blank_share": 0.0, "qoe": 0.0}
+    segment = SegmentRow(trial_id="t", index=0, levels="0", size_bytes=1000, wasted_bytes=0, **times)
+    asked = {"at_s": 0.0, "media_s": 0.0, "mae_deg": 1.0, "latency_s": 0.1, "policy_s": 0.1, "source": "policy", "reason": ""}
+    prediction = PredictionRow(trial_id="t", segment=0, **asked)
+    end = {"trial_id": "t", "end_reason": "complete", "startup_s": 0.5, "played_s": 1.0, "rebuffer_s": 0.0, "wall_s": 1.5}
+    trial = Trial("t", 0, "a", TRACES[0], 0.0, 1)
+    for waited_s, problems in ((0.5, 0), (0.51, 1)):
+        row = ViewingEndRow(**end, waited_for_core_s=waited_s)
+        assert len(_broken_invariants(trial, 1, [segment], [prediction], row)) == problems
