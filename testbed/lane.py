@@ -175,6 +175,7 @@ class LanePlayer:
             lateness_ms_p99=ms_from_s(report.lateness_p99_s),
             lateness_ms_max=ms_from_s(report.lateness_max_s),
             late_packets=report.late_packets,
+            late_share=report.late_share,
             stalled_ms=ms_from_s(report.stalled_s),
             rate_error_pct_100ms=report.rate_error_pct_100ms,
             uncounted_losses=report.uncounted_losses,

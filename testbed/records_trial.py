@@ -54,6 +54,8 @@ class TrialBase(msgspec.Struct, frozen=True, kw_only=True):
     lateness_ms_max: float | None = None
     late_packets: int | None = None
     """Packets later than `testbed.link.LATE_S`, both directions together."""
+    late_share: float | None = None
+    """Of the packets of the direction that has the larger share of them; None in runs from before it was recorded."""
     stalled_ms: float | None = None
     """So long the emulator stood still, in all."""
     packets_in: int | None = None

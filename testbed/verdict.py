@@ -26,6 +26,7 @@ class PathFacts:
     lateness_ms_p99: float | None = None
     lateness_ms_max: float | None = None
     late_packets: int | None = None
+    late_share: float | None = None
     stalled_ms: float | None = None
     rate_error_pct_100ms: float | None = None
     uncounted_losses: int | None = None

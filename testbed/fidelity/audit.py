@@ -70,6 +70,13 @@ class Delay:
         p50_s, p99_s, max_s, min_s = (s_from_ns(float(ns)) for ns in (p50, p99, error_ns.max(), error_ns.min()))
         return cls(len(error_ns), p50_s, p99_s, max_s, min_s, early, late)
 
+    @classmethod
+    def worst(cls, sides: "Sequence[Delay]") -> "Delay":
+        """Each number of the direction in which it is worse, as `LinkReport` has it: one must not outvote the other."""
+        sides = [side for side in sides if side.packets] or sides
+        columns = {name: [getattr(side, name) for side in sides] for name in cls.__dataclass_fields__}
+        return cls(**{name: (min if name == "min_s" else sum if name == "packets" else max)(values) for name, values in columns.items()})
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -121,7 +128,7 @@ class Audit:
     evidence: Evidence
     sides: tuple[Side, ...]
     delay: Delay
-    """Of both directions, as the link's is."""
+    """Of the worse direction, as the link's is."""
     comparisons: tuple[Comparison, ...]
     voids: tuple[str, ...]
     """Why the captures prove nothing; empty when they do."""
@@ -182,7 +189,7 @@ def audit(folder: Path, evidence: Evidence, reader: Reader = read_packets) -> Au
         side = _side(name, evidence, matching)
         sides.append(side)
         voids += _side_voids(side, evidence)
-    delay = Delay.of(np.concatenate([side.error_ns for side in sides]))
+    delay = Delay.worst([Delay.of(side.error_ns) for side in sides])
     return Audit(evidence, tuple(sides), delay, tuple(_compare(evidence, sides, delay)), tuple(voids))
 
 

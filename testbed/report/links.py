@@ -177,8 +177,8 @@ def _cell(trial: AnyTrialRow) -> tuple[str, str, float, int]:
 
 
 def late_pct(trial: AnyTrialRow) -> float | None:
-    """Packets later than `LATE_S`, per cent of those that came out."""
-    return 100 * trial.late_packets / max(trial.packets_out or 0, 1) if trial.late_packets is not None else None
+    """Packets later than `LATE_S`, per cent of those that came out, in the direction that has more of them."""
+    return _pct(trial.late_share)
 
 
 def drops(trial: AnyTrialRow) -> dict[str, int]:

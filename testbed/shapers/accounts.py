@@ -1,11 +1,10 @@
 """From a link's counters to its report: lateness, windows, rate error."""
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import TypedDict
 
-from testbed.link import LATE_S, LinkReport
+from testbed.link import LATE_S, LinkReport, Punctuality
 from testbed.records import LatenessRow, LinkRow
 from testbed.shapers import messages
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
@@ -28,7 +27,7 @@ def report(
         started_at=None if result.started_ns is None else s_from_ns(result.started_ns),
         windows=tuple(row for direction, half in halves.items() for row in link_rows(trial_id, direction, half.rows)),
         lateness=tuple(histogram.row(trial_id, direction) for direction, histogram in lateness.items()),
-        **worst(lateness.values()),
+        punctuality={direction: lateness[direction].punctuality(half.packets_out) for direction, half in halves.items()},
         packets_in=sum(half.packets_in for half in halves.values()),
         packets_out=sum(half.packets_out for half in halves.values()),
         packets_inside=sum(half.inside for half in halves.values()),
@@ -74,15 +73,6 @@ def rate_error_pct(rows: "array[float]") -> float:
     return 100 * error_bytes / due_bytes if due_bytes else 0.0
 
 
-class Worst(TypedDict):
-    """What a `LinkReport` says of lateness in both directions."""
-
-    lateness_p50_s: float
-    lateness_p99_s: float
-    lateness_max_s: float
-    late_packets: int
-
-
 class Histogram:
     """Lateness: `counts[i]` packets were late by at most `upper_s[i]`, and more than the bin before."""
 
@@ -104,10 +94,9 @@ class Histogram:
         upper_s = [(i + 1) * US for i in range(FINE_US)] + [2**i * US for i in range(FINE_US.bit_length(), len(coarse))]
         return cls(upper_s, [*fine, *coarse[FINE_US.bit_length() :]], s_from_ns(max_ns))
 
-    @property
-    def late_packets(self) -> int:
-        """Packets later than `LATE_S`."""
-        return sum(count for upper_s, count in zip(self.upper_s, self.counts, strict=True) if upper_s > LATE_S * (1 + 1e-9))
+    def later_than(self, limit_s: float) -> int:
+        """So many packets."""
+        return sum(count for upper_s, count in zip(self.upper_s, self.counts, strict=True) if upper_s > limit_s * (1 + 1e-9))
 
     def quantile_s(self, q: float) -> float:
         """Upper edge of the bin that holds quantile `q`, at most the maximum; 0 without packets."""
@@ -116,6 +105,10 @@ class Histogram:
             if total and below >= q * total:
                 return min(upper_s, self.max_s)
         return 0.0
+
+    def punctuality(self, packets: int) -> Punctuality:
+        """Of a direction that so many packets came out of."""
+        return Punctuality(packets, self.quantile_s(0.5), self.quantile_s(0.99), self.max_s, self.later_than(LATE_S))
 
     def row(self, trial_id: str, direction: str) -> LatenessRow:
         """As a record with bins that are powers of two of a microsecond; the empty ones at the end left out."""
@@ -127,13 +120,3 @@ class Histogram:
         shown = range(max(used, default=0) + 1)
         upper_ms = [ms_from_s(2**i * US) for i in shown]
         return LatenessRow(trial_id=trial_id, direction=direction, upper_ms=upper_ms, counts=[bins.get(i, 0) for i in shown])
-
-
-def worst(directions: Collection[Histogram]) -> Worst:
-    """Quantiles of the direction that has the larger ones, and all late packets."""
-    return Worst(
-        lateness_p50_s=max(each.quantile_s(0.5) for each in directions),
-        lateness_p99_s=max(each.quantile_s(0.99) for each in directions),
-        lateness_max_s=max(each.max_s for each in directions),
-        late_packets=sum(each.late_packets for each in directions),
-    )

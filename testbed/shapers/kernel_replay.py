@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from testbed.link import LinkReport, PathSpec
 from testbed.records import LinkRow
-from testbed.shapers.accounts import Histogram, worst
+from testbed.shapers.accounts import Histogram
 from testbed.shapers.capacity import RATE_SCALE, RateCapacity
 from testbed.shapers.kernel_tc import DIRECTIONS, FLOOR_BPS, Counters, Direction, Losses, held_limit, htb, netem, packet_limit
 from testbed.shapers.ledger import WINDOW_NS, Lateness
@@ -168,6 +168,7 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
     duration_ns = ns_from_s(replay.courses[0].rates.duration_s)
     run_ns = now_ns - replay.started_ns + ns_from_s(replay.offset_s) % duration_ns if replay.started_ns else 0
     ends = replay.last.values()
+    out = {direction: end.delivered_packets for direction, end in replay.last.items()}
     queue, codel, loss = (sum(getattr(end, name) for end in ends) for name in ("queue_drops", "codel_drops", "losses"))
     missing = sum(end.missing_packets for end in ends)
     return LinkReport(
@@ -175,7 +176,7 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
         started_at=None if replay.started_ns is None else s_from_ns(replay.started_ns),
         windows=tuple(row for rows, _ in judged for row in rows),
         lateness=tuple(histogram.row(replay.trial_id, direction) for direction, histogram in histograms.items()),
-        **worst(histograms.values()),
+        punctuality={name: late.punctuality(out.get(name, 0)) for name, late in histograms.items()},
         packets_in=sum(end.served_packets + end.queue_packets for end in ends) + queue + codel,
         packets_out=sum(end.delivered_packets for end in ends),
         packets_inside=sum(end.queue_packets + end.flying_packets for end in ends),

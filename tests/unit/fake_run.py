@@ -300,6 +300,7 @@ def monitored(end: TrialRow, began_at_s: float, attempt: int) -> TrialRow:
         lateness_ms_p50=0.03,
         lateness_ms_max=41.5 if failed else 1.9,
         late_packets=311 if failed else 2,
+        late_share=0.0078 if failed else 0.00005,
         packets_in=40_000,
         packets_out=39_900,
         drops=Drops(queue=88, loss=12),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import UserError
-from testbed.link import PathSpec
+from testbed.link import PathSpec, Punctuality
 from testbed.shapers.accounts import Histogram, link_rows, rate_error_pct, report
 from testbed.shapers.bottleneck import Bottleneck, Entry
 from testbed.shapers.capacity import RateCapacity, constant
@@ -103,7 +103,7 @@ def test_quantiles_of_lateness(late):
         counter.add(value)
     histogram = Histogram.of(direction(counter))
     assert histogram.max_s == max(late) / 1e9
-    assert histogram.late_packets == sum(value >= 5 * MS for value in late)
+    assert histogram.later_than(5e-3) == sum(value >= 5 * MS for value in late)
     for q in (0.5, 0.99):
         exact = sorted(late)[min(int(-(-q * len(late) // 1)) - 1, len(late) - 1)] / 1e9
         assert exact <= histogram.quantile_s(q) + 1e-12
@@ -143,6 +143,12 @@ def made(down=None, interface_drops=0, started_ns=5, stalled_ns=0):
     )
 
 
+def timed(**punctuality):
+    """A report of a good link whose 1000 packets down were late like this."""
+    found = made()
+    return replace(found, punctuality={**found.punctuality, "down": replace(found.punctuality["down"], **punctuality)})
+
+
 def test_a_good_link_passes():
     good = made()
     assert (good.verdict, good.reasons, good.uncounted_losses) == ("pass", (), 0)
@@ -158,9 +164,9 @@ def test_a_good_link_passes():
         (made(direction(packets_out=1001)), "lost uncounted"),
         (made(interface_drops=1), "lost uncounted"),
         (made(direction(rows=[1000, 0, 0, 0, 0, 11])), "off by 1.10 %"),
-        (replace(made(), lateness_p99_s=1.01e-3), "p99"),
+        (timed(p99_s=1.01e-3), "p99"),
         (made(stalled_ns=101 * MS), "stood still for 101 ms, 0.101% of the time"),
-        (replace(made(direction(packets_in=12003, packets_out=12000)), late_packets=14), "later than 5 ms"),
+        (timed(packets=12_000, late=14), "0.117% of packets were later than 5 ms"),
     ],
 )
 def test_each_rule_fails_a_link(bad, word):
@@ -177,8 +183,18 @@ def test_a_relay_that_stands_still_now_and_then_is_told_how_long():
 def test_one_pause_does_not_fail_a_short_trial():
     assert replace(made(), duration_s=10, stalled_s=0.05).verdict == "pass"
     assert replace(made(), duration_s=10, stalled_s=0.0501).verdict == "fail"
-    assert replace(made(), late_packets=10).verdict == "pass"
-    assert replace(made(), late_packets=11).verdict == "fail"
+    assert timed(late=10).verdict == "pass"
+    assert timed(late=11).verdict == "fail"
+
+
+def test_each_direction_may_be_late_by_itself_and_neither_outvotes_the_other():
+    data, acknowledgements = Punctuality(packets=10_000, late=11), Punctuality(packets=10_000)
+    found = replace(made(), punctuality={"down": data, "up": acknowledgements})
+    assert found.verdict == "fail" and (found.late_share, found.late_packets) == (0.0011, 11)
+    assert replace(made(), punctuality={"down": acknowledgements, "up": data}).verdict == "fail"
+    few = Punctuality(packets=100, late=10)  # the larger share, of too few packets
+    assert replace(made(), punctuality={"down": data, "up": few}).reasons[0].startswith("0.110% of packets")
+    assert replace(made(), punctuality={"down": few, "up": few}).verdict == "pass"
 
 
 def test_only_backlogged_windows_judge_the_rate():

@@ -17,7 +17,7 @@ from testbed.cjs_cluster import path_facts
 from testbed.emulation import Emulation
 from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
-from testbed.link import LinkReport
+from testbed.link import LinkReport, Punctuality
 from testbed.live import LiveView
 from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder, twins
@@ -33,7 +33,7 @@ from traces.trace import RateTrace
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 4)
 TRACES = [RateTrace(f"steady {mbps}", (0.0, 60.0), (mbps * 1e6,)) for mbps in (2.0, 1.0)]
 POLICIES = ("fixed+level=0", "fixed+level=1")
-LATE, OFF = {"lateness_p99_s": 0.007}, {"rate_error_pct_100ms": 4.0}
+LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, late=0)}}, {"rate_error_pct_100ms": 4.0}
 
 
 def report(trial_id: str, **changes) -> LinkReport:
@@ -42,10 +42,7 @@ def report(trial_id: str, **changes) -> LinkReport:
         "started_at": 1.0,
         "windows": (),
         "lateness": (),
-        "lateness_p50_s": 1e-5,
-        "lateness_p99_s": 1e-4,
-        "lateness_max_s": 1e-3,
-        "late_packets": 0,
+        "punctuality": {"down": Punctuality(97, p50_s=1e-5, p99_s=1e-4, max_s=1e-3)},
         "packets_in": 100,
         "packets_out": 97,
         "packets_inside": 0,
@@ -110,7 +107,7 @@ def played(folder: Path, faults: dict[str, dict], repeats: int = 1, dying: tuple
     return read_run(results.path), recorder, link, said.file.getvalue()
 
 
-@pytest.mark.parametrize("fault", [LATE, OFF, {"uncounted_losses": 2}, {"packets_out": 1000, "late_packets": 99}])
+@pytest.mark.parametrize("fault", [LATE, OFF, {"uncounted_losses": 2}, {"punctuality": {"up": Punctuality(1000, late=99)}}])
 def test_a_trial_whose_link_failed_is_played_again_at_the_end_and_counts_then(tmp_path: Path, fault: dict) -> None:
     run, recorder, link, said = played(tmp_path, {"t0001": fault})
     assert [trial.trial_id for trial in run.trials] == ["t0000", "t0001", "t0002", "t0003", "t0001r1"]
@@ -188,7 +185,11 @@ def test_repeats_join_the_end_of_the_queue() -> None:
 
 
 def test_of_links_that_failed_together_the_worst_is_told():
-    good, stood, late = report("t"), report("t", stalled_s=9.0), report("t", stalled_s=9.0, lateness_p99_s=0.5)
+    good, stood, late = (
+        report("t"),
+        report("t", stalled_s=9.0),
+        report("t", stalled_s=9.0, punctuality={"down": Punctuality(1000, p99_s=0.5)}),
+    )
     facts = path_facts({"e0": good, "e1": stood, "e2": late}, "cubic")
     assert [reason.split(" is ")[0].split(" for ")[0] for reason in facts.reasons] == [
         "link of e2: lateness p99",
