@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 
-from testbed.link import LATE_S, LinkReport, Punctuality
+from testbed.link import LATE_S, MAX_LATENESS_P99_S, LinkReport, Punctuality
 from testbed.records import LatenessRow, LinkRow
 from testbed.shapers import messages
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
@@ -108,7 +108,8 @@ class Histogram:
 
     def punctuality(self, packets: int) -> Punctuality:
         """Of a direction that so many packets came out of."""
-        return Punctuality(packets, self.quantile_s(0.5), self.quantile_s(0.99), self.max_s, self.later_than(LATE_S))
+        p50_s, p99_s = self.quantile_s(0.5), self.quantile_s(0.99)
+        return Punctuality(packets, p50_s, p99_s, self.max_s, self.later_than(MAX_LATENESS_P99_S), self.later_than(LATE_S))
 
     def row(self, trial_id: str, direction: str) -> LatenessRow:
         """As a record with bins that are powers of two of a microsecond; the empty ones at the end left out."""

@@ -298,10 +298,13 @@ def test_windows_hold_all_bytes_wherever_edges_fall(packets, with_curve):
 
 
 def test_delay_of_nothing():
+    assert Delay.of(np.array([], dtype=np.int64)) == Delay(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_delays_of_one_direction_do_not_hide_those_of_the_other():
     nothing, late, early = (Delay.of(np.array(ns, dtype=np.int64)) for ns in ([], [9 * MS] + 99 * [MS], 4 * [-MS]))
     assert Delay.worst([late, nothing]) == late and Delay.worst([early, nothing]) == early
     assert Delay.worst([late, early]) == Delay(104, 1e-3, 1e-3, 9e-3, -1e-3, 1.0, 0.01)
-    assert Delay.of(np.array([], dtype=np.int64)) == Delay(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 # Folders with real files

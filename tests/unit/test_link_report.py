@@ -164,7 +164,7 @@ def test_a_good_link_passes():
         (made(direction(packets_out=1001)), "lost uncounted"),
         (made(interface_drops=1), "lost uncounted"),
         (made(direction(rows=[1000, 0, 0, 0, 0, 11])), "off by 1.10 %"),
-        (timed(p99_s=1.01e-3), "p99"),
+        (timed(p99_s=1.01e-3, over=11), "p99 is 1.01 ms"),
         (made(stalled_ns=101 * MS), "stood still for 101 ms, 0.101% of the time"),
         (timed(packets=12_000, late=14), "0.117% of packets were later than 5 ms"),
     ],
@@ -185,6 +185,17 @@ def test_one_pause_does_not_fail_a_short_trial():
     assert replace(made(), duration_s=10, stalled_s=0.0501).verdict == "fail"
     assert timed(late=10).verdict == "pass"
     assert timed(late=11).verdict == "fail"
+
+
+@pytest.mark.parametrize(("packets", "late", "verdict"), [(60, 10, "pass"), (60, 11, "fail"), (1100, 11, "pass"), (1100, 12, "fail")])
+def test_p99_of_few_packets_is_judged_by_how_many_were_late(packets, late, verdict):
+    counter = Lateness()
+    for i in range(packets):
+        counter.add(2 * MS if i < late else 50_000)
+    found = made(down=direction(counter, packets_in=packets + 3, packets_out=packets))
+    assert found.punctuality["down"].over == late
+    assert found.lateness_p99_s == pytest.approx(2e-3, rel=0.01) or late * 100 <= packets
+    assert found.verdict == verdict
 
 
 def test_each_direction_may_be_late_by_itself_and_neither_outvotes_the_other():

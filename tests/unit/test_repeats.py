@@ -33,7 +33,7 @@ from traces.trace import RateTrace
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 4)
 TRACES = [RateTrace(f"steady {mbps}", (0.0, 60.0), (mbps * 1e6,)) for mbps in (2.0, 1.0)]
 POLICIES = ("fixed+level=0", "fixed+level=1")
-LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, late=0)}}, {"rate_error_pct_100ms": 4.0}
+LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, over=20)}}, {"rate_error_pct_100ms": 4.0}
 
 
 def report(trial_id: str, **changes) -> LinkReport:
@@ -185,11 +185,7 @@ def test_repeats_join_the_end_of_the_queue() -> None:
 
 
 def test_of_links_that_failed_together_the_worst_is_told():
-    good, stood, late = (
-        report("t"),
-        report("t", stalled_s=9.0),
-        report("t", stalled_s=9.0, punctuality={"down": Punctuality(1000, p99_s=0.5)}),
-    )
+    good, stood, late = report("t"), report("t", stalled_s=9.0), report("t", stalled_s=9.0, **LATE)
     facts = path_facts({"e0": good, "e1": stood, "e2": late}, "cubic")
     assert [reason.split(" is ")[0].split(" for ")[0] for reason in facts.reasons] == [
         "link of e2: lateness p99",
