@@ -28,7 +28,8 @@ MIN_LATE_PACKETS = 10
 virtual machine must not fail a short one, and of fewer than 100 packets the latest one is p99."""
 MAX_STALLED_SHARE = 1e-3
 MIN_STALLED_S = 0.05
-"""So long the emulator may stand still in any trial, for the same reason."""
+"""So long the emulator may stand still in any trial, and so much time's bytes may its rate be off, for the same reason: where something
+waits for less than 5 s in all, they are more than `MAX_RATE_ERROR_PCT` of the bytes due."""
 MAX_RATE_ERROR_PCT = 1.0
 START = b"start"
 """The datagram that starts a loaded trace (`Link.start_path`)."""
@@ -88,6 +89,26 @@ class Punctuality:
 
 
 @dataclass(frozen=True)
+class RateError:
+    """Of one direction, in all 100-ms windows in which something was waiting throughout; see `LinkReport`."""
+
+    error_bytes: float = 0.0
+    due_bytes: float = 0.0
+    backlogged_s: float = 0.0
+    """For so long something was waiting."""
+
+    @property
+    def pct(self) -> float:
+        """Of the bytes due; 0 when the link was never backlogged through a whole window."""
+        return 100 * self.error_bytes / self.due_bytes if self.due_bytes else 0.0
+
+    @property
+    def error_s(self) -> float:
+        """In so long the erring bytes were due. A pause counts twice, where bytes are missing and where they are made up for."""
+        return self.error_bytes / self.due_bytes * self.backlogged_s if self.due_bytes else 0.0
+
+
+@dataclass(frozen=True)
 class LinkReport:
     """What a link did between `load` and `stop`, and whether that is the link that was asked for.
 
@@ -125,7 +146,8 @@ class LinkReport:
     """Packets dropped by cause: `queue` (its bounds), `codel`, `loss` (as the trace says), `malformed` (empty or too long), `transmit` (the
     receiving interface refused)."""
     uncounted_losses: int
-    rate_error_pct_100ms: float
+    rate_errors: Mapping[str, RateError]
+    """Of each direction, by its name."""
     trace_wraps: int
     """How often the trace began anew."""
     realtime: bool
@@ -162,6 +184,11 @@ class LinkReport:
         return max(each.max_s for each in self.punctuality.values())
 
     @property
+    def rate_error_pct_100ms(self) -> float:
+        """Of the worse direction."""
+        return max(each.pct for each in self.rate_errors.values())
+
+    @property
     def late_share(self) -> float:
         """Share of a direction's packets that were later than `LATE_S`."""
         return max(each.late_share for each in self.punctuality.values())
@@ -175,6 +202,7 @@ class LinkReport:
 def _failures(report: LinkReport) -> list[str]:
     """Each rule of the fidelity verdict that `report` breaks."""
     p99_s = max(each.p99_s if each.over > MIN_LATE_PACKETS else 0.0 for each in report.punctuality.values())
+    error_pct = max(each.pct if each.error_s > MIN_STALLED_S else 0.0 for each in report.rate_errors.values())
     late_share = max(each.late_share if each.late > MIN_LATE_PACKETS else 0.0 for each in report.punctuality.values())
     checks = (
         (report.started_at is None, NEVER_STARTED),
@@ -193,8 +221,8 @@ def _failures(report: LinkReport) -> list[str]:
         ),
         (report.uncounted_losses != 0, f"{report.uncounted_losses} packets were lost uncounted, wanted 0"),
         (
-            report.rate_error_pct_100ms > MAX_RATE_ERROR_PCT,
-            f"the rate over 100 ms is off by {report.rate_error_pct_100ms:.2f} % while backlogged, wanted at most {MAX_RATE_ERROR_PCT:g}",
+            error_pct > MAX_RATE_ERROR_PCT,
+            f"the rate over 100 ms is off by {error_pct:.2f} % while backlogged, wanted at most {MAX_RATE_ERROR_PCT:g}",
         ),
     )
     return [reason for broken, reason in checks if broken]

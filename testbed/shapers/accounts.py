@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 
-from testbed.link import LATE_S, MAX_LATENESS_P99_S, LinkReport, Punctuality
+from testbed.link import LATE_S, MAX_LATENESS_P99_S, LinkReport, Punctuality, RateError
 from testbed.records import LatenessRow, LinkRow
 from testbed.shapers import messages
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
@@ -33,7 +33,7 @@ def report(
         packets_inside=sum(half.inside for half in halves.values()),
         drops={cause: sum(half.drops[cause] for half in halves.values()) for cause in messages.CAUSES},
         uncounted_losses=abs(missing) + max(interface_drops - refused, 0),
-        rate_error_pct_100ms=max(rate_error_pct(half.rows) for half in halves.values()),
+        rate_errors={direction: rate_error(half.rows) for direction, half in halves.items()},
         trace_wraps=result.down.wraps,
         realtime=not problems,
         duration_s=0.0 if result.started_ns is None else s_from_ns(result.stopped_ns - result.started_ns),
@@ -61,16 +61,17 @@ def link_rows(trial_id: str, direction: str, rows: "array[float]") -> tuple[Link
     )
 
 
-def rate_error_pct(rows: "array[float]") -> float:
-    """See `LinkReport`; 0 when the link was never backlogged through a whole window."""
-    error_bytes, due_bytes, behind_before = 0.0, 0.0, 0.0
+def rate_error(rows: "array[float]") -> RateError:
+    """Of a direction's windows."""
+    error_bytes, due_bytes, behind_before, backlogged = 0.0, 0.0, 0.0, 0
     for i in range(0, len(rows), COLUMNS):
         allowed, wasted, _, _, _, behind = rows[i : i + COLUMNS]
         if wasted == 0 and allowed > 0:
             error_bytes += abs(behind - behind_before)
             due_bytes += allowed
+            backlogged += 1
         behind_before = behind
-    return 100 * error_bytes / due_bytes if due_bytes else 0.0
+    return RateError(error_bytes, due_bytes, backlogged * s_from_ns(WINDOW_NS))
 
 
 class Histogram:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import pairwise
 
-from testbed.link import LinkReport, PathSpec
+from testbed.link import LinkReport, PathSpec, RateError
 from testbed.records import LinkRow
 from testbed.shapers.accounts import Histogram
 from testbed.shapers.capacity import RATE_SCALE, RateCapacity
@@ -163,7 +163,7 @@ def notes(replay: Replay) -> tuple[str, ...]:
 
 def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
     """What the samples say. Lateness is that of changes, the only thing that is timed here."""
-    judged = [judge(replay, course) for course in replay.courses]
+    judged = {course.direction: judge(replay, course) for course in replay.courses}
     histograms = {direction: Histogram.of_counts(late) for direction, late in replay.lateness.items()}
     duration_ns = ns_from_s(replay.courses[0].rates.duration_s)
     run_ns = now_ns - replay.started_ns + ns_from_s(replay.offset_s) % duration_ns if replay.started_ns else 0
@@ -174,7 +174,7 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
     return LinkReport(
         trial_id=replay.trial_id,
         started_at=None if replay.started_ns is None else s_from_ns(replay.started_ns),
-        windows=tuple(row for rows, _ in judged for row in rows),
+        windows=tuple(row for rows, _ in judged.values() for row in rows),
         lateness=tuple(histogram.row(replay.trial_id, direction) for direction, histogram in histograms.items()),
         punctuality={name: late.punctuality(out.get(name, 0)) for name, late in histograms.items()},
         packets_in=sum(end.served_packets + end.queue_packets for end in ends) + queue + codel,
@@ -182,22 +182,22 @@ def report(replay: Replay, now_ns: int, interface_drops: int) -> LinkReport:
         packets_inside=sum(end.queue_packets + end.flying_packets for end in ends),
         drops={"queue": queue, "codel": codel, "loss": loss, "malformed": 0, "transmit": 0},
         uncounted_losses=max(abs(missing), interface_drops),  # an interface's drop on the way is missing too
-        rate_error_pct_100ms=max(error_pct for _, error_pct in judged),
+        rate_errors={direction: error for direction, (_, error) in judged.items()},
         trace_wraps=run_ns // duration_ns,
         realtime=False,
         notes=notes(replay),
     )
 
 
-def judge(replay: Replay, course: Course) -> tuple[tuple[LinkRow, ...], float]:
+def judge(replay: Replay, course: Course) -> tuple[tuple[LinkRow, ...], RateError]:
     """The samples as windows, and the rate error.
 
     HTB sends whole packets, so up to one packet may be due and not sent at a sample. Bytes due but not sent count as they change by more
     than that: b follows them as a slack of one packet allows, and the error is the sum of |change of b| over backlogged windows.
     """
-    rows, error_bytes, due_bytes, behind, slack = [], 0.0, 0.0, 0.0, 0.0
+    rows, error_bytes, due_bytes, backlogged_ns, behind, slack = [], 0.0, 0.0, 0, 0.0, 0.0
     if replay.started_ns is None or not replay.samples:
-        return (), 0.0
+        return (), RateError()
     backlog_bytes = min(BACKLOG_PACKETS, packet_limit(replay.path) // 2) * MTU_BYTES
     capacity = course.capacity(replay.started_ns, ns_from_s(replay.offset_s))
     allowed_before = capacity.at(replay.samples[0].at_ns) / capacity.per_byte
@@ -211,6 +211,7 @@ def judge(replay: Replay, course: Course) -> tuple[tuple[LinkRow, ...], float]:
         new_slack = min(max(slack, behind - MTU_BYTES), behind + MTU_BYTES) if backlogged else 0.0
         if backlogged:
             error_bytes, due_bytes = error_bytes + abs(new_slack - slack), due_bytes + allowed
+            backlogged_ns += second.at_ns - first.at_ns
         slack = new_slack
         wasted = 0.0 if backlogged else max(allowed - sent, 0.0)
         rows.append(
@@ -226,4 +227,4 @@ def judge(replay: Replay, course: Course) -> tuple[tuple[LinkRow, ...], float]:
                 queue_bytes=after.queue_bytes,
             )
         )
-    return tuple(rows), 100 * error_bytes / due_bytes if due_bytes else 0.0
+    return tuple(rows), RateError(error_bytes, due_bytes, s_from_ns(backlogged_ns))

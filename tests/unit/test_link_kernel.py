@@ -123,24 +123,24 @@ def test_counters_are_told_apart_by_cause():
 def test_whole_packets_are_no_error():
     """10 packets a window, now and then 9 and then 11."""
     one = replay(sent=[15000, 13500, 16500, 15000, 13500, 15000, 16500])
-    assert judge(one, one.courses[0])[1] == 0
+    assert judge(one, one.courses[0])[1].pct == 0
 
 
 @pytest.mark.parametrize("sent", [14500, 15500])
 def test_a_rate_that_is_off_is_an_error_though_no_window_is_off_by_a_packet(sent):
     one = replay(sent=[sent] * 100)
-    assert judge(one, one.courses[0])[1] == pytest.approx(100 * 500 / 15000, rel=0.05)
+    assert judge(one, one.courses[0])[1].pct == pytest.approx(100 * 500 / 15000, rel=0.05)
 
 
 def test_a_late_step_is_an_error():
     one = replay(sent=[15000] * 5 + [0, 0, 0] + [15000] * 5)
-    assert judge(one, one.courses[0])[1] > 20
+    assert judge(one, one.courses[0])[1].pct > 20
 
 
 def test_an_idle_link_is_not_judged_and_its_capacity_is_wasted():
     one = replay(sent=[3000] * 5, backlog=0)
-    rows, error_pct = judge(one, one.courses[0])
-    assert error_pct == 0
+    rows, error = judge(one, one.courses[0])
+    assert error.pct == 0
     assert [(row.allowed_bytes, row.delivered_bytes, row.wasted_bytes) for row in rows] == [pytest.approx((15000, 3000, 12000))] * 5
 
 

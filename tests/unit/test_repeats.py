@@ -17,7 +17,7 @@ from testbed.cjs_cluster import path_facts
 from testbed.emulation import Emulation
 from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
-from testbed.link import LinkReport, Punctuality
+from testbed.link import LinkReport, Punctuality, RateError
 from testbed.live import LiveView
 from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder, twins
@@ -33,7 +33,7 @@ from traces.trace import RateTrace
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 4)
 TRACES = [RateTrace(f"steady {mbps}", (0.0, 60.0), (mbps * 1e6,)) for mbps in (2.0, 1.0)]
 POLICIES = ("fixed+level=0", "fixed+level=1")
-LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, over=20)}}, {"rate_error_pct_100ms": 4.0}
+LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, over=20)}}, {"rate_errors": {"down": RateError(4.0, 100.0, 60.0)}}
 
 
 def report(trial_id: str, **changes) -> LinkReport:
@@ -48,7 +48,7 @@ def report(trial_id: str, **changes) -> LinkReport:
         "packets_inside": 0,
         "drops": {"queue": 3},
         "uncounted_losses": 0,
-        "rate_error_pct_100ms": 0.1,
+        "rate_errors": {"down": RateError(0.1, 100.0, 60.0)},
         "trace_wraps": 0,
         "realtime": True,
         "notes": ("a note",),
