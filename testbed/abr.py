@@ -281,6 +281,9 @@ def _broken_invariants(
     account_s = end.startup_s + end.played_s + end.rebuffer_s + end.hiccup_s
     if abs(account_s - end.wall_s) > WALL_TOLERANCE_S:
         problems.append(f"start-up + playback + rebuffering is {account_s:.3f} s, the wall time {end.wall_s:.3f} s")
+    stalled_s = sum(chunk.rebuffer_s for chunk in chunks[1:])
+    if abs(stalled_s - end.rebuffer_s) > WALL_TOLERANCE_S:
+        problems.append(f"the chunks' stalls are {stalled_s:.3f} s in all, those of the session {end.rebuffer_s:.3f} s")
     carried_bytes = sum(chunk.size_bytes for chunk in chunks)
     if mode == "emulation" and chunks and carried_bytes > most_bytes(trial, chunks[-1].end_s):
         problems.append(f"{carried_bytes} bytes arrived, more than the trace allows by {chunks[-1].end_s:.1f} s")

@@ -62,6 +62,7 @@ def changed(kind: type, index: int | None = None, **values) -> Callable[[Row], l
         (changed(PlaybackEndRow, hiccup_s=0.6), "stood still for 0.60 s with media in the buffer"),
         (changed(PlaybackEndRow, waited_for_core_s=0.51), "late by 0.51 s for want of a core, wanted at most 0.5 s"),
         (changed(PlaybackEndRow, played_s=99.0), "the wall time"),
+        (changed(ChunkRow, index=2, rebuffer_s=0.2), "the chunks' stalls are 0.200 s in all, those of the session 0.000 s"),
         (changed(PlaybackEndRow, end_reason="stalled_too_long", detail="no byte"), "ended early: stalled_too_long (no byte)"),
     ],
 )

@@ -79,6 +79,17 @@ def test_a_chunk_whose_stall_still_lasts_is_told_to_the_policy_and_written_when_
     assert isinstance(second, ChunkRow) and second.rebuffer_s == pytest.approx(0.4) and isinstance(stall, StallRow)
 
 
+def test_a_stall_that_is_told_after_its_chunk_was_written_is_in_no_chunk_but_in_the_end():
+    """`testbed.abr` finds such a trial invalid by it."""
+    ledger = Ledger(SESSION)
+    ledger.heard(state(1_906, FIRST, SECOND), now=51.906)
+    rows = list(ledger.rows())
+    ledger.heard(state(1_950, FIRST, SECOND, stalls=(STALL,)), now=51.95)
+    rows += ledger.rows(ended=True)
+    assert sum(row.rebuffer_s for row in rows if isinstance(row, ChunkRow) and row.index) == 0
+    assert ledger.end("complete", "").rebuffer_s == pytest.approx(0.4)
+
+
 def test_a_fallback_says_why():
     ledger = Ledger(SESSION)
     ledger.answered(1, None, "late")
