@@ -293,7 +293,7 @@ def _broken_invariants(
 def _wraps(trial: Trial, playback: AbrSession, chunks: Sequence[ChunkRow]) -> int:
     """How often the simulator's trace began anew; its time does not advance during round trips, nor in the pause after the last chunk."""
     busy_s = sum(chunk.download_s - playback.rtt_s + chunk.waited_s for chunk in chunks)
-    return int((trial.offset_s + busy_s) // trial.trace.duration_s)
+    return int((trial.offset_s % trial.trace.duration_s + busy_s) // trial.trace.duration_s)
 
 
 def _mean(values: Sequence[float]) -> float | None:

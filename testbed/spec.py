@@ -11,6 +11,7 @@ import msgspec
 import tyro
 
 from testbed.errors import UserError, suggestion
+from traces.trace import MAX_DURATION_S
 
 
 def _comma_integers(text: str) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ class Experiment:
     video: str | None = None
     """The video whose chunk sizes are served: video1, video2, synthetic, or a file in SABRE's format. Default: video1, or synthetic."""
     offset_s: float = 0.0
-    """Where in the trace a trial starts, seconds; in the uplink's, too."""
+    """Where in the trace a trial starts, seconds; in the uplink's, too. A trace that is shorter is begun anew so often."""
     rtt_ms: float = 80.0
     """Round-trip time of the path, milliseconds."""
     queue: int = 100_000
@@ -146,7 +147,7 @@ class Experiment:
             ("uplink", repr(self.uplink), self.uplink is None or bool(self.uplink.strip()), "a set, a folder or a file"),
             ("repeats", self.repeats, 0 <= self.repeats <= 9, "0 to 9"),
             ("deadline_ms", self.deadline_ms, math.isfinite(self.deadline_ms) and self.deadline_ms > 0, "more than 0"),
-            ("offset_s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
+            ("offset_s", self.offset_s, 0 <= self.offset_s <= MAX_DURATION_S, f"0 to {MAX_DURATION_S:.0f} s"),
             ("seeds", self.seeds, bool(self.seeds) and min(self.seeds) >= 0 and max(self.seeds) < 2**63, "numbers from 0 to 2^63-1"),
             ("seeds", self.seeds, len(set(self.seeds)) == len(self.seeds), "each seed once"),
             ("policies", repr(self.policies), not self.policies or bool(self.policy_references), "at least one policy"),

@@ -27,7 +27,7 @@ class Trial:
     policy: str
     trace: Trace
     offset_s: float
-    """Where the trial starts, in both traces: a pair was recorded at the same time."""
+    """Where the trial starts, in both traces: a pair was recorded at the same time. Each of them wraps by itself where it is shorter."""
     seed: int
     uplink: Trace | None = None
     """Trace of the way from client to server; None: delay only."""
@@ -84,9 +84,9 @@ def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace
     cells = [(trace, seed) for trace in spread(traces, experiment.trials) for seed in experiment.seeds]
     trials: list[Trial] = []
     for group, (trace, seed) in enumerate(cells):
-        offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
+        uplink = partner(trace, uplinks)
         for policy in in_turn(policies, group):
-            trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, offset_s, seed, uplink))
+            trials.append(Trial(f"t{len(trials):04d}", group, policy, trace, experiment.offset_s, seed, uplink))
     return tuple(trials)
 
 

@@ -264,9 +264,9 @@ def _grid(
     trials: list[ViewingTrial] = []
     for group, (trace, seed) in enumerate(cells):
         viewing = turns[group % len(turns)]
-        offset_s, uplink = experiment.offset_s % trace.duration_s, partner(trace, uplinks)
+        uplink = partner(trace, uplinks)
         for name in in_turn(names, group):
-            trials.append(ViewingTrial(f"t{len(trials):04d}", group, name, trace, offset_s, seed, uplink, viewing))
+            trials.append(ViewingTrial(f"t{len(trials):04d}", group, name, trace, experiment.offset_s, seed, uplink, viewing))
     return tuple(trials)
 
 

@@ -36,7 +36,7 @@ from testbed.trial import partner, spread
 from testbed.units import bps_from_mbps, s_from_ms
 from testbed.user import invoking_user, popen_tied
 from traces.store import resolve, resolve_uplink
-from traces.trace import Trace
+from traces.trace import MAX_DURATION_S, Trace
 
 PORT = 5001
 OVERLOAD = 1.2
@@ -94,7 +94,7 @@ class Check:
             ("lanes", self.lanes, 1 <= self.lanes <= 32, "1 to 32"),
             ("seconds", self.seconds, math.isfinite(self.seconds) and 1 <= self.seconds <= 600, "1 to 600"),
             ("rtt-ms", self.rtt_ms, math.isfinite(self.rtt_ms) and 0 <= self.rtt_ms <= 10_000, "0 to 10000"),
-            ("offset-s", self.offset_s, math.isfinite(self.offset_s) and self.offset_s >= 0, "0 or more"),
+            ("offset-s", self.offset_s, 0 <= self.offset_s <= MAX_DURATION_S, f"0 to {MAX_DURATION_S:.0f} s"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2^63-1"),
         )
         for name, seen, ok, wanted in checks:

@@ -97,11 +97,12 @@ def test_a_policy_that_never_decided_has_no_result(rows: list[Row]) -> None:
     assert "took no decision" in trial_row(TRIAL, SESSION, fallen, PathFacts(), "emulation").invalid_reason
 
 
-def test_wraps_are_those_of_the_simulator() -> None:
+@pytest.mark.parametrize("offset_s", [1.0, 7.0])
+def test_wraps_are_those_of_the_simulator(offset_s: float) -> None:
     short = RateTrace("short", (0.0, 3.0), (1e6,))
-    trial = Trial("t0000", 0, "fixed+level=1", short, 1.0, 1)
-    simulator = AbrSimulator(short, SESSION, 1.0)
+    trial = Trial("t0000", 0, "fixed+level=1", short, offset_s, 1)
+    simulator = AbrSimulator(short, SESSION, offset_s)
     for level in (0, 1, 1, 1, 1, 1):
         simulator.step(level)
-    job = SimulationJob(trial_id="t0000", policy="fixed+level=1", session=SESSION, seed=1, offset_s=1.0, rate_trace=short)
+    job = SimulationJob(trial_id="t0000", policy="fixed+level=1", session=SESSION, seed=1, offset_s=offset_s, rate_trace=short)
     assert trial_row(trial, SESSION, list(simulate(job)), PathFacts(), "simulation").trace_wraps == simulator.wraps > 0
