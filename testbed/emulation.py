@@ -13,7 +13,7 @@ from testbed.controller import Controller
 from testbed.errors import TestbedError
 from testbed.host import browser_version
 from testbed.lane import END_S, LanePlayer, stop
-from testbed.link import PathSpec
+from testbed.link import PathSpec, check_size
 from testbed.netns import owned
 from testbed.network import Network
 from testbed.prepared import PreparedInLanes
@@ -31,8 +31,10 @@ WATCH_EVERY_S = 0.1
 @contextlib.contextmanager
 def emulated(prepared: PreparedInLanes) -> Iterator["Emulation"]:
     """Bring up network, origins and controller; undo all of it in any case. Raises `UserError` when this host or user can't."""
-    owned.require_root()
     experiment, trials = prepared.experiment, prepared.trials
+    for trace in {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}.values():
+        check_size(trace)
+    owned.require_root()
     path = PathSpec(
         rtt_s=s_from_ms(experiment.rtt_ms),
         queue_bytes=experiment.queue,

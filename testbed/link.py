@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from testbed.errors import UserError
 from testbed.records import LatenessRow, LinkRow
 from testbed.units import MTU_BYTES, bytes_per_s_from_bps, ms_from_s
-from traces.trace import Trace
+from traces.trace import RateTrace, Trace
 
 BackEnd = Literal["userspace", "python", "kernel"]
 Discipline = Literal["droptail", "codel"]
@@ -31,9 +31,20 @@ MIN_STALLED_S = 0.05
 """So long the emulator may stand still in any trial, and so much time's bytes may its rate be off, for the same reason: where something
 waits for less than 5 s in all, they are more than `MAX_RATE_ERROR_PCT` of the bytes due."""
 MAX_RATE_ERROR_PCT = 1.0
+MOST_NUMBERS = 1_000_000
+"""Of a trace: its times, rates and conditions. The relay reads so many in about 4 ms, in which all its lanes stand still."""
 START = b"start"
 """The datagram that starts a loaded trace (`Link.start_path`)."""
 NEVER_STARTED = "the trace never started: no media request reached the origin"
+
+
+def check_size(trace: Trace) -> None:
+    """Raise `UserError` when links would stand still too long while one of them reads the trace."""
+    points = 2 * len(trace.edges_s) - 1 if isinstance(trace, RateTrace) else len(trace.times_s)
+    numbers = points + (4 * len(trace.conditions.edges_s) if trace.conditions else 0)
+    if numbers > MOST_NUMBERS:
+        fewer = "give rates instead of delivery opportunities, in coarser bins"
+        raise UserError(f"trace {trace.name}: has {numbers} times, rates and conditions, wanted at most {MOST_NUMBERS} for a link: {fewer}")
 
 
 @dataclass(frozen=True)

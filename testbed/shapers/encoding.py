@@ -3,6 +3,7 @@
 import math
 
 from testbed.errors import UserError
+from testbed.link import check_size
 from testbed.shapers.capacity import RATE_SCALE
 from testbed.shapers.conditions import THRESHOLD_BITS
 from testbed.shapers.messages import PATHS_DELAY, Course, Load
@@ -24,6 +25,7 @@ def encode(lane: int, trace: Trace, uplink: Trace | None, offset_s: float, seed:
 
 def course(trace: Trace, seed: int) -> Course:
     """A trace in integers."""
+    check_size(trace)
     if isinstance(trace, RateTrace):
         times, rates = [ns_from_s(t) for t in trace.edges_s], [round(rate * RATE_SCALE) for rate in trace.rates_bps]
     else:

@@ -326,6 +326,20 @@ def test_a_bad_offset_is_refused(offset_s):
         encode(0, RateTrace("t", (0, 1), (1e6,)), None, offset_s, 1)
 
 
+@pytest.mark.parametrize(
+    ("trace", "numbers"),
+    [
+        (OpportunityTrace("t", (*range(1_000_000), 999_999)), 1_000_001),
+        (RateTrace("t", range(500_002), (1e6,) * 500_001), 1_000_003),
+        (RateTrace("t", (0, 250_000), (1e6,), conditions=Conditions(range(250_001), loss=(0.0,) * 250_000)), 1_000_007),
+    ],
+    ids=["opportunities", "rates", "conditions"],
+)
+def test_a_trace_that_a_relay_would_read_for_too_long_is_refused(trace, numbers):
+    with pytest.raises(UserError, match=f"has {numbers} times, rates and conditions, wanted at most 1000000 for a link: give rates"):
+        encode(0, trace, None, 0, 1)
+
+
 def test_a_trace_below_resolution_is_refused():
     with pytest.raises(UserError, match="carries nothing"):
         encode(0, RateTrace("t", (0, 4e-10, 0.1), (1e12, 1e-4)), None, 0, 1)

@@ -14,7 +14,8 @@ from rich.console import Console
 from controllers.api import Manifest
 from testbed.abr import PreparedPlaybacks, job
 from testbed.cjs_cluster import path_facts
-from testbed.emulation import Emulation
+from testbed.emulation import Emulation, emulated
+from testbed.errors import UserError
 from testbed.events import Run, read_run
 from testbed.lane import LanePlayer
 from testbed.link import LinkReport, Punctuality, RateError
@@ -182,6 +183,15 @@ def test_repeats_join_the_end_of_the_queue() -> None:
     prepared = PreparedPlaybacks(experiment, (), (), trials, (), VIDEO)
     Lane(Link({}), prepared).play_all(collections.deque(trials), SimpleNamespace(started=lambda *_: None))
     assert order == ["t0000", "t0001", "t0002", "t0003", "t0000"]
+
+
+def test_a_run_over_a_trace_that_is_too_long_for_a_link_never_begins(monkeypatch):
+    monkeypatch.setattr("testbed.link.MOST_NUMBERS", 6)
+    down, up = RateTrace("down", (0.0, 60.0), (1e6,)), RateTrace("up", (0.0, 10.0, 20.0, 60.0), (1e6, 2e6, 3e6))
+    experiment = Experiment(policies=",".join(POLICIES))
+    prepared = PreparedPlaybacks(experiment, (), (), plan(experiment, POLICIES, [down], [up]), (), VIDEO)
+    with pytest.raises(UserError, match="trace up: has 7 times"), emulated(prepared):
+        pass
 
 
 def test_of_links_that_failed_together_the_worst_is_told():
