@@ -1,6 +1,5 @@
 """Trials on real sockets in real time: lanes that play one trial after another, and the controller that all of them ask."""
 
-import collections
 import contextlib
 import os
 import threading
@@ -12,7 +11,7 @@ from players.dash.stock import STOCK
 from testbed.controller import Controller
 from testbed.errors import TestbedError
 from testbed.host import browser_version
-from testbed.lane import END_S, LanePlayer, stop
+from testbed.lane import END_S, LanePlayer, WaitingTrials, stop
 from testbed.link import PathSpec, check_size
 from testbed.netns import owned
 from testbed.network import Network
@@ -114,7 +113,7 @@ class Emulation:
 
         However it ends, the players have ended and said so in rows.
         """
-        waiting = collections.deque(self._trials)
+        waiting = WaitingTrials(self._trials)
         with Sampler(recorder.host, self.facts.get("relay_pid")):
             lanes_ended = [in_thread(player.play_all, waiting, recorder) for player in self._players]
             try:

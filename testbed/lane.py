@@ -33,6 +33,53 @@ END_S = 5.0
 """From SIGTERM to SIGKILL: for a player's last row, and for its browser's end."""
 
 
+class WaitingTrials:
+    """Trials that wait for a lane. A lane that finds none waits while another one plays: what that one plays may have to be played again,
+    and its origin may die meanwhile."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._trials = collections.deque(trials)
+        self._playing = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        """Those that no lane plays."""
+        return len(self._trials)
+
+    def take(self) -> Trial | None:
+        """The next trial, which the caller has to put back or to say it `played`; None: there is none and none can come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._trials or not self._playing or self._closed)
+            if self._closed or not self._trials:
+                return None
+            self._playing += 1
+            return self._trials.popleft()
+
+    def put_back(self, trial: Trial) -> None:
+        """It was not played and is the next one again."""
+        with self._changed:
+            self._trials.appendleft(trial)
+            self._end_one()
+
+    def played(self, again: Trial | None) -> None:
+        """One that was taken is over; what has to be played `again` joins the end."""
+        with self._changed:
+            if again:
+                self._trials.append(again)
+            self._end_one()
+
+    def _end_one(self) -> None:
+        self._playing -= 1
+        self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody gets a trial any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class LanePlayer:
     """Plays trials in one lane, in a thread of its own, while another one calls `watch` every now and then.
 
@@ -48,6 +95,7 @@ class LanePlayer:
         self._silent_since_s, self._most_silence_s = 0.0, 0.0
         self._killed_for = ""
         self._recorder: Recorder | None = None
+        self._waiting: WaitingTrials | None = None
         self._stopped = False
         self.error: Exception | None = None
 
@@ -79,18 +127,16 @@ class LanePlayer:
             if self._recorder:
                 self._recorder.request(line)
 
-    def play_all(self, waiting: "collections.deque[Trial]", recorder: Recorder) -> None:
-        """Play trials from `waiting` until none is left, or no origin can be kept alive here. What has to be played again joins its end."""
-        self._recorder = recorder
+    def play_all(self, waiting: WaitingTrials, recorder: Recorder) -> None:
+        """Play trials from `waiting` until none is left and no lane plays, or no origin can be kept alive here."""
+        self._recorder, self._waiting = recorder, waiting
         try:
-            while waiting and not self._stopped and self._origin_serves(recorder):
-                try:
-                    trial = waiting.popleft()
-                except IndexError:
+            while not self._stopped and (trial := waiting.take()):
+                if not self._origin_serves(recorder):
+                    waiting.put_back(trial)
                     return
                 recorder.started(trial, self._lane.index)
-                if again := self._play(trial, recorder):
-                    waiting.append(again)
+                waiting.played(self._play(trial, recorder))
         except Exception as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -190,6 +236,8 @@ class LanePlayer:
     def stop(self) -> None:
         """End the lane's processes, the player after its last row; callable twice."""
         self._stopped = True
+        if self._waiting is not None:
+            self._waiting.close()
         for child in (self._player, self._next, self._origin):
             if child:
                 child.end(END_S)

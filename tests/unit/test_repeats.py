@@ -1,6 +1,5 @@
 """Trials whose link failed are played once more at the end of a run: which, how often, and what counts of them."""
 
-import collections
 import io
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from testbed.cjs_cluster import path_facts
 from testbed.emulation import Emulation, emulated
 from testbed.errors import UserError
 from testbed.events import Run, read_run
-from testbed.lane import LanePlayer
+from testbed.lane import LanePlayer, WaitingTrials
 from testbed.link import LinkReport, Punctuality, RateError
 from testbed.live import LiveView
 from testbed.policycards import PolicyCard
@@ -181,7 +180,7 @@ def test_repeats_join_the_end_of_the_queue() -> None:
             return trials[0] if len(order) == 1 else None
 
     prepared = PreparedPlaybacks(experiment, (), (), trials, (), VIDEO)
-    Lane(Link({}), prepared).play_all(collections.deque(trials), SimpleNamespace(started=lambda *_: None))
+    Lane(Link({}), prepared).play_all(WaitingTrials(trials), SimpleNamespace(started=lambda *_: None))
     assert order == ["t0000", "t0001", "t0002", "t0003", "t0000"]
 
 
