@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(dashjs, "SHA256", hashlib.sha256(CONTENT).hexdigest())
     return tmp_path
+
+
+def test_what_the_page_turns_off_is_in_the_documentation():
+    """Which says that everything else is dash.js's default."""
+    root = Path(__file__).parents[2]
+    page, told = (root / name for name in ("players/dash/page/player.js", "docs/dashjs.md"))
+    off = re.findall(r"(\w+): (?:false|\{ enabled: false \})", page.read_text(encoding="utf-8").partition("updateSettings(")[2])
+    assert "lastMediaSettingsCachingInfo" in off and len(off) > 3
+    assert not [name for name in off if name not in told.read_text(encoding="utf-8")]
 
 
 def test_it_is_fetched_once_and_known_by_its_hash(cache):

@@ -16,8 +16,10 @@ struct lane {
 /* NULL: see `fault`. */
 struct lane *lane_attach(const struct attach *request);
 
-/* Each of these: false when it can't be done, see `fault`; then the lane is as it was. */
+/* False when it can't be done, see `fault`; then the lane is as it was. */
 bool lane_load(struct lane *lane, const struct load *request, int descriptor);
+
+/* False when the result can't be written, see `fault`; then the lane is stopped and its counts are gone, unless the descriptor is no file. */
 bool lane_stop(struct lane *lane, int descriptor);
 
 /* The relay's turn began `late_ns` later than wanted. */
