@@ -79,7 +79,8 @@ class Experiment:
     seeds: _CommaIntegers = (1,)
     """Seeds of the policies and of the traces' random losses; each gives one trial per policy and trace."""
     parallel: int | None = None
-    """Lanes side by side, at most 32, each with its own emulated path. Default: all trials of as many traces as fit in 12 lanes."""
+    """Lanes side by side, at most 32, each with its own emulated path. Default: all trials of as many traces as fit in 12
+    lanes, with a browser in 4."""
     chunks: int = 48
     """Chunks to play, 2 to 48."""
     video: str | None = None

@@ -1,5 +1,6 @@
 """The paired grid: every policy meets the same traces, offsets and seeds."""
 
+import inspect
 from collections import Counter
 from itertools import groupby, pairwise
 
@@ -11,7 +12,7 @@ from testbed.errors import UserError
 from testbed.shapers.capacity import RATE_SCALE, RateCapacity
 from testbed.shapers.encoding import encode
 from testbed.spec import Experiment
-from testbed.trial import in_turn, lanes, partner, plan, spread
+from testbed.trial import BROWSER_LANES, DEFAULT_LANES, in_turn, lanes, partner, plan, spread
 from traces.trace import RateTrace
 
 TRACES = [RateTrace(f"trace{i}", (0.0, 10.0), (1e6 + i,)) for i in range(7)]
@@ -29,6 +30,11 @@ def test_the_grid_is_paired(trials: int, seeds: int, policies: int, offset_s: fl
         assert len({(cell.trace, cell.offset_s, cell.seed) for cell in cells}) == 1
         assert len({cell.loss_seed for cell in cells}) == 1
     assert len({trial.loss_seed for trial in grid}) == len({trial.group for trial in grid}), "losses of one trace say nothing of another's"
+
+
+def test_the_help_names_the_lanes_that_there_are() -> None:
+    told = " ".join(inspect.getsource(Experiment).split())
+    assert f"as many traces as fit in {DEFAULT_LANES} lanes, with a browser in {BROWSER_LANES}." in told
 
 
 def named(*names: str) -> list[RateTrace]:

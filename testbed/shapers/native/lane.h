@@ -19,7 +19,8 @@ struct lane *lane_attach(const struct attach *request);
 /* False when it can't be done, see `fault`; then the lane is as it was. */
 bool lane_load(struct lane *lane, const struct load *request, int descriptor);
 
-/* False when the result can't be written, see `fault`; then the lane is stopped and its counts are gone, unless the descriptor is no file. */
+/* False when the result can't be written, see `fault`; then the lane is stopped and its counts are gone. Where the descriptor is no file, it
+ * is as it was. */
 bool lane_stop(struct lane *lane, int descriptor);
 
 /* The relay's turn began `late_ns` later than wanted. */
