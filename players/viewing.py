@@ -83,11 +83,6 @@ class Viewing:
         """When a segment that has begun is over."""
         return self._starts[segment] + self._video.segment_s
 
-    @property
-    def startup_s(self) -> float:
-        """From the first request to the first picture."""
-        return self._starts[0] - self._begin_s
-
     def seen(self, segment: int) -> Seen:
         """What was seen of a segment that is over."""
         start_s, shares = self._starts[segment], self._shares[segment]  # (samples, tiles)

@@ -456,6 +456,7 @@ def path_facts(reports: Mapping[str, LinkReport], congestion_control: str) -> Pa
         late_packets=sum(report.late_packets for report in all_of),
         late_share=max(report.late_share for report in all_of),
         stalled_ms=ms_from_s(max(report.stalled_s for report in all_of)),
+        max_stall_ms=ms_from_s(max(report.max_stall_s for report in all_of)),
         rate_error_pct_100ms=max(report.rate_error_pct_100ms for report in all_of),
         uncounted_losses=sum(report.uncounted_losses for report in all_of),
         packets_in=sum(report.packets_in for report in all_of),

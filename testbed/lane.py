@@ -223,6 +223,7 @@ class LanePlayer:
             late_packets=report.late_packets,
             late_share=report.late_share,
             stalled_ms=ms_from_s(report.stalled_s),
+            max_stall_ms=ms_from_s(report.max_stall_s),
             rate_error_pct_100ms=report.rate_error_pct_100ms,
             uncounted_losses=report.uncounted_losses,
             packets_in=report.packets_in,

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from testbed.errors import UserError
 from testbed.records import LatenessRow, LinkRow
-from testbed.units import MTU_BYTES, bytes_per_s_from_bps, ms_from_s
+from testbed.units import MTU_BYTES, ms_from_s
 from traces.trace import RateTrace, Trace
 
 BackEnd = Literal["userspace", "python", "kernel"]
@@ -72,11 +72,6 @@ class PathSpec:
         for what, seen, known in (("back end", self.back_end, BackEnd), ("queue", self.discipline, Discipline)):
             if seen not in get_args(known):
                 raise UserError(f"the path's {what} is {seen!r}, wanted one of {', '.join(get_args(known))}")
-
-    def queue_bdp(self, rate_bps: float) -> float:
-        """The queue's bound in bandwidth-delay products of a link of `rate_bps`; infinite without delay."""
-        bdp_bytes = bytes_per_s_from_bps(rate_bps) * self.rtt_s
-        return self.queue_bytes / bdp_bytes if bdp_bytes else math.inf
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class TrialBase(msgspec.Struct, frozen=True, kw_only=True):
     """Of the packets of the direction that has the larger share of them; None in runs from before it was recorded."""
     stalled_ms: float | None = None
     """So long the emulator stood still, in all."""
+    max_stall_ms: float | None = None
+    """The longest of these times; None in runs from before it was recorded."""
     packets_in: int | None = None
     packets_out: int | None = None
     drops: Drops | None = None

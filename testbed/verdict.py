@@ -28,6 +28,7 @@ class PathFacts:
     late_packets: int | None = None
     late_share: float | None = None
     stalled_ms: float | None = None
+    max_stall_ms: float | None = None
     rate_error_pct_100ms: float | None = None
     uncounted_losses: int | None = None
     packets_in: int | None = None

@@ -232,10 +232,6 @@ def test_a_path_that_makes_no_sense_is_refused(change):
         PathSpec(**change)
 
 
-def test_the_queue_in_bandwidth_delay_products():
-    assert PathSpec(rtt_s=0.08, queue_bytes=100_000).queue_bdp(10e6) == pytest.approx(1)
-
-
 def test_traces_go_to_the_relay_as_whole_ns_and_thousandths_of_bits():
     request = encode(3, RateTrace("t", (0, 0.5, 1), (1e6, 0)), None, 0.25, 1)
     assert (request.lane, request.offset_ns, request.down.mean_rate) == (3, 250_000_000, 500_000_000)

@@ -168,6 +168,15 @@ def test_what_the_link_and_the_host_did_is_in_the_trials_row(tmp_path: Path) -> 
     assert run.tables["trials"].unnest("drops")["queue"].to_list() == [3] * 4
 
 
+def test_a_trials_row_has_what_its_link_measured(tmp_path: Path) -> None:
+    measured = {"stalled_s": 0.03, "max_stall_s": 0.02, "punctuality": {"down": Punctuality(1000, late=5), "up": Punctuality(100, late=1)}}
+    run, *_ = played(tmp_path, {"t0002": measured})
+    row = run.trials[2]
+    assert (row.stalled_ms, row.max_stall_ms, row.late_packets, row.late_share) == (30, 20, 6, 0.01)
+    facts = path_facts({"e0": report("t"), "e1": report("t", **measured)}, "cubic")
+    assert (facts.stalled_ms, facts.max_stall_ms, facts.late_packets, facts.late_share) == (30, 20, 6, 0.01)
+
+
 def test_repeats_join_the_end_of_the_queue() -> None:
     """A lane that ends a trial goes on with what waits before it plays that trial again."""
     experiment = Experiment(policies=",".join(POLICIES), trials=2, chunks=4)
