@@ -13,10 +13,10 @@ from traces.trace import RateTrace
 TRACES = [RateTrace(f"steady {mbps}", (0.0, 60.0), (mbps * 1e6,)) for mbps in (2.0, 1.0)]
 
 
-def grid(lengths: list[int], chunks: int, trials: int = 2):
+def grid(lengths: list[int], chunks: int, trials: int = 2, offset_s: float = 0.0):
     """On viewings of so many samples each, five a second; a chunk takes five."""
     viewings = [viewing(user=user, samples=samples) for user, samples in enumerate(lengths)]
-    experiment = Experiment(task="vp", trace=("fcc",), chunks=chunks, trials=trials, seeds=(1,))
+    experiment = Experiment(task="vp", trace=("fcc",), chunks=chunks, trials=trials, seeds=(1,), offset_s=offset_s)
     return _grid(experiment, ["a", "b"], TRACES, (), viewings)
 
 
@@ -26,6 +26,11 @@ def test_policies_meet_the_same_viewing_and_none_is_too_short():
     users = [cell.viewing.user for cell in cells]
     assert users[0] == users[1] != users[2] == users[3]
     assert set(users) == {1, 3}
+
+
+def test_an_offset_goes_to_both_links_as_it_is():
+    cells = grid([100], chunks=20, offset_s=72.0)
+    assert {(cell.offset_s, cell.trace.duration_s) for cell in cells} == {(72.0, 60.0)}, "an uplink may be longer"
 
 
 def test_more_chunks_than_any_viewing_lasts_are_refused():
