@@ -2,7 +2,7 @@
 
 A fault strikes when executor `STRUCK` ends its first task after `STRIKE_S`: then it has work, or outputs that others will read. Whatever
 it is, every job must be done at the end, every task have ended, and the next trial be as if nothing had been. A driver that is killed ends
-its trial; the cluster serves the next.
+its trial; the cluster serves the next. A fault that did not strike, or did something else than it should, is an error too.
 """
 
 import math
@@ -23,7 +23,7 @@ from testbed.errors import TestbedError, UserError, suggestion
 from testbed.pressure import NO_STRAIN
 from testbed.records import JobRow, Row, ScheduleBeginRow, ScheduleRow, TaskRow
 from testbed.spec import Experiment
-from testbed.verdict import PathFacts
+from testbed.verdict import PathFacts, only_its_link_failed
 
 STRIKE_S = 3.0
 STRUCK = 1
@@ -50,6 +50,18 @@ class CjsFaultsSettings:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What befalls the cluster, and what must be seen of it."""
+
+    strike: Callable[[], None]
+    lost: int = 0
+    """Executors."""
+    restarts: int = 0
+    """Of the controller."""
+    ends_trial: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a trial."""
 
@@ -58,8 +70,8 @@ class Outcome:
     jobs_done: int
     tasks_done: int
     """Different tasks that ended."""
-    said: str
-    """What the run told of it."""
+    wrong: tuple[str, ...]
+    """What should have been otherwise, a sentence each."""
 
 
 class Witness:
@@ -68,9 +80,13 @@ class Witness:
     def __init__(self, strike: Callable[[], None]) -> None:
         self.rows: list[Row] = []
         self.facts = PathFacts()
-        self.said = ""
         self._strike: Callable[[], None] | None = strike
         self._due_s = math.inf
+
+    @property
+    def struck(self) -> bool:
+        """Whether the fault did."""
+        return self._strike is None
 
     def started(self, trial: ScheduleTrial, lane: int) -> None:
         """Nothing to show."""
@@ -96,15 +112,13 @@ class Witness:
         """Nor is the host."""
 
     def note(self, text: str) -> None:
-        """What the run tells the user."""
-        self.said += text + "\n"
+        """What the run tells the user is in the trial's row, too."""
 
     def log(self, text: str) -> None:
-        """What a process said."""
-        self.said += text
+        """So is what a process said at its end."""
 
 
-def faults(run: ClusterRun) -> dict[str, Callable[[], None]]:
+def faults(run: ClusterRun) -> dict[str, Fault]:
     """What can befall a cluster, by name."""
     executors = run.executors
     assert isinstance(executors, EmulatedExecutors)
@@ -121,20 +135,39 @@ def faults(run: ClusterRun) -> dict[str, Callable[[], None]]:
         for each in (name, "e0"):
             executors.kill(each)
 
-    found: dict[str, Callable[[], None]] = {
-        "none": lambda: None,
-        "executor killed": lambda: executors.kill(name),
-        "two executors killed": kill_two,
-        "executor hangs": lambda: executors.hang(name),
-        "link cut for 5 s": lambda: cut(5.0),
-        "controller killed": run.controller.kill,
-        "driver killed": run.kill_driver,
-        "none again": lambda: None,
-        "link cut for 60 s": lambda: cut(LONG_CUT_S),
+    found = {
+        "none": Fault(lambda: None),
+        "executor killed": Fault(lambda: executors.kill(name), lost=1),
+        "two executors killed": Fault(kill_two, lost=2),
+        "executor hangs": Fault(lambda: executors.hang(name), lost=1),
+        "link cut for 5 s": Fault(lambda: cut(5.0)),
+        "controller killed": Fault(run.controller.kill, restarts=1),
+        "driver killed": Fault(run.kill_driver, ends_trial=True),
+        "none again": Fault(lambda: None),
+        "link cut for 60 s": Fault(lambda: cut(LONG_CUT_S)),
     }
     if executors.contained:
-        found["container out of memory"] = lambda: executors.exhaust(name)
+        found["container out of memory"] = Fault(lambda: executors.exhaust(name), lost=1)
     return found
+
+
+def wrongs(fault: Fault, struck: bool, row: ScheduleRow, path: PathFacts, jobs_done: int, tasks_done: int, tasks: int) -> Iterator[str]:
+    """What should have been otherwise, of a trial with so many tasks. Links that a busy host disturbs are no matter of faults."""
+    broken = not row.valid and not only_its_link_failed(row, path)
+    if not struck:
+        yield "it did not strike"
+    for what, seen, wanted in (("executors lost", row.executors_lost, fault.lost), ("restarts", row.controller_restarts, fault.restarts)):
+        if seen != wanted:
+            yield f"{seen} {what}, wanted {wanted}"
+    if fault.ends_trial:
+        if not broken:
+            yield "the trial went on"
+        return
+    if broken:
+        yield f"the trial is invalid: {row.invalid_reason}"
+    for what, seen, wanted in (("jobs done", jobs_done, row.jobs), ("tasks ended", tasks_done, tasks)):
+        if seen != wanted:
+            yield f"{seen} {what}, wanted {wanted}"
 
 
 def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
@@ -153,10 +186,9 @@ def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
     with emulated(prepared) as run:
         known = faults(run)
         for fault in _chosen(settings.faults, known):
-            strike = known[fault]
-            witness = Witness(strike)
+            witness = Witness(known[fault].strike)
             run.run(witness)  # type: ignore[arg-type]
-            outcome = _outcome(fault, prepared, witness)
+            outcome = _outcome(fault, known[fault], prepared, witness)
             sys.stderr.write(f"{fault}: {outcome.jobs_done} jobs done, {outcome.row.end_reason}, {outcome.row.wall_s or 0:.0f} s\n")
             yield outcome
 
@@ -169,18 +201,19 @@ def _chosen(text: str, known: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _outcome(fault: str, prepared: PreparedSchedules, witness: Witness) -> Outcome:
+def _outcome(name: str, fault: Fault, prepared: PreparedSchedules, witness: Witness) -> Outcome:
     trial = prepared.trials[0]
     row = schedule_row(trial, witness.rows, witness.facts, prepared.experiment, 1, NO_STRAIN, losses_meant=True)
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
     tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
-    return Outcome(fault, row, jobs, len(tasks), witness.said)
+    wanted = sum(stage.tasks for job in trial.workload.jobs for stage in job.stages)
+    return Outcome(name, row, jobs, len(tasks), tuple(wrongs(fault, witness.struck, row, witness.facts, jobs, len(tasks), wanted)))
 
 
 def cjs_faults(settings: CjsFaultsSettings) -> str:
-    """The page as text; `TestbedError` when a job was lost."""
+    """The page as text; `TestbedError` when a fault did not strike, or what followed isn't what should."""
     outcomes = list(injected(settings))
-    lost = [outcome.fault for outcome in outcomes if outcome.row.unfinished and outcome.fault != "driver killed"]
+    wrong = [f"{outcome.fault}: {'; '.join(outcome.wrong)}" for outcome in outcomes if outcome.wrong]
     rows = [
         [
             one.fault,
@@ -219,6 +252,6 @@ def cjs_faults(settings: CjsFaultsSettings) -> str:
     text = "\n".join([*lines, ""])
     if settings.write:
         settings.write.write_text(text, encoding="utf-8")
-    if lost:
-        raise TestbedError(f"jobs were lost with {', '.join(lost)}:\n{text}")
+    if wrong:
+        raise TestbedError("\n".join([text, *wrong]))
     return text

@@ -1,12 +1,14 @@
 """When a fault strikes: at the end of a task that tells the executor has something to lose, once."""
 
 import threading
+from typing import Any
 
 import pytest
 
 from testbed.bench import cjs_faults
-from testbed.bench.cjs_faults import STRIKE_S, STRUCK, Witness
-from testbed.records import ScheduleBeginRow, TaskRow
+from testbed.bench.cjs_faults import STRIKE_S, STRUCK, Fault, Witness, wrongs
+from testbed.records import ScheduleBeginRow, ScheduleRow, TaskRow
+from testbed.verdict import PathFacts
 
 
 def ended(executor: int) -> TaskRow:
@@ -29,6 +31,68 @@ def test_it_strikes_once_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     witness.row(ScheduleBeginRow(trial_id="t0000", began_at_s=200.0))
     assert not strikes(ended(STRUCK), 200.0 + STRIKE_S / 2), "too early"
     assert not strikes(ended(STRUCK + 1), 200.0 + STRIKE_S), "another executor's"
+    assert not witness.struck
     assert strikes(ended(STRUCK), 201.0 + STRIKE_S)
+    assert witness.struck
     assert not strikes(ended(STRUCK), 202.0 + STRIKE_S), "a second time"
     assert len(witness.rows) == 6
+
+
+def trial(**changes: Any) -> ScheduleRow:
+    """One that went as it should."""
+    of_all: dict[str, Any] = {
+        "trial_id": "t0000",
+        "policy": "fair",
+        "trace": "tpch",
+        "trace_sha256": "0",
+        "offset_s": 0.0,
+        "seed": 1,
+        "mode": "emulation",
+        "lane": 0,
+        "end_reason": "complete",
+        "valid": True,
+        "invalid_reason": "",
+        "decisions": 9,
+        "fallbacks": 0,
+        "controller_restarts": 0,
+        "wall_s": 10.0,
+        "congestion_control": "cubic",
+        "trace_wraps": 0,
+        "lateness_ms_p99": 0.1,
+        "rate_error_pct_100ms": 0.0,
+        "uncounted_losses": 0,
+        "jobs": 4,
+        "avg_jct_s": 1.0,
+        "p50_jct_s": 1.0,
+        "p95_jct_s": 1.0,
+        "makespan_s": 1.0,
+        "busy_share": 0.5,
+        "shuffled_mb": 1.0,
+        "tasks": 99,
+        "unfinished": 0,
+    }
+    return ScheduleRow(**of_all | changes)
+
+
+KILLED, NONE = Fault(lambda: None, lost=1), Fault(lambda: None)
+LINK = PathFacts(reasons=("link of e1: late",))
+
+
+@pytest.mark.parametrize(
+    ("fault", "struck", "row", "path", "done", "wrong"),
+    [
+        (NONE, True, trial(), PathFacts(), (4, 99), ""),
+        (NONE, False, trial(), PathFacts(), (4, 99), "it did not strike"),
+        (KILLED, True, trial(executors_lost=1), PathFacts(), (4, 99), ""),
+        (KILLED, True, trial(), PathFacts(), (4, 99), "0 executors lost, wanted 1"),
+        (Fault(lambda: None, restarts=1), True, trial(), PathFacts(), (4, 99), "0 restarts, wanted 1"),
+        (NONE, True, trial(unfinished=1), PathFacts(), (3, 99), "3 jobs done, wanted 4"),
+        (NONE, True, trial(), PathFacts(), (4, 98), "98 tasks ended, wanted 99"),
+        (NONE, True, trial(valid=False, invalid_reason="the driver died"), PathFacts(), (4, 99), "the trial is invalid: the driver died"),
+        (NONE, True, trial(valid=False, invalid_reason=LINK.reasons[0]), LINK, (4, 99), ""),
+        (Fault(lambda: None, ends_trial=True), True, trial(), PathFacts(), (4, 99), "the trial went on"),
+        (Fault(lambda: None, ends_trial=True), True, trial(valid=False, invalid_reason="it died"), PathFacts(), (1, 9), ""),
+    ],
+)
+def test_what_should_have_been_otherwise(fault: Fault, struck: bool, row: ScheduleRow, path: PathFacts, done: tuple[int, int], wrong: str):
+    assert "; ".join(wrongs(fault, struck, row, path, *done, tasks=99)) == wrong
