@@ -14,7 +14,7 @@ import numpy as np
 
 from testbed.fidelity.evidence import Capture, Course, Evidence, Reader, read_packets, sightings
 from testbed.fidelity.replay import Matching, Model, Served, alone, by_window, curve, match, served
-from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT
+from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT, beyond_p99
 from testbed.shapers.ledger import WINDOW_NS
 from testbed.units import MTU_BYTES, ms_from_s, ns_from_s, s_from_ns
 
@@ -65,7 +65,7 @@ class Delay:
         """All 0 without packets."""
         if not len(error_ns):
             return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        p50, p99 = np.quantile(error_ns, (0.5, 0.99), method="inverted_cdf")
+        p50, p99 = np.sort(error_ns)[[(len(error_ns) - 1) // 2, max(len(error_ns) - 1 - beyond_p99(len(error_ns)), 0)]]
         early, late = float(np.mean(error_ns < -ns_from_s(EARLY_S))), float(np.mean(error_ns > ns_from_s(LATE_S)))
         p50_s, p99_s, max_s, min_s = (s_from_ns(float(ns)) for ns in (p50, p99, error_ns.max(), error_ns.min()))
         return cls(len(error_ns), p50_s, p99_s, max_s, min_s, early, late)

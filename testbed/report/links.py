@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from testbed import stats
 from testbed.events import Run
-from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT
+from testbed.link import LATE_S, MAX_LATE_SHARE, MAX_LATENESS_P99_S, MAX_RATE_ERROR_PCT, MIN_LATE_PACKETS, MIN_STALLED_S
 from testbed.records import AnyTrialRow, HostRow
 from testbed.report import linkfigures
 from testbed.report.linkfigures import WINDOW_S, Windows
@@ -69,14 +69,16 @@ class LinkPage:
     def measures(self) -> list[Measure]:
         """The table."""
         p99, late, error = ms_from_s(MAX_LATENESS_P99_S), 100 * MAX_LATE_SHARE, MAX_RATE_ERROR_PCT
+        late_name = f"Packets later than {ms_from_s(LATE_S):g} ms, per cent (judged if more than {MIN_LATE_PACKETS} are)"
+        error_name = f"Rate error over 100 ms, per cent (judged if it is that of more than {ms_from_s(MIN_STALLED_S):g} ms)"
         use = self._use()
         return [
             self._of("Lateness of packets, median, ms", lambda t: t.lateness_ms_p50, 3),
             self._of("Lateness of packets, p99, ms", lambda t: t.lateness_ms_p99, 3, p99),
             self._of("Lateness of packets, greatest, ms", lambda t: t.lateness_ms_max, 3),
-            self._of(f"Packets later than {ms_from_s(LATE_S):g} ms, per cent", late_pct, 4, late),
+            self._of(late_name, late_pct, 4, late),
             self._of("Time the relay stood still, ms", lambda t: t.stalled_ms, 1),
-            self._of("Rate error over 100 ms, per cent", lambda t: t.rate_error_pct_100ms, 3, error),
+            self._of(error_name, lambda t: t.rate_error_pct_100ms, 3, error),
             self._of("Losses not counted, packets", lambda t: t.uncounted_losses, 0, 0),
             self._of("Dropped on the way down, per cent of bytes", lambda t: use.get(t.trial_id, (None, None))[1], 3),
             self._of("Capacity used on the way down, per cent", lambda t: use.get(t.trial_id, (None, None))[0], 1),

@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 
-from testbed.link import LATE_S, MAX_LATENESS_P99_S, LinkReport, Punctuality, RateError
+from testbed.link import LATE_S, LinkReport, Punctuality, RateError, beyond_p99
 from testbed.records import LatenessRow, LinkRow
 from testbed.shapers import messages
 from testbed.shapers.ledger import COLUMNS, FINE_US, WINDOW_NS, Lateness
@@ -99,18 +99,19 @@ class Histogram:
         """So many packets."""
         return sum(count for upper_s, count in zip(self.upper_s, self.counts, strict=True) if upper_s > limit_s * (1 + 1e-9))
 
-    def quantile_s(self, q: float) -> float:
-        """Upper edge of the bin that holds quantile `q`, at most the maximum; 0 without packets."""
+    def all_but_s(self, packets: int) -> float:
+        """Upper edge of the bin up to which all but so many packets lie, at most the maximum; 0 without packets."""
         total = sum(self.counts)
         for upper_s, below in zip(self.upper_s, accumulate(self.counts), strict=True):
-            if total and below >= q * total:
+            if total and total - below <= packets:
                 return min(upper_s, self.max_s)
         return 0.0
 
     def punctuality(self, packets: int) -> Punctuality:
         """Of a direction that so many packets came out of."""
-        p50_s, p99_s = self.quantile_s(0.5), self.quantile_s(0.99)
-        return Punctuality(packets, p50_s, p99_s, self.max_s, self.later_than(MAX_LATENESS_P99_S), self.later_than(LATE_S))
+        total = sum(self.counts)
+        p50_s, p99_s = self.all_but_s(total // 2), self.all_but_s(beyond_p99(total))
+        return Punctuality(packets, p50_s, p99_s, self.max_s, self.later_than(LATE_S))
 
     def row(self, trial_id: str, direction: str) -> LatenessRow:
         """As a record with bins that are powers of two of a microsecond; the empty ones at the end left out."""
