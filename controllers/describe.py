@@ -44,6 +44,7 @@ def describe(question: Question) -> list[dict[str, Any]]:
             "citation": each.citation,
             "reference": each.reference.canonical,
             "source_sha256": each.source_sha256,
+            "options_sha256": each.options_sha256,
             "options": options_of(each.policy_class),
         }
         for each in found

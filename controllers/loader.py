@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from typing import Any
 from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import AnswerError, UserError, suggestion
+
+RANDOM = ":random"
+"""After a backbone's folder: the same with weights drawn anew."""
+MOST_HASHED_BYTES = 1 << 28
+"""Larger files count by their size: a backbone's are not read for every run."""
 
 TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 
@@ -81,7 +87,7 @@ class PolicyFactory:
     colour: str
     citation: str
     reference: PolicyReference
-    """Holds an absolute path for a user's file, so that another process can load `reference.canonical` from anywhere."""
+    """Holds absolute paths, of a user's file and of those that options name: `reference.canonical` loads it in any process from anywhere."""
     policy_class: type[Any]
     arguments: tuple[tuple[str, Any], ...] = ()
 
@@ -91,6 +97,12 @@ class PolicyFactory:
         file = Path(getattr(sys.modules.get(self.policy_class.__module__), "__file__", None) or "")
         ours = file.is_relative_to(Path(__file__).parent)
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not ours else ""
+
+    @property
+    def options_sha256(self) -> str:
+        """Of the files and folders that options name, weights and adapters; empty where none does."""
+        named = [Path(value.removesuffix(RANDOM)) for _, value in self.reference.options if whole_path(value).startswith("/")]
+        return hashlib.sha256("".join(map(_digest, named)).encode()).hexdigest() if named else ""
 
     def __call__(self) -> Any:
         """A fresh policy; one serves one session at a time."""
@@ -122,6 +134,23 @@ def parse_reference(text: str, task: str = "abr") -> PolicyReference:
     return PolicyReference(text.strip(), target, tuple(options.items()))
 
 
+def whole_path(value: str) -> str:
+    """An option's value; the path of what is there, whole. Names such as `decima-2` are no paths; a plus would end the option."""
+    path = value.removesuffix(RANDOM)
+    whole = Path(os.path.expanduser(path)).absolute()
+    is_there = ("/" in path or Path(path).suffix) and whole.exists() and "+" not in str(whole)
+    return f"{whole}{value.removeprefix(path)}" if is_there else value
+
+
+def _digest(path: Path) -> str:
+    """Of a file's content; of a folder's files by name."""
+    if path.is_dir():
+        parts = [f"{each.relative_to(path)} {_digest(each)}\n" for each in sorted(path.rglob("*")) if each.is_file()]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+    size = path.stat().st_size
+    return f"{size} bytes" if size > MOST_HASHED_BYTES else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     """The factory behind a reference. The file is imported, the policy not yet made. Raises `UserError` for whatever is wrong with it."""
     if isinstance(reference, str):
@@ -131,13 +160,14 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
         file, _, wanted = target.partition(".py:")
         path = Path(file + ".py" if wanted else file).expanduser().absolute()
         found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), f"{path.stem}:{wanted}" if wanted else path.stem
-        reference = PolicyReference(reference.text, f"{path}:{wanted}" if wanted else str(path), reference.options)
+        target = f"{path}:{wanted}" if wanted else str(path)
     elif ":" in target:
         module, _, wanted = target.partition(":")
         found, stem = _class_in(_import_module(module, kind), module, wanted, kind), wanted
     else:
         found, stem = _class_in(_import_named(target, kind), target, "", kind), target
     name = PolicyReference("", stem, reference.options).canonical
+    reference = PolicyReference(reference.text, target, tuple((option, whole_path(value)) for option, value in reference.options))
     return PolicyFactory(
         name=name,
         label=name if reference.options or not found.label else found.label,

@@ -1,18 +1,19 @@
 """The ABR workload: its trials, what one trial's rows add up to, and whether they can be trusted."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from controllers.api import AbrSession, Manifest
+from controllers.ladder import places
 from players.config import OriginConfig, PlayerConfig
 from players.dash.messages import DashConfig
 from players.dash.stock import STOCK
 from players.encoded import load_film
 from players.media import check_length, default_manifest, is_video_file, load_manifest
-from testbed.policycards import PolicyCard, describe_policies
+from testbed.policycards import PolicyCard, describe_policies, from_any_folder
 from testbed.prepared import PreparedInLanes, from_anywhere
 from testbed.pressure import NO_STRAIN, Strain
 from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
@@ -29,6 +30,9 @@ from traces.trace import OpportunityTrace, RateTrace, Trace
 DEFAULT_POLICIES = "netllm,robust_mpc,bola,bba"
 LEARNT, TRAINING = ("netllm", "pensieve", "genet"), ("train", "valid")
 """Policies of ours that learn, and the splits that they learn from or are chosen on."""
+LEARNT_CHUNK_S = 4.0
+SLOTTED = ("netllm", "pensieve")
+"""Those that know six bitrates, and pair a video's with them (`controllers/ladder.py`)."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,9 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
     trace_sets = tuple(resolve(reference) for reference in experiment.trace_references)
     uplink = resolve_uplink(experiment.uplink) if experiment.uplink else None
     experiment = dataclasses.replace(
-        experiment,
+        from_any_folder(experiment, policies),
         trace=tuple(from_anywhere(*pair) for pair in zip(experiment.trace_references, trace_sets, strict=True)),
         uplink=from_anywhere(experiment.uplink, uplink) if experiment.uplink and uplink else None,
-        policies=",".join(card.reference for card in policies),
         video=_anywhere(experiment.video) if experiment.video else video.name,
     )
     traces = {(trace.name, trace.sha256): trace for trace_set in trace_sets for trace in trace_set.traces}
@@ -129,6 +132,7 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
         note,
         *found,
         _learnt_note(trace_sets, policies),
+        *_video_notes(video, policies),
         _wrap_note(trials, experiment.chunks * video.chunk_s),
         _unsimulated_note(experiment, trials),
     )
@@ -158,6 +162,19 @@ def _learnt_note(sets: Sequence[TraceSet], policies: Sequence[PolicyCard]) -> st
     if not (for_training and learnt):
         return ""
     return f"learnt from {' and '.join(for_training)}, or chosen on it, which flatters (not weights of your own): {', '.join(learnt)}"
+
+
+def _video_notes(video: Manifest, policies: Sequence[PolicyCard]) -> Iterator[str]:
+    """Sentences on learned policies that play a video unlike those they learnt from."""
+    asked = [card.name for card in policies if card.name.split("+")[0] in LEARNT]
+    if asked and abs(video.chunk_s - LEARNT_CHUNK_S) > 0.1 * LEARNT_CHUNK_S:
+        names = ", ".join(asked)
+        yield f"learnt from chunks of {LEARNT_CHUNK_S:g} s, these are of {video.chunk_s:g} s, with which they may do far worse: {names}"
+    used = places(video.bitrates_bps).levels
+    unused = [f"{mbps_from_bps(bps):g}" for level, bps in enumerate(video.bitrates_bps) if level not in used]
+    if unused and (slotted := [name for name in asked if name.split("+")[0] in SLOTTED]):
+        never, names = ", ".join(unused), ", ".join(slotted)
+        yield f"choose among {len(used)} of the video's {len(video.bitrates_bps)} bitrates, never {never} Mbit/s: {names}"
 
 
 def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:

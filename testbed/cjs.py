@@ -13,11 +13,11 @@ from typing import Any
 
 from controllers.api import CjsSession
 from controllers.loader import KINDS, discover
-from testbed.policycards import describe_policies
+from testbed.policycards import describe_policies, from_any_folder
 from testbed.prepared import Prepared, from_anywhere, unread_note
 from testbed.pressure import Strain
 from testbed.records import ExecutorRow, JobRow, Row, ScheduleDecisionRow, ScheduleEndRow, ScheduleRow
-from testbed.results import as_trace, trace_row
+from testbed.sim.abr import rates_of
 from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
 from testbed.trial import in_turn, spread
@@ -115,7 +115,7 @@ def prepare_schedules(experiment: Experiment) -> PreparedSchedules:
         experiment = dataclasses.replace(
             experiment, trace=tuple(from_anywhere(*pair) for pair in zip(experiment.trace_references, sets, strict=True))
         )
-    experiment = dataclasses.replace(experiment, policies=",".join(card.reference for card in policies))
+    experiment = from_any_folder(experiment, policies)
     traces = list({trace.sha256: trace for trace_set in sets for trace in trace_set.traces}.values())
     trials: list[ScheduleTrial] = []
     for group, workload in enumerate(workloads):
@@ -146,8 +146,9 @@ def links_of(traces: Sequence[Trace], experiment: Experiment, group: int) -> tup
 
 
 def compressed(trace: Trace, time_scale: float) -> RateTrace:
-    """The trace played `time_scale` times faster, with the same rates. Delay and loss that it has are left out."""
-    rates = as_trace(trace_row(trace))
+    """The trace played `time_scale` times faster, with the same rates, opportunities in the simulator's bins. Its delay and loss are left
+    out."""
+    rates = rates_of(trace)
     return RateTrace(trace.name, tuple(edge_s / time_scale for edge_s in rates.edges_s), rates.rates_bps, trace.source)
 
 

@@ -172,7 +172,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
 
 
 def _described(card: PolicyCard) -> dict[str, str]:
-    return {"label": card.label, "colour": card.colour, "citation": card.citation, "source_sha256": card.source_sha256}
+    return {name: getattr(card, name) for name in ("label", "colour", "citation", "source_sha256", "options_sha256")}
 
 
 def _stand_in(experiment: Experiment, facts: Mapping[str, Any]) -> list[str]:

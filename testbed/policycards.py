@@ -4,12 +4,14 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from controllers.api import AbrSession, CjsSession, Manifest, VpSession
 from controllers.describe import Question
+from controllers.loader import whole_path
 from controllers.stdio import Fault
 from players.dash.stock import STOCK
 from testbed.controller import LOAD_S
@@ -30,6 +32,8 @@ class PolicyCard:
     reference: str
     source_sha256: str = ""
     """Of a user's file; empty for what is ours or the browser's."""
+    options_sha256: str = ""
+    """Of the weights, adapters and whatever else its options name; empty where they name no file."""
     options: tuple[str, ...] = ()
     """`name=default`, as they are given."""
 
@@ -90,6 +94,12 @@ def _answered(process: subprocess.Popen[bytes], question: Question) -> bytes:
             raise UserError(f"policies {names}: importing and starting them took over {LOAD_S:g} s, wanted less") from None
         finally:
             process.kill()
+
+
+def from_any_folder(experiment: Experiment, policies: Sequence[PolicyCard]) -> Experiment:
+    """The experiment with references that lead to these policies and to its backbone from any folder."""
+    llm = whole_path(experiment.llm) if experiment.llm else None
+    return dataclasses.replace(experiment, policies=",".join(card.reference for card in policies), llm=llm)
 
 
 def with_backbone(reference: str, llm: str | None) -> str:

@@ -45,6 +45,8 @@ OF_ONE_TASK = {
 """Options that mean nothing for the other tasks."""
 NOT_FOR_CJS = ("uplink", "trials", "parallel", "chunks", "offset_s", "queue_packets", "aqm", "link")
 """Of the others those that `cjs` has no use for: its workloads are counted by seeds, its links are the relay's, with droptail."""
+NOT_FOR_CLUSTER = ("trace", "rtt_ms", "queue", "cc", "awake", "repeats", "containers")
+"""Options of emulated links and hosts, which `--cluster` has none of."""
 
 UNREAD = {
     "cjs": ("trace", "rtt_ms", "queue", "cc", "deadline_ms", "time_scale", "bytes_scale", "containers", "cluster"),
@@ -173,6 +175,8 @@ class Experiment:
         useless = {name: f"--task {task}" for task, names in OF_ONE_TASK.items() if task != self.task for name in names}
         if self.task == "cjs":
             useless |= dict.fromkeys(NOT_FOR_CJS, "--task abr and vp")
+        if self.cluster and not self.simulate:
+            useless |= dict.fromkeys(NOT_FOR_CLUSTER, "emulated executors, not those of --cluster")
         for field in dataclasses.fields(self):
             seen = getattr(self, field.name)
             if field.name in useless and seen != field.default:

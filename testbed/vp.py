@@ -24,7 +24,7 @@ from controllers.loader import KINDS, discover
 from players.config import HeadsetConfig, OriginConfig
 from players.tiles import TiledVideo, synthetic_tiles
 from testbed.errors import UserError
-from testbed.policycards import describe_policies
+from testbed.policycards import describe_policies, from_any_folder
 from testbed.prepared import Prepared, PreparedInLanes, from_anywhere, unread_note
 from testbed.pressure import Strain
 from testbed.records import Row
@@ -222,7 +222,7 @@ def prepare_viewings(experiment: Experiment) -> PreparedViewings | PreparedPredi
     viewings = load_split(TEST)
     session = VpSession("start", round(experiment.horizon * RATE_HZ), RATE_HZ, split.front_deg)
     policies = describe_policies(experiment, viewing=session)
-    experiment = dataclasses.replace(experiment, policies=",".join(card.reference for card in policies))
+    experiment = from_any_folder(experiment, policies)
     names = [card.name for card in policies]
     if experiment.simulate:
         trials = _viewers(experiment, names, viewings)

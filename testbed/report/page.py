@@ -239,8 +239,9 @@ class Page:
         rows += asked(header)
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))
-        if sources := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get("source_sha256"))]:
-            rows.append(("Own policies, sha256", ", ".join(sources)))
+        for key, label in (("source_sha256", "Own policies, sha256"), ("options_sha256", "Weights and adapters given, sha256")):
+            if hashes := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get(key))]:
+                rows.append((label, ", ".join(hashes)))
         return rows
 
     def table(self) -> dict[str, Any]:

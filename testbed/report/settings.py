@@ -1,7 +1,7 @@
 """What a run was asked for: each setting that its task and its mode have, for the list on top of the report."""
 
 from testbed.records import RunHeader
-from testbed.spec import UNREAD
+from testbed.spec import NOT_FOR_CLUSTER, UNREAD
 
 _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("player", "Player", "{}"),
@@ -64,7 +64,10 @@ def asked(header: RunHeader) -> list[tuple[str, str]]:
     rows = []
     for key, label, form in _SETTINGS:
         value = header.spec.get(key)
-        unread = header.mode == "simulation" and (key in _EMULATION_ONLY or key in UNREAD.get(header.task, ()))
+        unread = {
+            "simulation": key in _EMULATION_ONLY or key in UNREAD.get(header.task, ()),
+            "cluster": key in NOT_FOR_CLUSTER,
+        }.get(header.mode, False)
         if value is None or key in _OF_OTHERS[header.task] or unread:
             continue
         words = ("no", "yes")[value] if isinstance(value, bool) else value

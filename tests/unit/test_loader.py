@@ -250,7 +250,7 @@ def test_the_command_describes_or_refuses() -> None:
     code, rows, errors = asked("bba", "fixed+level=2")
     assert (code, errors) == (0, "")
     assert [row["name"] for row in rows] == ["bba", "fixed+level=2"]
-    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference", "source_sha256", "options"}
+    assert rows[0].keys() == {"name", "label", "colour", "citation", "reference", "source_sha256", "options_sha256", "options"}
     assert rows[0]["options"] == ["reservoir_s=5.0", "cushion_s=10.0"]
     sentence = f"policy 'bbba' is unknown, did you mean bba? (known: {', '.join(discover())}), or a file (mine.py), or package.module:Class"
     assert asked("bba", "bbba") == (2, {"event": "fault", "sentence": sentence}, "")
@@ -315,3 +315,36 @@ def test_a_module_of_the_working_directory_is_found_and_hides_nothing(tmp_path: 
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "Mine\n"), done.stderr
+
+
+WEIGHED = """
+from controllers.api import AbrObservation, AbrPolicy
+
+
+class Weighed(AbrPolicy):
+    def __init__(self, weights: str = "", llm: str = "") -> None:
+        self.weights = weights
+
+    def decide(self, observation: AbrObservation) -> int:
+        return 0
+"""
+
+
+def test_files_that_options_name_are_found_from_anywhere_and_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "w.py").write_text(WEIGHED)
+    (folder / "a.npz").write_bytes(b"first")
+    (folder / "backbone").mkdir()
+    (folder / "backbone" / "config.json").write_text("{}")
+    (folder / "median").touch()
+    found = load("w.py+weights=a.npz+llm=./backbone:random")
+    assert found.name == "w+weights=a.npz+llm=./backbone:random"
+    assert found.reference.canonical == f"{folder}/w.py+weights={folder}/a.npz+llm={folder}/backbone:random"
+    assert dict(found.arguments)["weights"] == f"{folder}/a.npz"
+    assert load("w.py+weights=median").reference.options == (("weights", "median"),), "a name, though a file is called like it"
+    assert (load("w.py").options_sha256, load("w.py+weights=missing.npz").options_sha256) == ("", "")
+
+    before = found.options_sha256
+    monkeypatch.chdir("/")
+    assert load(found.reference.canonical).options_sha256 == before
+    (folder / "backbone" / "config.json").write_text("{ }")
+    assert load(found.reference.canonical).options_sha256 not in (before, "")

@@ -2,20 +2,25 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from testbed.abr import PreparedPlaybacks, job
+from controllers.api import Manifest
+from testbed.abr import PreparedPlaybacks, _video_notes, job
+from testbed.cjs import compressed
 from testbed.errors import UserError
 from testbed.experiment import _header
+from testbed.policycards import PolicyCard, from_any_folder
+from testbed.report.settings import asked
 from testbed.spec import Experiment, from_toml
 from testbed.tasks import prepare
 from testbed.twin import SimulationJob, simulate
 from traces.catalog import load_catalog
 from traces.formats import write_trace
 from traces.store import find_split
-from traces.trace import Conditions, RateTrace
+from traces.trace import Conditions, OpportunityTrace, RateTrace
 
 PLAIN = RateTrace("plain", (0.0, 600.0), (3e6,))
 LATE = dataclasses.replace(PLAIN, conditions=Conditions((0.0, 600.0), delay_s=(0.05,)))
@@ -105,3 +110,50 @@ def test_a_run_says_when_another_relay_stands_in(tmp_path: Path, link: str, rela
     asked = dataclasses.replace(prepared(write(tmp_path / "plain", x_csv=PLAIN), link=link), notes=("as ever",))
     notes = _header(asked, {"relay": relay}).notes
     assert notes[0] == "as ever" and ["C was not built" in note for note in notes[1:]] == [True] * told
+
+
+def test_backbone_and_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llm").mkdir()
+    cards = (PolicyCard("netllm", "", "", "", f"netllm+llm={tmp_path}/llm"),)
+    monkeypatch.chdir(tmp_path)
+    again = from_any_folder(Experiment(policies="netllm", llm="./llm"), cards)
+    assert (again.policies, again.llm) == (f"netllm+llm={tmp_path}/llm", f"{tmp_path}/llm")
+    assert from_any_folder(Experiment(policies="netllm", llm="smollm2-135m"), cards).llm == "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("chunk_s", "levels", "policies", "said"),
+    [
+        (4.0, 6, ("netllm", "genet", "bba"), []),
+        (1.0, 6, ("genet", "mine", "bba"), ["these are of 1 s, with which they may do far worse: genet"]),
+        (
+            4.0,
+            7,
+            ("pensieve+weights=pensieve-2", "genet"),
+            ["6 of the video's 7 bitrates, never 0.145 Mbit/s: pensieve+weights=pensieve-2"],
+        ),
+        (1.0, 7, ("bola",), []),
+    ],
+)
+def test_learned_policies_on_another_video_get_a_note(chunk_s: float, levels: int, policies: tuple[str, ...], said: list[str]) -> None:
+    bitrates = (145_000, 365_000, 730_000, 1_100_000, 2_000_000, 3_000_000, 4_500_000)[7 - levels :]
+    sizes = tuple(tuple(round(bps * chunk_s / 8) for bps in bitrates) for _ in range(49))
+    video = Manifest("mine", chunk_s, bitrates, sizes)
+    notes = list(_video_notes(video, [PolicyCard(name, "", "", "", name) for name in policies]))
+    assert len(notes) == len(said) and all(end in note for end, note in zip(said, notes, strict=True))
+
+
+def test_executors_links_keep_outages_shorter_than_a_second() -> None:
+    busy = [0.01 * (i + 1) for i in range(100)]
+    trace = OpportunityTrace("lte", (*busy, *(1.5 + each for each in busy), 3.0))
+    found = compressed(trace, 10.0)
+    assert found.duration_s == pytest.approx(0.3)
+    assert [found.rates_bps[i] == 0 for i in range(8, 18)] == [False] * 2 + [True] * 5 + [False] * 3
+    assert found.bytes_by(0.3) == pytest.approx(trace.bytes_by(3.0) / 10)
+
+
+def test_a_report_of_somebodys_cluster_shows_no_option_of_links() -> None:
+    header = SimpleNamespace(task="cjs", mode="cluster", spec=dataclasses.asdict(Experiment(task="cjs", cluster="tcp://a:1")))
+    labels = [label for label, _ in asked(header)]  # type: ignore[arg-type]
+    assert "Dask cluster" in labels and "Time scale" in labels
+    assert not {"Round-trip time", "Queue", "Congestion control", "Executors in containers", "Repeats where a link fails"} & {*labels}

@@ -74,6 +74,11 @@ def test_a_missing_spec_names_the_file(tmp_path: Path) -> None:
     [
         ("cjs", {"aqm": "codel"}, "--aqm is codel, wanted nothing: it is for --task abr and vp"),
         ("cjs", {"trials": 7}, "--trials is 7, wanted nothing: it is for --task abr and vp"),
+        (
+            "cjs",
+            {"cluster": "tcp://host:8786", "cc": "bbr"},
+            "--cc is bbr, wanted nothing: it is for emulated executors, not those of --cluster",
+        ),
         ("cjs", {"link": "kernel"}, "--link is kernel, wanted nothing: it is for --task abr and vp"),
         ("cjs", {"uplink": "lte"}, "--uplink is lte, wanted nothing"),
         ("vp", {"executors": 5}, "--executors is 5, wanted nothing: it is for --task cjs"),
