@@ -88,10 +88,11 @@ LINK = PathFacts(reasons=("link of e1: late",))
         (Fault(lambda: None, restarts=1), True, trial(), PathFacts(), (4, 99), "0 restarts, wanted 1"),
         (NONE, True, trial(unfinished=1), PathFacts(), (3, 99), "3 jobs done, wanted 4"),
         (NONE, True, trial(), PathFacts(), (4, 98), "98 tasks ended, wanted 99"),
-        (NONE, True, trial(valid=False, invalid_reason="the driver died"), PathFacts(), (4, 99), "the trial is invalid: the driver died"),
+        (NONE, True, trial(), PathFacts(fault="the driver died"), (4, 99), "the driver died"),
+        (NONE, True, trial(end_reason="starved"), PathFacts(), (4, 99), "it ended early, starved"),
         (NONE, True, trial(valid=False, invalid_reason=LINK.reasons[0]), LINK, (4, 99), ""),
         (Fault(lambda: None, ends_trial=True), True, trial(), PathFacts(), (4, 99), "the trial went on"),
-        (Fault(lambda: None, ends_trial=True), True, trial(valid=False, invalid_reason="it died"), PathFacts(), (1, 9), ""),
+        (Fault(lambda: None, ends_trial=True), True, trial(), PathFacts(fault="it died"), (1, 9), ""),
     ],
 )
 def test_what_should_have_been_otherwise(fault: Fault, struck: bool, row: ScheduleRow, path: PathFacts, done: tuple[int, int], wrong: str):
