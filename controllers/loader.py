@@ -87,7 +87,7 @@ class PolicyFactory:
     colour: str
     citation: str
     reference: PolicyReference
-    """Holds absolute paths, of a user's file and of those that options name: `reference.canonical` loads it in any process from anywhere."""
+    """Holds absolute paths, of a user's file and of those that options name: `reference.canonical` loads it in a process anywhere."""
     policy_class: type[Any]
     arguments: tuple[tuple[str, Any], ...] = ()
 

@@ -153,7 +153,7 @@ def faults(run: ClusterRun) -> dict[str, Fault]:
 
 
 def wrongs(fault: Fault, struck: bool, row: ScheduleRow, path: PathFacts, jobs_done: int, tasks_done: int, tasks: int) -> Iterator[str]:
-    """What should have been otherwise, of a trial with so many tasks. That a busy host disturbs links and executors is no matter of faults."""
+    """What should have been otherwise, of a trial with so many tasks. A host that disturbs links is no matter of faults."""
     broken = path.fault or ("" if row.end_reason == COMPLETE else f"it ended early, {row.end_reason}")
     if not struck:
         yield "it did not strike"
@@ -251,8 +251,8 @@ def cjs_faults(settings: CjsFaultsSettings) -> str:
         f"executor {STRUCK} ends its first task after {STRIKE_S:g} s, and that executor where it is one's.",
         "",
         table(names, rows),
-        "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller. Valid: links and "
-        "executors were on time, which is the host's matter and not the fault's.",
+        "Lost: executors. Run again: tasks, of lost executors or because their outputs were gone. Restarts: of the controller. "
+        "Valid: links and executors were on time, which is the host's matter and not the fault's.",
     ]
     text = "\n".join([*lines, ""])
     if settings.write:
