@@ -615,6 +615,15 @@ async def test_the_process_serves_tcp_and_a_unix_socket_and_ends_on_sigterm(tmp_
             assert process.end(number) == (code, [], "")
 
 
+async def test_torch_has_the_threads_that_a_policy_gives_it(tmp_path: Path) -> None:
+    threads = MINE.replace("self.level = level", "torch.set_num_threads(level)").replace("self.level", "torch.get_num_threads()")
+    (tmp_path / "mine.py").write_text("import torch\n" + threads)
+    mine = f"{tmp_path}/mine.py+level=2"
+    with running("controllers.server", ControllerConfig(host="127.0.0.1", policies=(mine,))) as process:
+        async with client(f"http://127.0.0.1:{process.line()['port']}", mine) as asking:
+            assert (await asking.decide(HISTORY[:1], 1.0, 5.0)).level == 2
+
+
 async def test_what_a_policy_prints_and_reads_is_no_message(tmp_path: Path) -> None:
     """Nobody reads stdout after the first line: what is printed there would fill the pipe and stop the service."""
     loud = "import os, sys\nprint('hello')\nos.write(1, b'{}')\nassert sys.stdin.read() == '' and os.read(0, 1) == b''\n"
