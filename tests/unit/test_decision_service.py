@@ -26,6 +26,7 @@ from controllers.health import Health
 from controllers.protocol import Answer, Decide, Failure, Open, Refusal, decode_answer, decode_decide, decode_open
 from controllers.server import application
 from controllers.sessions import Sessions
+from testbed.clock import now_s
 from tests.unit.loopback import VIDEO, listening, running
 
 SESSION = AbrSession("s", VIDEO, chunks=12)
@@ -173,6 +174,43 @@ async def test_numpy_integers_are_levels() -> None:
         answer = await asking.decide(HISTORY[:1], 1.0, 5.0)
         assert answer.level == 2
         assert answer.policy_s >= 0
+
+
+class Lazy:
+    """A level that is computed, in `where`, when it is looked at."""
+
+    def __init__(self) -> None:
+        self.where: list[int] = []
+
+    def __index__(self) -> int:
+        self.where.append(threading.get_ident())
+        begun_s = now_s()
+        while now_s() - begun_s < 0.02:
+            pass
+        return 2
+
+
+async def test_an_answer_is_computed_in_the_policys_thread_and_time() -> None:
+    level = Lazy()
+    async with service(lazy=lambda: Numb(lambda: level)) as url, client(url, "lazy") as asking:
+        answer = await asking.decide(HISTORY[:1], 1.0, 5.0)
+    assert answer.level == 2
+    assert answer.policy_s >= 0.02
+    assert level.where and threading.get_ident() not in level.where
+
+
+class Broken:
+    def __index__(self) -> int:
+        raise RuntimeError("no level yet")
+
+
+async def test_an_answer_that_raises_when_it_is_looked_at_is_an_error_of_the_policy() -> None:
+    async with service(broken=lambda: Numb(Broken())) as url, client(url, "broken") as asking:
+        failed = await failure(asking)
+        assert failed.reason == "error"
+        assert failed.message.startswith("the policy raised RuntimeError: no level yet")
+        counts = (await health(url)).policies["broken"]
+    assert (counts.errors, counts.invalid, counts.decisions) == (1, 0, 0)
 
 
 async def test_a_policy_that_cannot_start_its_session_is_an_error() -> None:
