@@ -14,7 +14,7 @@ from msgspec import structs
 
 from controllers.dialects import DIALECTS, AnyAnswer, AnyOpen, AnyPolicy, AnySession, Dialect
 from controllers.health import Health, PolicyCounters
-from controllers.loader import raised
+from controllers.loader import parse_reference, raised
 from controllers.protocol import VERSION, Refusal
 from testbed.clock import now_s
 
@@ -169,7 +169,7 @@ class Sessions:
             worker.shutdown(wait=False, cancel_futures=True)
 
     def _worker(self, reference: str) -> ThreadPoolExecutor:
-        name = reference.partition("+")[0]
+        name = parse_reference(reference).target
         if name not in self._workers:
             self._workers[name] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         return self._workers[name]

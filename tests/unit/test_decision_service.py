@@ -213,6 +213,22 @@ async def test_an_answer_that_raises_when_it_is_looked_at_is_an_error_of_the_pol
     assert (counts.errors, counts.invalid, counts.decisions) == (1, 0, 0)
 
 
+async def test_policies_have_threads_of_their_own_and_share_them_with_their_options() -> None:
+    threads: dict[str, int] = {}
+
+    def load(reference: str) -> Callable[[], AbrPolicy]:
+        threads[reference] = threading.get_ident()
+        return Dice
+
+    sessions = Sessions(9, 100.0)
+    one, other = "/home/c++/one.py", "/home/c++/other.py"
+    for reference in (one, other, f"{one}+level=2", "dice", "dice+level=2"):
+        await sessions.preload(reference, load)
+    assert threads[one] == threads[f"{one}+level=2"] != threads[other]
+    assert threads["dice"] == threads["dice+level=2"] not in (threads[one], threads[other])
+    sessions.shutdown()
+
+
 async def test_a_policy_that_cannot_start_its_session_is_an_error() -> None:
     class Stubborn(Dice):
         def reset(self, session: AbrSession, seed: int) -> None:
