@@ -15,7 +15,8 @@ class WeightedFair(CjsPolicy):
     The paper found alpha = -1 (small jobs get more) best of -2 to 2; 0 is equal shares. Work is what is known of it: mean recorded task
     duration x tasks that haven't ended. A job that releases executors keeps all it can use; else executors are dealt out one by one, each
     to the job with the largest T^alpha / (executors + 1). Unlike `fair` it declines only when
-    no job's next stage can use one, so that small shares leave no executor idle.
+    no job's next stage can use one, so that small shares leave no executor idle. Differs: the paper weighs by a job's total work, also
+    what is done of it.
     """
 
     label = "Weighted fair"
