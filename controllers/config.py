@@ -24,8 +24,6 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Whose policies and messages: a key of `controllers.dialects.DIALECTS`."""
     policies: tuple[str, ...]
     """References to load before the first session; no other policy is ever loaded."""
-    torch_threads: int = 1
-    """Threads of torch, where a policy uses it."""
     session_idle_s: float = 600.0
     """A session that asked nothing for this long is forgotten."""
     max_sessions: int = 256

@@ -1,4 +1,4 @@
-"""Turns the options of a policy reference (`level=3`) into arguments of the types that the policy's `__init__` annotates."""
+"""Turns the options of a policy reference (`level=3`) into arguments of the types that the policy's `__init__` tells."""
 
 import inspect
 from math import isfinite
@@ -14,7 +14,7 @@ _TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str:
 def typed_options(policy: type[Any], options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
     """`options` as keyword arguments of `policy`; `where` begins each error.
 
-    Understood annotations: int, float, str, bool, Literal, and any of them `| None`.
+    Understood annotations: int, float, str, bool, Literal, and any of them `| None`. Without one an option is of its default's type.
     """
     parameters = _parameters(policy)
     hints = _hints(policy, where) if options else {}
@@ -26,7 +26,8 @@ def typed_options(policy: type[Any], options: tuple[tuple[str, str], ...], where
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
             raise UserError(f"{where}: option {name!r} has no default, wanted +{name}=value")
-    return tuple((name, _value(text, hints.get(name, str), f"{where}: option {name!r}")) for name, text in options)
+    kinds = {name: hints.get(name, _kind(parameter.default)) for name, parameter in parameters.items()}
+    return tuple((name, _value(text, kinds[name], f"{where}: option {name!r}")) for name, text in options)
 
 
 def options_of(policy: type[Any]) -> list[str]:
@@ -49,6 +50,11 @@ def _parameters(policy: type[Any]) -> dict[str, inspect.Parameter]:
         return {}
     parameters = inspect.signature(policy).parameters
     return {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _kind(default: object) -> type:
+    """Type of an option that only has this default, if a text can give that type; else str."""
+    return type(default) if type(default) in _TYPES else str
 
 
 def _value(text: str, hint: Any, where: str) -> Any:

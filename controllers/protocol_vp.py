@@ -11,6 +11,7 @@ import numpy as np
 
 from controllers.api import VpObservation, VpSession
 from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
+from testbed.errors import unread
 
 MAX_SAMPLES = 10_000
 MAX_RATE_HZ = 1000.0
@@ -87,8 +88,8 @@ def answer(decided: object, seen: VpObservation, policy_s: float) -> AnswerVp:
     wanted = f"wanted {seen.session.horizon} samples of {AXES} finite degrees"
     try:
         numbers = np.asarray(decided, dtype=float)
-    except (TypeError, ValueError):
-        raise Refusal("invalid", f"the policy answered {decided!r:.200}, {wanted}") from None
+    except Exception as error:  # whatever a user's array may raise
+        raise Refusal("invalid", f"the policy answered {unread(decided, error)}, {wanted}") from None
     if numbers.shape != (seen.session.horizon, AXES) or not np.isfinite(numbers).all():
         raise Refusal("invalid", f"the policy answered numbers of shape {numbers.shape}, {wanted}")
     return AnswerVp(predicted_deg=[(roll, pitch, yaw) for roll, pitch, yaw in numbers.tolist()], policy_s=policy_s)

@@ -16,10 +16,10 @@ import msgspec
 from aiohttp import web
 
 from controllers.config import ControllerConfig, ControllerReady, read_config
-from controllers.dialects import DIALECTS, AnyPolicy
+from controllers.dialects import DIALECTS
 from controllers.loader import load
 from controllers.protocol import IDEMPOTENCY_KEY, MAX_MESSAGE_BYTES, STATUS, Closed, Failure, Opened, Refusal
-from controllers.sessions import Factory, Sessions
+from controllers.sessions import Sessions
 from controllers.stdio import claim_stdout, empty_stdin
 from testbed.clock import now_s
 from testbed.errors import UserError, suggestion
@@ -78,23 +78,6 @@ def _json(message: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(message), status=status, content_type="application/json")
 
 
-def _loader(task: str, torch_threads: int) -> Callable[[str], Factory]:
-    """`load`, which also keeps torch to its threads if the policy brought it; called in the policy's own thread."""
-
-    def load_policy(reference: str) -> Factory:
-        factory = load(reference, task)
-
-        def make() -> AnyPolicy:
-            policy: AnyPolicy = factory()
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(torch_threads)
-            return policy
-
-        return make
-
-    return load_policy
-
-
 async def serve(config: ControllerConfig, out: BinaryIO) -> int:
     """Load, listen, say so on `out`, serve; SIGTERM or SIGINT ends any of these. Raises `UserError`.
 
@@ -119,7 +102,7 @@ async def serve(config: ControllerConfig, out: BinaryIO) -> int:
 async def _serve(sessions: Sessions, runner: web.AppRunner, config: ControllerConfig, out: BinaryIO) -> NoReturn:
     await runner.setup()
     for reference in config.policies:
-        await sessions.preload(reference, _loader(config.task, config.torch_threads))
+        await sessions.preload(reference, lambda given: load(given, config.task))
     await _listen(runner, config)
     ready = ControllerReady(host=config.host, port=runner.addresses[0][1], pid=os.getpid(), load_s=sessions.load_s())
     out.write(msgspec.json.encode(ready) + b"\n")

@@ -10,9 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from controllers.dialects import DIALECTS, AnyAnswer, AnyOpen, AnyPolicy, AnySession, Dialect
 from controllers.health import Health, PolicyCounters
-from controllers.loader import raised
+from controllers.loader import parse_reference, raised
 from controllers.protocol import VERSION, Refusal
 from testbed.clock import now_s
 
@@ -116,24 +118,31 @@ class Sessions:
         give_up_s = now_s() + message.deadline_s
         policy = await session.policy
 
-        def timed() -> tuple[object, float]:
+        def timed() -> tuple[AnyAnswer | Refusal, float]:
             started_s = now_s()
             if started_s > give_up_s:
                 raise Refusal("late", f"the deadline of {message.deadline_s} s passed before the policy was free")
-            return policy.decide(seen), now_s() - started_s
+            answer = self._answer(policy.decide(seen), seen)
+            return answer, now_s() - started_s
 
         try:
-            decided, policy_s = await self._compute(session.loaded, timed)
+            answer, policy_s = await self._compute(session.loaded, timed)
         except Refusal as refusal:
             counters.late += refusal.code == "late"
             counters.errors += refusal.code == "error"
             raise
         counters.took(policy_s)
-        try:
-            return self.dialect.answer(decided, seen, policy_s)
-        except Refusal:
+        if isinstance(answer, Refusal):
             counters.invalid += 1
-            raise
+            raise answer
+        return structs.replace(answer, policy_s=policy_s)
+
+    def _answer(self, decided: object, seen: Any) -> AnyAnswer | Refusal:
+        """What the policy decided as an answer whose time is still to be told, or why it is none. What is lazy is computed here."""
+        try:
+            return self.dialect.answer(decided, seen, 0.0)
+        except Refusal as refusal:
+            return refusal
 
     def close(self, session_id: str) -> None:
         """Forget a session, if there is one."""
@@ -160,7 +169,7 @@ class Sessions:
             worker.shutdown(wait=False, cancel_futures=True)
 
     def _worker(self, reference: str) -> ThreadPoolExecutor:
-        name = reference.partition("+")[0]
+        name = parse_reference(reference).target
         if name not in self._workers:
             self._workers[name] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         return self._workers[name]

@@ -16,6 +16,11 @@ class AnswerError(ValueError):
     """A policy's answer can't be meant. The text goes on from "the policy": `answered 7, wanted a level of 0 to 5`."""
 
 
+def unread(answer: object, error: Exception) -> str:
+    """An answer that could not be converted, and what that raised, on one line: `'ahead' (ValueError: could not convert ...)`."""
+    return " ".join(f"{answer!r:.200} ({type(error).__name__}: {error!s:.200})".split())
+
+
 def suggestion(seen: str, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: `did you mean ...` when one is near, and what is known."""
     names = sorted(known)

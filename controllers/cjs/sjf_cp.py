@@ -10,7 +10,8 @@ class SjfCp(CjsPolicy):
 
     Work is mean recorded task duration x tasks that haven't ended. The critical path of a stage is its mean task duration and the longest
     path below it. A job that releases executors keeps all it can use, as with `fair` and the FIFOs. No job is limited, which at 50
-    executors makes it worse than `fair`: work inflates with parallelism.
+    executors makes it worse than `fair`: work inflates with parallelism. Differs: the paper sorts by a job's total work, also what is done
+    of it.
     """
 
     label = "SJF-CP"

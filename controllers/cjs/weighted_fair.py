@@ -14,7 +14,9 @@ class WeightedFair(CjsPolicy):
 
     The paper found alpha = -1 (small jobs get more) best of -2 to 2; 0 is equal shares. Work is what is known of it: mean recorded task
     duration x tasks that haven't ended. A job that releases executors keeps all it can use; else executors are dealt out one by one, each
-    to the job with the largest T^alpha / (executors + 1). Unlike `fair` it declines nothing, so that small shares leave no executor idle.
+    to the job with the largest T^alpha / (executors + 1). Unlike `fair` it declines only when
+    no job's next stage can use one, so that small shares leave no executor idle. Differs: the paper weighs by a job's total work, also
+    what is done of it.
     """
 
     label = "Weighted fair"
@@ -35,13 +37,15 @@ class WeightedFair(CjsPolicy):
             return CjsAction(firsts[observation.source_job], observation.committable)
         weights = self._weights(observation)
         has = observation.supply.tolist()
-        left = {job: int(observation.demand[stage]) for job, stage in firsts.items()}
+        left = {job: max(int(observation.demand[stage]), 0) for job, stage in firsts.items()}
         dealt = []
         for _ in range(min(observation.committable, sum(left.values()))):
             job = max((job for job in left if left[job] > 0), key=lambda job: (weights[job] / (has[job] + 1), -job))
             has[job] += 1
             left[job] -= 1
             dealt.append(job)
+        if not dealt:  # their last tasks may have started since the question was asked
+            return DECLINE
         return CjsAction(firsts[dealt[0]], dealt.count(dealt[0]))
 
     def _weights(self, observation: CjsObservation) -> list[float]:

@@ -57,6 +57,8 @@ BASELINES: dict[str, Callable[[Sequence[str]], Path]] = {
     "vp_mlp": _vp_mlp,
     "vp_track": _vp_track,
 }
+WITHOUT_CHECKPOINTS = ("vp_linear_l1",)
+"""A fit of minutes; these take no --resume."""
 
 
 def train_command(arguments: Sequence[str]) -> int:
@@ -64,7 +66,10 @@ def train_command(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: scripts/train {{{','.join(BASELINES)}}} [options]   (scripts/train NAME --help tells them)")  # noqa: T201
         return 0
-    return exit_code(lambda: _train(arguments), "--resume goes on from the last checkpoint")
+    interrupted = "--resume goes on from the last checkpoint"
+    if arguments[0] in WITHOUT_CHECKPOINTS:
+        interrupted = f"{arguments[0]} keeps no checkpoints: it begins anew, in an empty folder"
+    return exit_code(lambda: _train(arguments), interrupted)
 
 
 def _train(arguments: Sequence[str]) -> None:

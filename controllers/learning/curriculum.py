@@ -1,8 +1,9 @@
 """Genet's curriculum (Xia et al., SIGCOMM 2022): network environments, and the search for those where a rule beats the model by most.
 
 An environment is a point in a box of five parameters. Training begins with environments drawn from all of the box. Each round a Bayesian
-optimisation looks for the point with the largest gap between a rule-based baseline and the current model, and that point gets 30 % of
-all training from then on.
+optimisation looks for the point with the largest gap between a rule-based baseline and the current model. That point then is 30 % of the
+environments drawn, until the next one takes its 30 % first. Environments are 4 of the 16 parts of training sessions (`genet.py`; the
+others play on traces): the newest point gets 7.5 % of all.
 
 | parameter | range | in Genet's `config/abr/udr2.json`, the middle one of three (RL2) |
 | --- | --- | --- |
@@ -32,7 +33,7 @@ SPREAD_MBPS = 50.0
 JITTER = 0.5
 """A rate holds for the interval, give or take this share: changes must not keep step with chunks."""
 PROMOTED = 0.3
-"""Share of training that a promoted environment gets; what was there before shares the rest (the paper's w)."""
+"""Share of the environments drawn that is the newest promoted one; what was there before shares the rest (the paper's w)."""
 TRIALS = 15
 """Environments tried in a search, as in the paper."""
 RANDOM_TRIALS = 5

@@ -37,12 +37,15 @@ def check_least(settings: object, least: float, names: Iterable[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value:g}, wanted at least {least:g}")
 
 
-def open_folder(out: Path, resume: bool) -> None:
-    """Make the folder of a run. Raises `UserError` when it holds another one, none to go on with, or can't be written."""
+def open_folder(out: Path, resume: bool | None) -> None:
+    """Make the folder of a run. Raises `UserError` when it holds another one, none to go on with, or can't be written.
+
+    `resume` is None for what can't go on.
+    """
     try:
         used = out.exists() and any(out.iterdir())
         if used and not resume:
-            raise UserError(f"{out}: is not empty, wanted a new folder (or --resume)")
+            raise UserError(f"{out}: is not empty, wanted a new folder{'' if resume is None else ' (or --resume)'}")
         if resume and not used:
             raise UserError(f"{out}: holds no run to go on with, wanted the folder of one that was begun (or no --resume)")
         out.mkdir(parents=True, exist_ok=True)

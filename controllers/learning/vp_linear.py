@@ -43,7 +43,7 @@ def train(settings: LinearSettings, data: VpData | None = None, console: Console
     check_least(settings, 1, ["iterations"])
     check_least(settings, 0, ["tolerance"])
     out = settings.out or Path("results") / f"train-vp_{NAME}"
-    open_folder(out, resume=False)
+    open_folder(out, resume=None)
     commit, began_s = checkout_commit(), now_s()
     data = data or load_vp_data()
     inputs = features(data.train.history_deg)  # (N, features)

@@ -71,7 +71,8 @@ class Track(VpPolicy):
     As published: a long short-term memory reads the past positions, goes on with what it predicts itself, and each of its answers is a
     turn from the sample before; with saliency, a second one joins the picture. Differs: the angles are the data set's, relative to the
     newest sample; reader and writer are one network; the absolute error is learnt; the saliency is that of the frame on screen (not of
-    future ones), by spectral residual (`traces/saliency.py`).
+    future ones), by spectral residual (`traces/saliency.py`), and its branch is simpler: the published one has a recurrent network for
+    past and future maps and fuses in the encoder, too; here a dense layer reads the one frame, and only the decoder fuses.
 
     `weights` is a file or the name of one that ships.
     """

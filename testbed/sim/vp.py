@@ -11,7 +11,7 @@ import numpy as np
 from controllers.api import VpObservation, VpPolicy, VpSession
 from testbed import vp_metrics
 from testbed.clock import now_s
-from testbed.errors import AnswerError
+from testbed.errors import AnswerError, unread
 from traces.frames import NO_FRAMES, Frames
 from traces.viewports import Floats
 from traces.windows import Integers, Windows
@@ -99,8 +99,8 @@ def checked(answer: object, count: int, horizon: int) -> Floats:
     """A policy's answer to `count` observations as numbers, (count, horizon, 3). Raises `AnswerError` when it is none."""
     try:
         numbers = np.asarray(answer, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise AnswerError(f"answered {str(answer)[:80]!r}, wanted numbers of shape {(horizon, 3)}") from error
+    except Exception as error:  # whatever a user's array may raise
+        raise AnswerError(f"answered {unread(answer, error)}, wanted numbers of shape {(horizon, 3)}") from error
     if numbers.shape != (count, horizon, 3):
         seen = numbers.shape[1:] if len(numbers) == count else numbers.shape
         raise AnswerError(f"answered numbers of shape {seen}, wanted {(horizon, 3)} for each of {count} observations")

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from controllers.api import VpPolicy, VpSession
 from controllers.loader import KINDS, discover, load
-from testbed.errors import UserError
-from testbed.sim.vp import measure, observations, predict, sessions
+from testbed.errors import AnswerError, UserError
+from testbed.sim.vp import checked, measure, observations, predict, sessions
 from testbed.vp_metrics import error_deg
 from tests.vp_cases import observation, windows
 
@@ -202,6 +202,17 @@ def test_an_answer_that_is_none_is_told(tmp_path, answer: str, said: str) -> Non
     with pytest.raises(ValueError) as caught:
         measure(load(str(tmp_path / "mine.py"), "vp")(), windows())
     assert said in str(caught.value)
+
+
+def test_an_answer_whose_conversion_raises_is_told() -> None:
+    class Lazy:
+        """A tensor that requires grad raises so, too."""
+
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            raise RuntimeError("call\ndetach first")
+
+    with pytest.raises(AnswerError, match=r"answered .*Lazy.* \(RuntimeError: call detach first\), wanted numbers of shape \(20, 3\)$"):
+        checked([Lazy()], 1, 20)
 
 
 def test_chance_comes_from_the_session_s_own_generator() -> None:

@@ -95,6 +95,13 @@ def test_weights_follow_the_work():
         WeightedFair(99)
 
 
+def test_weighted_fair_declines_when_no_stage_can_use_more():
+    """A task may start between question and observation."""
+    jobs = [(0, 0, 10.0, True, True), (1, -2, 10.0, True, True)]
+    assert decided(WeightedFair(), state(jobs, [0, 0], 5)) == DECLINE
+    assert decided(WeightedFair(), state([*jobs, (2, 3, 10.0, True, True)], [0, 0, 0], 5)) == CjsAction(2, 3)
+
+
 def test_shortest_job_first_takes_the_longest_path_of_the_shortest_job():
     stages = [(0, 50, 1.0, True, True), (1, 5, 1.0, True, True), (1, 5, 1.0, True, True), (1, 1, 9.0, False, False)]
     seen = state(stages, [0, 0], 6, edges=((2, 3),))

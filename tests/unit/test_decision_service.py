@@ -26,6 +26,7 @@ from controllers.health import Health
 from controllers.protocol import Answer, Decide, Failure, Open, Refusal, decode_answer, decode_decide, decode_open
 from controllers.server import application
 from controllers.sessions import Sessions
+from testbed.clock import now_s
 from tests.unit.loopback import VIDEO, listening, running
 
 SESSION = AbrSession("s", VIDEO, chunks=12)
@@ -173,6 +174,59 @@ async def test_numpy_integers_are_levels() -> None:
         answer = await asking.decide(HISTORY[:1], 1.0, 5.0)
         assert answer.level == 2
         assert answer.policy_s >= 0
+
+
+class Lazy:
+    """A level that is computed, in `where`, when it is looked at."""
+
+    def __init__(self) -> None:
+        self.where: list[int] = []
+
+    def __index__(self) -> int:
+        self.where.append(threading.get_ident())
+        begun_s = now_s()
+        while now_s() - begun_s < 0.02:
+            pass
+        return 2
+
+
+async def test_an_answer_is_computed_in_the_policys_thread_and_time() -> None:
+    level = Lazy()
+    async with service(lazy=lambda: Numb(lambda: level)) as url, client(url, "lazy") as asking:
+        answer = await asking.decide(HISTORY[:1], 1.0, 5.0)
+    assert answer.level == 2
+    assert answer.policy_s >= 0.02
+    assert level.where and threading.get_ident() not in level.where
+
+
+class Broken:
+    def __index__(self) -> int:
+        raise RuntimeError("no level yet")
+
+
+async def test_an_answer_that_raises_when_it_is_looked_at_is_an_error_of_the_policy() -> None:
+    async with service(broken=lambda: Numb(Broken())) as url, client(url, "broken") as asking:
+        failed = await failure(asking)
+        assert failed.reason == "error"
+        assert failed.message.startswith("the policy raised RuntimeError: no level yet")
+        counts = (await health(url)).policies["broken"]
+    assert (counts.errors, counts.invalid, counts.decisions) == (1, 0, 0)
+
+
+async def test_policies_have_threads_of_their_own_and_share_them_with_their_options() -> None:
+    threads: dict[str, int] = {}
+
+    def load(reference: str) -> Callable[[], AbrPolicy]:
+        threads[reference] = threading.get_ident()
+        return Dice
+
+    sessions = Sessions(9, 100.0)
+    one, other = "/home/c++/one.py", "/home/c++/other.py"
+    for reference in (one, other, f"{one}+level=2", "dice", "dice+level=2"):
+        await sessions.preload(reference, load)
+    assert threads[one] == threads[f"{one}+level=2"] != threads[other]
+    assert threads["dice"] == threads["dice+level=2"] not in (threads[one], threads[other])
+    sessions.shutdown()
 
 
 async def test_a_policy_that_cannot_start_its_session_is_an_error() -> None:
@@ -613,6 +667,15 @@ async def test_the_process_serves_tcp_and_a_unix_socket_and_ends_on_sigterm(tmp_
             assert (seen.pid, seen.sessions) == (process.child.pid, 2)
             assert {name: policy.decisions for name, policy in seen.policies.items()} == {"bba": 0, mine: 1, f"{mine}+level=2": 1}
             assert process.end(number) == (code, [], "")
+
+
+async def test_torch_has_the_threads_that_a_policy_gives_it(tmp_path: Path) -> None:
+    threads = MINE.replace("self.level = level", "torch.set_num_threads(level)").replace("self.level", "torch.get_num_threads()")
+    (tmp_path / "mine.py").write_text("import torch\n" + threads)
+    mine = f"{tmp_path}/mine.py+level=2"
+    with running("controllers.server", ControllerConfig(host="127.0.0.1", policies=(mine,))) as process:
+        async with client(f"http://127.0.0.1:{process.line()['port']}", mine) as asking:
+            assert (await asking.decide(HISTORY[:1], 1.0, 5.0)).level == 2
 
 
 async def test_what_a_policy_prints_and_reads_is_no_message(tmp_path: Path) -> None:

@@ -188,6 +188,21 @@ def test_an_answer_that_is_none_is_refused(answer):
     assert caught.value.code == "invalid"
 
 
+class Lazy:
+    """Numbers whose conversion raises, as that of a tensor that requires grad does."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise RuntimeError("call\ndetach first")
+
+
+def test_an_answer_whose_conversion_raises_is_refused_in_one_sentence():
+    seen = protocol_vp.observation(SESSION, protocol_vp.DecideVp(deadline_s=1, times_s=[0.0], history_deg=[(0.0, 0.0, 0.0)]))
+    with pytest.raises(Refusal) as caught:
+        protocol_vp.answer(Lazy(), seen, 0.0)
+    assert caught.value.code == "invalid"
+    assert re.search(r"answered .*Lazy.* \(RuntimeError: call detach first\), wanted 20 samples of 3 finite degrees$", caught.value.message)
+
+
 # The player
 
 

@@ -230,6 +230,19 @@ def test_options_take_the_annotated_types() -> None:
         with pytest.raises(UserError, match=f"here: option '{name}' is 'zzz', wanted {wanted}"):
             typed_options(_OrNone, ((name, "zzz"),), "here")
 
+    class Untold(AbrPolicy):
+        def __init__(self, share=20.0, count=3, flag=True, mode="a", maybe=None, some=(1, 2)) -> None:  # type: ignore[no-untyped-def]
+            pass
+
+        def decide(self, observation: AbrObservation) -> int:
+            return 0
+
+    given = (("share", "1"), ("count", "4"), ("flag", "no"), ("mode", "3"), ("maybe", "3"), ("some", "3"))
+    expected = (("share", 1.0), ("count", 4), ("flag", False), ("mode", "3"), ("maybe", "3"), ("some", "3"))
+    assert repr(typed_options(Untold, given, "here")) == repr(expected)
+    with pytest.raises(UserError, match="here: option 'share' is 'wide', wanted a finite number"):
+        typed_options(Untold, (("share", "wide"),), "here")
+
     class Bare(AbrPolicy):
         def decide(self, observation: AbrObservation) -> int:
             return 0

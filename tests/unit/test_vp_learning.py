@@ -225,6 +225,30 @@ def test_mistakes_on_the_command_line(arguments, said, capsys, tmp_path, monkeyp
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vp_mlp", "interrupted; --resume goes on from the last checkpoint\n"),
+        ("vp_linear_l1", "interrupted; vp_linear_l1 keeps no checkpoints: it begins anew, in an empty folder\n"),
+    ],
+)
+def test_whoever_interrupts_it_is_told_how_to_go_on(name, said, capsys, tmp_path, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for module in (vp_mlp, vp_linear):
+        monkeypatch.setattr(module, "load_vp_data", interrupted)
+    assert train_command([name, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == said
+
+
+def test_a_folder_in_use_is_told_with_the_options_that_there_are(capsys, tmp_path):
+    (tmp_path / "curve.csv").touch()
+    for name, more in (("vp_mlp", " (or --resume)"), ("vp_linear_l1", "")):
+        assert train_command([name, "--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"{tmp_path}: is not empty, wanted a new folder{more}\n"
+
+
 def test_the_command_trains_and_prints_where_the_weights_are(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for module in (vp_mlp, vp_linear):
