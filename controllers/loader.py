@@ -23,6 +23,7 @@ from typing import Any
 from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import AnswerError, UserError, suggestion
+from testbed.user import expanded
 
 TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 
@@ -129,7 +130,7 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     target, kind = reference.target, KINDS[task]
     if _is_path(target):
         file, _, wanted = target.partition(".py:")
-        path = Path(file + ".py" if wanted else file).expanduser().absolute()
+        path = expanded(file + ".py" if wanted else file).absolute()
         found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), f"{path.stem}:{wanted}" if wanted else path.stem
         reference = PolicyReference(reference.text, f"{path}:{wanted}" if wanted else str(path), reference.options)
     elif ":" in target:

@@ -44,6 +44,18 @@ TABLE = [
     ("results where a file is", ["--out", "{empty}"], ["empty.txt is a file, wanted a folder"]),
     ("unknown command", ["reprot"], ["reprot", "did you mean report"]),
     ("report of no result folder", ["report", "{folder}"], ["folder", "not a result folder"]),
+    *(
+        (f"home of nobody for {before[0]}", [*before, f"~no_such_user/{name}"], [f"~no_such_user/{name}", "a user of this machine"])
+        for before, name in (
+            (["--trace"], "x"),
+            (["--uplink"], "x"),
+            (["--out"], "x"),
+            (["--spec"], "experiment.toml"),
+            (["--video"], "mine.json"),
+            (["--policies"], "mine.py"),
+            (["report"], "x"),
+        )
+    ),
 ]
 
 
