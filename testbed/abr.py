@@ -60,9 +60,9 @@ class PreparedPlaybacks(PreparedInLanes):
         return max(map(max, self.video.sizes_bytes))
 
     def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
-        """One video; for browsers with a film."""
+        """One video; for browsers with a film, as long as they play."""
         film = None if self.experiment.player == "headless" else str(film_folder())
-        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, start_socket=start_socket)
+        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, chunks=self.experiment.chunks, start_socket=start_socket)
 
     def player_config(self, trial: Trial, origin_url: str, controller_url: str) -> PlayerConfig:
         """One playback."""
@@ -142,7 +142,7 @@ def _video(experiment: Experiment) -> tuple[Manifest, str]:
     video = load_manifest(experiment.video)
     check_length(video, experiment.chunks)
     if experiment.player != "headless" and not experiment.simulate:
-        load_film(film_folder()).check(video)
+        load_film(film_folder()).check(video, experiment.chunks)
     return video, ""
 
 
