@@ -19,7 +19,7 @@ from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
 from testbed.setup.dashjs import library
 from testbed.setup.encode import film_folder
 from testbed.spec import Experiment
-from testbed.trial import Trial, plan
+from testbed.trial import Trial, plan, wrap_note
 from testbed.twin import SimulationJob
 from testbed.units import mbps_from_bps, s_from_ms
 from testbed.verdict import MOST_STARVED_S, WALL_TOLERANCE_S, PathFacts, most_bytes, starved
@@ -129,7 +129,7 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
         note,
         *found,
         _learnt_note(trace_sets, policies),
-        _wrap_note(trials, experiment.chunks * video.chunk_s),
+        wrap_note(trials, experiment.chunks * video.chunk_s),
         _unsimulated_note(experiment, trials),
     )
     return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
@@ -158,17 +158,6 @@ def _learnt_note(sets: Sequence[TraceSet], policies: Sequence[PolicyCard]) -> st
     if not (for_training and learnt):
         return ""
     return f"learnt from {' and '.join(for_training)}, or chosen on it, which flatters (not weights of your own): {', '.join(learnt)}"
-
-
-def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
-    """A sentence on traces that are shorter than the video; empty when none is."""
-    used = {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}
-    short = {sha256: trace for sha256, trace in used.items() if trace.duration_s < media_s}
-    if not short:
-        return ""
-    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
-    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
-    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
 
 
 def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:
