@@ -24,6 +24,7 @@ from typing import Any
 from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
 from testbed.errors import AnswerError, UserError, suggestion
+from testbed.user import expanded
 
 RANDOM = ":random"
 """After a backbone's folder: the same with weights drawn anew."""
@@ -158,7 +159,7 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     target, kind = reference.target, KINDS[task]
     if _is_path(target):
         file, _, wanted = target.partition(".py:")
-        path = Path(file + ".py" if wanted else file).expanduser().absolute()
+        path = expanded(file + ".py" if wanted else file).absolute()
         found, stem = _class_in(_import_file(path, kind), str(path), wanted, kind), f"{path.stem}:{wanted}" if wanted else path.stem
         target = f"{path}:{wanted}" if wanted else str(path)
     elif ":" in target:

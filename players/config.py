@@ -26,6 +26,8 @@ class OriginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The same, of tiled videos."""
     film: str | None = None
     """Folder of the film (`testbed.setup.encode`) that chunks begin with, for browsers; None: chunks hold a pattern, without an MPD."""
+    chunks: int | None = None
+    """With a film: so many of a video's chunks are served, those that sessions play; None: all."""
     start_socket: str | None = None
     """Path of the link's AF_UNIX datagram socket, told `start` upon the first media request of each session; None: nobody is told."""
 

@@ -42,11 +42,11 @@ class Film:
         padding_bytes = size_bytes - len(segment)
         return segment + padding_bytes.to_bytes(4, "big") + b"free" if padding_bytes else segment
 
-    def check(self, video: Manifest) -> None:
-        """Raise `UserError` unless each of the manifest's chunks has room for its segment."""
+    def check(self, video: Manifest, chunks: int | None = None) -> None:
+        """Raise `UserError` unless each of the manifest's first `chunks` chunks (default: all) has room for its segment."""
         if video.chunk_s != self.chunk_s:
             raise UserError(f"video {video.name}: chunks last {video.chunk_s} s, wanted the film's {self.chunk_s} s")
-        for chunk, sizes_bytes in enumerate(video.sizes_bytes):
+        for chunk, sizes_bytes in enumerate(video.sizes_bytes[:chunks]):
             for level, size_bytes in enumerate(sizes_bytes):
                 path = self.folder / str(level) / f"{chunk}.m4s"
                 if not path.is_file():

@@ -22,6 +22,7 @@ import msgspec
 from controllers.api import Manifest
 from testbed.errors import UserError, suggestion
 from testbed.units import bps_from_kbps, bytes_from_bits, bytes_per_s_from_bps, s_from_ms
+from testbed.user import expanded
 from traces.catalog import load_catalog
 from traces.store import obtain
 
@@ -59,7 +60,7 @@ def is_video_file(name: str) -> bool:
 
 def read_manifest(path: str | Path) -> Manifest:
     """The video that a file describes, named like it. Raises `UserError` with what in it can't be used."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         movie = msgspec.json.decode(path.read_bytes(), type=_Movie)
     except OSError as error:

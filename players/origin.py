@@ -62,7 +62,8 @@ class Origin:
         self._film = load_film(Path(config.film)) if config.film else None
         if self._film:
             for video in config.videos:
-                self._film.check(video)
+                self._film.check(video, config.chunks)
+        self._chunks = config.chunks if self._film else None
         self._start_socket = config.start_socket
         self._started: OrderedDict[str, None] = OrderedDict()  # sessions whose trace runs, oldest first
         self._datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -113,8 +114,8 @@ class Origin:
         video, level, chunk = self._video(match[1]), int(match[2]), int(match[3])
         if level >= video.levels:
             raise _Refused(404, f"video {video.name} has no level {level}, wanted 0 to {video.levels - 1}")
-        if chunk >= len(video.sizes_bytes):
-            raise _Refused(404, f"video {video.name} has no chunk {chunk}, wanted 0 to {len(video.sizes_bytes) - 1}")
+        if chunk >= (most := self._most(video)):
+            raise _Refused(404, f"video {video.name} has no chunk {chunk}, wanted 0 to {most - 1}")
         size_bytes = video.sizes_bytes[chunk][level]
         return _Body(self._film.head(chunk, level, size_bytes) if self._film else b"", MEDIA, size_bytes)
 
@@ -126,10 +127,14 @@ class Origin:
             raise _Refused(404, f"no {name} of video {video.name}: this origin serves no film")
         if name == "init.mp4":
             return _Body(self._film.init, "video/mp4", headers=CACHED)
-        most = len(video.sizes_bytes)
+        most = self._most(video)
         if not re.fullmatch(r"[1-9][0-9]{0,4}", chunks, re.ASCII) or int(chunks) > most:
             raise _Refused(400, f"chunks is {chunks[:20]!r}, wanted 1 to {most}")
         return _Body(mpd(video, self._film, int(chunks), session), "application/dash+xml")
+
+    def _most(self, video: Manifest) -> int:
+        """Chunks that are served."""
+        return len(video.sizes_bytes[: self._chunks])
 
     def _video(self, name: str) -> Manifest:
         if name not in self._videos:

@@ -20,7 +20,7 @@ from testbed.records import ChunkRow, DecisionRow, PlaybackEndRow, Row, TrialRow
 from testbed.setup.dashjs import library
 from testbed.setup.encode import film_folder
 from testbed.spec import Experiment
-from testbed.trial import Trial, plan
+from testbed.trial import Trial, plan, wrap_note
 from testbed.twin import SimulationJob
 from testbed.units import mbps_from_bps, s_from_ms
 from testbed.verdict import MOST_STARVED_S, WALL_TOLERANCE_S, PathFacts, most_bytes, starved
@@ -64,9 +64,9 @@ class PreparedPlaybacks(PreparedInLanes):
         return max(map(max, self.video.sizes_bytes))
 
     def origin_config(self, host: str, port: int, start_socket: str) -> OriginConfig:
-        """One video; for browsers with a film."""
+        """One video; for browsers with a film, as long as they play."""
         film = None if self.experiment.player == "headless" else str(film_folder())
-        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, start_socket=start_socket)
+        return OriginConfig(host=host, port=port, videos=(self.video,), film=film, chunks=self.experiment.chunks, start_socket=start_socket)
 
     def player_config(self, trial: Trial, origin_url: str, controller_url: str) -> PlayerConfig:
         """One playback."""
@@ -133,7 +133,7 @@ def prepare_playbacks(experiment: Experiment) -> PreparedPlaybacks:
         *found,
         _learnt_note(trace_sets, policies),
         *_video_notes(video, policies),
-        _wrap_note(trials, experiment.chunks * video.chunk_s),
+        wrap_note(trials, experiment.chunks * video.chunk_s),
         _unsimulated_note(experiment, trials),
     )
     return PreparedPlaybacks(experiment, policies, trace_sets, trials, tuple(text for text in notes if text), video, uplink)
@@ -146,7 +146,7 @@ def _video(experiment: Experiment) -> tuple[Manifest, str]:
     video = load_manifest(experiment.video)
     check_length(video, experiment.chunks)
     if experiment.player != "headless" and not experiment.simulate:
-        load_film(film_folder()).check(video)
+        load_film(film_folder()).check(video, experiment.chunks)
     return video, ""
 
 
@@ -175,17 +175,6 @@ def _video_notes(video: Manifest, policies: Sequence[PolicyCard]) -> Iterator[st
     if unused and (slotted := [name for name in asked if name.split("+")[0] in SLOTTED]):
         never, names = ", ".join(unused), ", ".join(slotted)
         yield f"choose among {len(used)} of the video's {len(video.bitrates_bps)} bitrates, never {never} Mbit/s: {names}"
-
-
-def _wrap_note(trials: Sequence[Trial], media_s: float) -> str:
-    """A sentence on traces that are shorter than the video; empty when none is."""
-    used = {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}
-    short = {sha256: trace for sha256, trace in used.items() if trace.duration_s < media_s}
-    if not short:
-        return ""
-    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
-    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
-    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
 
 
 def _unsimulated_note(experiment: Experiment, trials: Sequence[Trial]) -> str:

@@ -122,16 +122,16 @@ def _run(arguments: list[str]) -> int:
 def _take_spec(arguments: list[str]) -> tuple["Experiment | None", list[str]]:
     """Split off `--spec FILE`; given traces replace the file's."""
     import dataclasses
-    from pathlib import Path
 
     from testbed.spec import from_toml
+    from testbed.user import expanded
 
     for i, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--spec":
             if not value and i + 1 >= len(arguments):
                 raise UserError("--spec has no value, wanted a path to experiment.toml")
-            path = Path(value or arguments[i + 1]).expanduser()
+            path = expanded(value or arguments[i + 1])
             rest = arguments[:i] + arguments[i + (1 if value else 2) :]
             spec = from_toml(path)
             if any(a.split("=")[0] == "--trace" for a in rest):
@@ -148,6 +148,7 @@ def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
     from testbed.experiment import report
+    from testbed.user import expanded
 
     @dataclass(frozen=True)
     class Report:
@@ -159,7 +160,7 @@ def _report(arguments: list[str]) -> int:
         """Also write figures for a paper in this format: pdf, png or svg."""
 
     options = _parse(Report, arguments, prog="run.py report")
-    report(options.folder.expanduser(), options.figures, Console())
+    report(expanded(options.folder), options.figures, Console())
     return 0
 
 

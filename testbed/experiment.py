@@ -28,7 +28,7 @@ from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from testbed.tasks import prepare
-from testbed.user import User
+from testbed.user import User, expanded
 from traces.store import TraceSet
 
 LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")
@@ -38,7 +38,7 @@ def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
     if not (experiment.simulate or experiment.cluster):
         require_root()
-    check_base(Path(experiment.out).expanduser())
+    check_base(expanded(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
         console.print(f"note: {note}")
@@ -72,7 +72,7 @@ def _recorded(
     prepared: Prepared, console: Console, work: Callable[[Recorder], None], facts: dict[str, Any], pictures: Path | None = None
 ) -> None:
     """Do `work` with a new result folder; the folder is finished whatever happens."""
-    folder = ResultFolder.create(Path(prepared.experiment.out).expanduser(), _header(prepared, facts), utc_now())
+    folder = ResultFolder.create(expanded(prepared.experiment.out), _header(prepared, facts), utc_now())
     for trace in {trace.sha256: trace for trace in prepared.links}.values():
         folder.append(trace_row(trace))
     reason = "failed"

@@ -49,6 +49,7 @@ def describe_policies(
     Given the `video`, or the `scheduling` or `viewing` session, each policy is made and starts a session once, so that one that can't is
     the user's mistake before anything runs.
     """
+    _check_backbone(experiment)
     stock = _stock_cards(experiment, video is not None)
     asked = tuple(with_backbone(reference, experiment.llm) for reference in experiment.policy_references if reference not in stock)
     playing = AbrSession("start", video, experiment.chunks, rtt_s=s_from_ms(experiment.rtt_ms)) if video else None
@@ -104,8 +105,18 @@ def from_any_folder(experiment: Experiment, policies: Sequence[PolicyCard]) -> E
 
 def with_backbone(reference: str, llm: str | None) -> str:
     """A policy reference with the experiment's backbone added where it matters."""
-    bare = reference.partition("+")[0]
-    return f"{reference}+llm={llm}" if llm and bare == "netllm" and "+llm=" not in reference else reference
+    return f"{reference}+llm={llm}" if llm and _is_netllm(reference) and "+llm=" not in reference else reference
+
+
+def _is_netllm(reference: str) -> bool:
+    return reference.partition("+")[0] == "netllm"
+
+
+def _check_backbone(experiment: Experiment) -> None:
+    """Refuse a backbone that no policy would have: a run must not seem to have been made with it."""
+    asked = experiment.policy_references
+    if experiment.llm and not any(map(_is_netllm, asked)):
+        raise UserError(f"--llm is {experiment.llm}, wanted nothing, or netllm among the policies: they are {', '.join(asked)}")
 
 
 def _named_as_asked(card: PolicyCard, llm: str | None) -> PolicyCard:

@@ -90,6 +90,17 @@ def plan(experiment: Experiment, policies: Sequence[str], traces: Sequence[Trace
     return tuple(trials)
 
 
+def wrap_note(trials: Sequence[Trial], media_s: float) -> str:
+    """A sentence on traces that are shorter than the video; empty when none is."""
+    used = {trace.sha256: trace for trial in trials for trace in (trial.trace, trial.uplink) if trace}
+    short = {sha256: trace for sha256, trace in used.items() if trace.duration_s < media_s}
+    if not short:
+        return ""
+    names = ", ".join(f"{trace.name} ({trace.duration_s:g} s)" for trace in list(short.values())[:3])
+    more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+    return f"shorter than the {media_s:g} s of video, so they wrap: {names}{more}"
+
+
 def lanes(experiment: Experiment, policies: int, trials: int) -> int:
     """Lanes to run side by side: as asked, else as many whole groups of compared trials as the players' kind lets fit."""
     most = DEFAULT_LANES if experiment.player == "headless" else BROWSER_LANES

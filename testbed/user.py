@@ -6,7 +6,10 @@ import pwd
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from testbed.errors import UserError
 
 User = tuple[int, int]
 """User id and group id."""
@@ -21,6 +24,14 @@ def invoking_user() -> User | None:
         return (int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])) if os.geteuid() == 0 else None
     except (KeyError, ValueError):
         return None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a user gave, with `~` and `~name` made a home folder. Raises `UserError` where nobody knows of such a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: nobody knows the home folder {Path(path).parts[0]}, wanted a user of this machine") from None
 
 
 def popen_as(user: User | None, argv: Sequence[str], **keywords: Any) -> subprocess.Popen[bytes]:

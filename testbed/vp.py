@@ -30,7 +30,7 @@ from testbed.pressure import Strain
 from testbed.records import Row
 from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow, ViewingRow
 from testbed.spec import Experiment
-from testbed.trial import Trial, in_turn, partner, spread
+from testbed.trial import Trial, in_turn, partner, spread, wrap_note
 from testbed.twin_vp import ViewerJob
 from testbed.units import mbps_from_bps, s_from_ms
 from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes, starved
@@ -237,8 +237,10 @@ def prepare_viewings(experiment: Experiment) -> PreparedViewings | PreparedPredi
     )
     traces = list({(trace.name, trace.sha256): trace for each in sets for trace in each.traces}.values())
     grid = _grid(experiment, names, traces, uplink.traces if uplink else (), viewings)
-    notes = tuple(dict.fromkeys(each.note for each in (*sets, *([uplink] if uplink else [])) if each.note))
-    return PreparedViewings(experiment, policies, sets, grid, notes, synthetic_tiles())
+    video = synthetic_tiles()
+    found = dict.fromkeys(each.note for each in (*sets, *([uplink] if uplink else [])))
+    notes = tuple(text for text in (*found, wrap_note(grid, experiment.chunks * video.segment_s)) if text)
+    return PreparedViewings(experiment, policies, sets, grid, notes, video)
 
 
 def default_policies() -> list[str]:

@@ -215,6 +215,8 @@ def _sabre_entries(text: str, where: str) -> list[tuple[Decimal, Decimal, Decima
         listed = json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=str)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: is not JSON ({error.msg}), wanted SABRE's list") from error
+    except ArithmeticError as error:
+        raise UserError(f"{where}: has a number that is out of all range, wanted SABRE's list with finite numbers") from error
     except RecursionError as error:
         raise UserError(f"{where}: is JSON nested too deep, wanted SABRE's list") from error
     if not isinstance(listed, list) or not listed:

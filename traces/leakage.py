@@ -57,7 +57,7 @@ def run_keys(trace: Trace, run: int = RUN) -> frozenset[int]:
     else:
         samples, length = np.diff(np.rint(ms_from_s(np.asarray(trace.times_s))).astype(np.int32)), run * OPPORTUNITIES_PER_SAMPLE
     content, width = samples.tobytes(), samples.itemsize
-    varied = (np.lib.stride_tricks.sliding_window_view(samples, length).std(axis=1) > 0) if len(samples) >= length else ()
+    varied = (np.ptp(np.lib.stride_tricks.sliding_window_view(samples, length), axis=1) > 0) if len(samples) >= length else ()
     starts = np.flatnonzero(varied) * width
     return frozenset(hash((type(trace).__name__, content[start : start + length * width])) for start in starts.tolist())
 

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from testbed.errors import TestbedError, UserError, suggestion
+from testbed.user import expanded
 from traces.catalog import CatalogSet, Split, hash_files, load_catalog, split_files, split_folder
 from traces.fetch import fetch_set
 from traces.formats import read_trace
@@ -181,7 +182,7 @@ def _read(files: Sequence[Path]) -> tuple[Trace, ...]:
 
 
 def _resolve_path(reference: str) -> TraceSet:
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if not reference.strip() or not path.exists():
         names = (entry.name for entry in load_catalog().values() if entry.kind == "traces")
         raise UserError(f"trace {reference!r} is neither a catalogued set nor a file or folder: {suggestion(reference, names)}")

@@ -115,6 +115,6 @@ def _run_keys(viewing: HeadMovement) -> frozenset[int]:
     angles = np.ascontiguousarray(viewing.angles_deg)
     if len(angles) < RUN:
         return frozenset()
-    moves = np.lib.stride_tricks.sliding_window_view(angles, RUN, axis=0).std(axis=-1).max(axis=-1) > 0  # (runs,)
+    moves = np.ptp(np.lib.stride_tricks.sliding_window_view(angles, RUN, axis=0), axis=-1).max(axis=-1) > 0  # (runs,)
     content, width = angles.tobytes(), angles.strides[0]
     return frozenset(hash(content[start * width : (start + RUN) * width]) for start in np.flatnonzero(moves).tolist())

@@ -87,7 +87,8 @@ def cdf(series: Mapping[Look, Sequence[float]], x_label: str, of: str, title: st
     frame = Frame(Scale(low, high, 46, WIDTH - 14), Scale(0, 1, HEIGHT - 46, _TOP))
     parts = [frame.axes(x_label, f"share of {of} at or below")]
     for look, values in series.items():
-        parts.append(look.group(frame.line(_cdf_points(sorted(values), low, high), look.line)))
+        if values:
+            parts.append(look.group(frame.line(_cdf_points(sorted(values), low, high), look.line)))
     return figure(WIDTH, HEIGHT, title, parts)
 
 

@@ -144,12 +144,12 @@ class Page:
     @cached_property
     def schedules(self) -> SchedulePage | None:
         """Of a run that schedules."""
-        return SchedulePage(self.run, self.looks) if self.run.header.task == "cjs" else None
+        return SchedulePage(self.run, self.looks, self.trials) if self.run.header.task == "cjs" else None
 
     @cached_property
     def viewings(self) -> ViewingPage | None:
         """Of a run that predicts viewports."""
-        return ViewingPage(self.run, self.looks) if self.run.header.task == "vp" else None
+        return ViewingPage(self.run, self.looks, self.trials) if self.run.header.task == "vp" else None
 
     @property
     def metric(self) -> str:

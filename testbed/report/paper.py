@@ -22,7 +22,7 @@ def export(run: Run, folder: Path, form: str) -> list[Path]:
         raise UserError(f"--figures is {form}, wanted one of {', '.join(FORMATS)}")
     folder.mkdir(exist_ok=True)
     page = Page(run, summarise(run))
-    name = {"qoe_lin": "qoe", "avg_jct_s": "jct", "mae_deg": "mae"}.get(run.header.metric, "metric")
+    name = {"qoe_lin": "qoe", "viewport_qoe": "qoe", "avg_jct_s": "jct", "mae_deg": "mae"}.get(run.header.metric, "metric")
     plots: dict[str, Callable[[Page, Axes], bool]] = {
         f"{name}_mean": _means,
         f"{name}_cdf": _cdf,

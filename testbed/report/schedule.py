@@ -13,7 +13,7 @@ from testbed.drawing import figures
 from testbed.drawing.figures import Look
 from testbed.drawing.svg import Frame, Scale, figure, line, num, padded, rect, text, tick_label
 from testbed.events import Run
-from testbed.records import ScheduleRow
+from testbed.records import AnyTrialRow, ScheduleRow
 
 WIDTH = 1120
 ROW = 12
@@ -52,19 +52,15 @@ class SchedulePage:
 
     run: Run
     looks: Mapping[str, Look]
+    counted: Mapping[str, Sequence[AnyTrialRow]]
+    """The trials by policy that means are taken over (`Page.trials`)."""
 
     def jct_cdf(self) -> Markup:
-        """Over all jobs of valid trials."""
-        jobs = self._of_valid("jobs")
-        series = {look: self._column(jobs, name, "jct_s") for name, look in self.looks.items()}
+        """Over all jobs of the trials that count."""
+        jobs = self.run.tables["jobs"]
+        ids = {look: [trial.trial_id for trial in self.counted[name]] for name, look in self.looks.items()}
+        series = {look: jobs.filter(pl.col("trial_id").is_in(ids[look]))["jct_s"].drop_nulls().to_list() for look in ids}
         return Markup(figures.cdf(series, "job completion time, s", "jobs", "Job completion times"))
-
-    def _of_valid(self, table: str) -> pl.DataFrame:
-        return self.run.tables[table].filter(pl.col("trial_id").is_in([trial.trial_id for trial in self.run.trials if trial.valid]))
-
-    def _column(self, table: pl.DataFrame, policy: str, column: str) -> list[float]:
-        ids = [trial.trial_id for trial in self.run.trials if trial.policy == policy]
-        return table.filter(pl.col("trial_id").is_in(ids))[column].drop_nulls().to_list()
 
     def workloads(self) -> list[Workload]:
         """Of the first workloads, as many as there is room for."""

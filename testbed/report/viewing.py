@@ -12,6 +12,7 @@ from testbed.drawing import figures
 from testbed.drawing.figures import Look
 from testbed.drawing.svg import Frame, Scale, figure, line, padded, rect, text
 from testbed.events import Run
+from testbed.records import AnyTrialRow
 from testbed.records_vp import ViewingRow
 from testbed.units import mbps_from_bps
 
@@ -50,6 +51,8 @@ class ViewingPage:
 
     run: Run
     looks: Mapping[str, Look]
+    counted: Mapping[str, Sequence[AnyTrialRow]]
+    """The trials by policy that means are taken over (`Page.trials`)."""
 
     @property
     def live(self) -> bool:
@@ -69,9 +72,9 @@ class ViewingPage:
         return self._cdf(self.run.tables["decisions"], "mae_deg", "mean absolute error of a prediction, degrees", "predictions")
 
     def _cdf(self, table: pl.DataFrame, column: str, label: str, of: str) -> Markup:
-        valid = {name: [t.trial_id for t in self.run.trials if t.policy == name and t.valid] for name in self.looks}
+        ids = {name: [trial.trial_id for trial in self.counted[name]] for name in self.looks}
         series = {
-            look: table.filter(pl.col("trial_id").is_in(valid[name]))[column].drop_nulls().to_list() for name, look in self.looks.items()
+            look: table.filter(pl.col("trial_id").is_in(ids[name]))[column].drop_nulls().to_list() for name, look in self.looks.items()
         }
         return Markup(figures.cdf(series, label, of, f"Distribution over {of}"))
 

@@ -42,7 +42,7 @@
   let last = null;
   document.addEventListener("pointermove", (event) => {
     const target = event.target instanceof Element ? event.target : null;
-    const svg = target && target.closest("svg.timeline");
+    const svg = target && target.closest("svg.timeline[data-chunks]");
     if (last && last !== svg) last.querySelector(".cursor").setAttribute("d", "");
     last = svg;
     const own = target && target.closest("[data-tip]");

@@ -1,7 +1,7 @@
 // The live page: asks for the state twice a second and draws each lane. A click on a lane (or Enter) opens it, with its last decisions.
 (() => {
   "use strict";
-  const EVERY_MS = 500, W = 520, TOP = 96, GAP = 16, LOW = 44, LEFT = 34;
+  const EVERY_MS = 500, W = 520, TOP = 96, GAP = 16, LOW = 44, LEFT = 34, MOST_STEPS = 2000;
   const lanes = document.getElementById("lanes");
   const cards = new Map();   // lane -> elements
   const traces = new Map();  // trial -> {edges_s, rates_bps}, or null while it is fetched
@@ -45,13 +45,31 @@
   // Capacity over session time: [start, end, rate] from `offset_s` in the trace to `end_s` of the session; the trace begins anew at its end.
   function capacity(trace, offset, end) {
     const steps = [], first = trace.edges_s[0], span = trace.edges_s.at(-1) - first;
-    for (let turn = -offset; turn < end; turn += span) {
+    if (trace.rates_bps.length * end / span > MOST_STEPS) return means(trace, offset, end);
+    for (let turn = -(offset % span); turn < end; turn += span) {
       for (let i = 0; i < trace.rates_bps.length; i += 1) {
         const a = turn + trace.edges_s[i] - first, b = turn + trace.edges_s[i + 1] - first;
         if (b > 0 && a < end) steps.push([Math.max(a, 0), Math.min(b, end), trace.rates_bps[i]]);
       }
     }
     return steps;
+  }
+
+  // The same as means, one a pixel, where there were more steps than can be seen: a short period, often repeated.
+  function means(trace, offset, end) {
+    const edges = trace.edges_s.map((edge) => edge - trace.edges_s[0]), rates = trace.rates_bps, passed = [0];
+    rates.forEach((rate, i) => passed.push(passed[i] + rate * (edges[i + 1] - edges[i])));
+    const by = (at) => {
+      const turns = Math.floor(at / edges.at(-1)), rest = at - turns * edges.at(-1);
+      let low = 0, high = rates.length - 1;
+      while (low < high) {
+        const middle = (low + high + 1) >> 1;
+        if (edges[middle] <= rest) low = middle; else high = middle - 1;
+      }
+      return turns * passed.at(-1) + passed[low] + rates[low] * (rest - edges[low]);
+    };
+    const start = offset % edges.at(-1), wide = end / W;
+    return Array.from({ length: W }, (_, k) => [k * wide, (k + 1) * wide, (by(start + (k + 1) * wide) - by(start + k * wide)) / wide]);
   }
 
   function draw(card, lane, state) {

@@ -28,8 +28,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def show(tmp_path: Path) -> Show:
+    return show_of(tmp_path, "".join(f"{10 * i} {rate}\n" for i, rate in enumerate((3.0, 1.0, 4.0, 2.0))))
+
+
+def show_of(tmp_path: Path, steps: str) -> Show:
+    """Two lanes that begin to play over this trace."""
     trace = tmp_path / "steps.txt"
-    trace.write_text("".join(f"{10 * i} {rate}\n" for i, rate in enumerate((3.0, 1.0, 4.0, 2.0))))
+    trace.write_text(steps)
     experiment = Experiment(trace=(str(trace),), policies="bba,fixed+level=1", chunks=12, trials=1, video="synthetic")
     prepared = prepare(experiment)
     view = LiveView(len(prepared.trials), 12, Console(quiet=True))
@@ -108,6 +113,15 @@ def test_lanes_are_drawn_and_move_on_and_a_click_opens_one(browser: Browser, sho
         click(browser, "section[data-lane='1'] h2")
         wait_until(browser, "document.querySelectorAll('section.open').length === 0")
     wait_until(browser, "!document.getElementById('over').hidden")
+
+
+def test_a_period_of_milliseconds_is_drawn_as_its_mean(browser: Browser, tmp_path: Path) -> None:
+    with served(show_of(tmp_path, "0 1\n0.001 2\n0.004 4\n")) as url:
+        browser.open(url)
+        wait_until(browser, "document.querySelectorAll('section.lane rect[fill]').length > 100")
+        heights = browser.evaluate("[...document.querySelectorAll('[data-lane=\"0\"] rect[fill]')].map(r => +r.getAttribute('height'))")
+        assert len(heights) < 2000 and heights == pytest.approx([96 / 1.1] * len(heights), rel=0.03)
+        assert browser.complaints() == []
 
 
 @pytest.mark.parametrize("width", [1600, 390])

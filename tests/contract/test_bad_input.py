@@ -26,6 +26,7 @@ TABLE = [
     ("policy file without a policy", ["--policies", "{barren}"], ["barren.py", "AbrPolicy"]),
     ("missing policy file", ["--policies", "./nowhere.py"], ["nowhere.py"]),
     ("missing language model", ["--policies", "netllm", "--llm", "{folder}/nowhere"], ["nowhere: no such folder"]),
+    ("language model for no policy", ["--policies", "bba", "--llm", "x"], ["--llm is x, wanted nothing, or netllm", "they are bba"]),
     ("missing adapter", ["--policies", "netllm+adapter={folder}/nowhere"], ["nowhere"]),
     ("unknown video", ["--video", "video9"], ["video9", "video1"]),
     ("too many chunks", ["--chunks", "49"], ["--chunks is 49, wanted 2 to 48"]),
@@ -43,6 +44,18 @@ TABLE = [
     ("results where a file is", ["--out", "{empty}"], ["empty.txt is a file, wanted a folder"]),
     ("unknown command", ["reprot"], ["reprot", "did you mean report"]),
     ("report of no result folder", ["report", "{folder}"], ["folder", "not a result folder"]),
+    *(
+        (f"home of nobody for {before[0]}", [*before, f"~no_such_user/{name}"], [f"~no_such_user/{name}", "a user of this machine"])
+        for before, name in (
+            (["--trace"], "x"),
+            (["--uplink"], "x"),
+            (["--out"], "x"),
+            (["--spec"], "experiment.toml"),
+            (["--video"], "mine.json"),
+            (["--policies"], "mine.py"),
+            (["report"], "x"),
+        )
+    ),
 ]
 
 

@@ -45,7 +45,7 @@ def test_records_of_a_simulated_run(folder: Path) -> None:
     assert summary["policies"]["mine"]["decisions"] == 94
     assert summary["policies"]["mine"]["policy_ms"] == summary["policies"]["mine"]["decision_ms"]
     rows = trials(folder / "results")
-    assert set(rows["offset_s"]) == {100.0}
+    assert set(rows["offset_s"]) == {400.0}
     assert rows["valid"].all()
     assert rows.filter(polars.col("policy") == "mine")["qoe"].n_unique() == 1
 

@@ -50,12 +50,14 @@ def boxes(data: bytes) -> list[tuple[bytes, int]]:
     return found
 
 
-def fetched(film: Path, *paths: str) -> tuple[list[tuple[int, bytes, dict[str, str]]], list[OriginRequest]]:
+def fetched(
+    film: Path, *paths: str, video: Manifest = VIDEO, chunks: int | None = None
+) -> tuple[list[tuple[int, bytes, dict[str, str]]], list[OriginRequest]]:
     """Status, body and headers of each path from an origin with the film; and its log."""
     log: list[OriginRequest] = []
 
     async def run() -> Any:
-        app = origin.application(OriginConfig(host="127.0.0.1", videos=(VIDEO,), film=str(film)))
+        app = origin.application(OriginConfig(host="127.0.0.1", videos=(video,), film=str(film), chunks=chunks))
         with patch.object(origin, "emit", log.append):
             async with listening(app) as url, aiohttp.ClientSession() as client:
                 found = []
@@ -130,6 +132,17 @@ def test_without_a_film_there_is_no_mpd(film):
 def test_a_manifest_that_the_film_does_not_fit_is_a_sentence(film, video, said):
     with pytest.raises(UserError, match=said):
         load_film(film).check(video)
+
+
+def test_of_a_video_that_is_longer_than_the_film_what_is_played_is_served(film):
+    longer = Manifest("longer", 4.0, (300_000,), ((2_000,), (1_108,), (2_000,)))
+    with pytest.raises(UserError, match="no segment for chunk 2 at level 0"):
+        load_film(film).check(longer)
+    load_film(film).check(longer, chunks=2)
+    paths = ("/longer/0/1", "/longer/0/2", "/longer/manifest.mpd?chunks=2", "/longer/manifest.mpd?chunks=3", "/longer/manifest.json")
+    found, _ = fetched(film, *paths, video=longer, chunks=2)
+    assert [status for status, _, _ in found] == [200, 404, 200, 400, 200]
+    assert json.loads(found[4][1])["sizes_bytes"] == [[2_000], [1_108], [2_000]], "policies look at one more"
 
 
 def test_the_film_lasts_as_long_as_a_video_and_a_seed_makes_it_again():

@@ -230,6 +230,7 @@ BAD = {
     '[{"duration_ms": 1, "bandwidth_kbps": 1e30}]': ["t: entry 1", "bandwidth_kbps is '1E+30'", "at most 1e+12 bit/s"],
     '[{"duration_ms": 1, "bandwidth_kbps": true}]': ["t: entry 1", "'True'", "finite"],
     '[{"duration_ms": 1, "bandwidth_kbps": 1e9999999999}]': ["t: entry 1", "bandwidth_kbps", "finite"],
+    '[{"duration_ms": 1, "bandwidth_kbps": 1e99999999999999999999}]': ["t: has a number that is out of all range", "wanted SABRE's list"],
     '[{"duration_ms": 1e-9999999, "bandwidth_kbps": 1}]': ["t: entry 1", "duration_ms is 1E-9999999", "above 0"],
     '[{"duration_ms": 1, "bandwidth_kbps": 0}]': ["t:", "every bandwidth_kbps is 0"],
     '[{"duration_ms": 1, "bandwidth_kbps": 2, "latency_ms": 3}, {"duration_ms": 1, "bandwidth_kbps": 2, "latency_ms": 4}]': [

@@ -52,6 +52,7 @@ def test_seven_samples_are_no_run_unless_asked_for():
 
 def test_a_run_of_one_value_is_no_evidence():
     assert not find_leaks([trace("a", [*noise(1), *[0] * 20])], [trace("b", [*noise(2), *[0] * 20])])
+    assert not run_keys(trace("a", [2345.6789] * 20), run=10), "not where its mean is rounded either"
 
 
 def test_short_traces_have_no_runs_but_can_be_equal():

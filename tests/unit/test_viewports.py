@@ -150,8 +150,10 @@ def test_samples_of_a_test_viewing_are_found_under_any_name(at, start):
         refuse_leaks([HeadMovement(1, 50, mine.times_s, angles_deg)])
 
 
-def test_a_head_at_rest_is_no_evidence(monkeypatch):
-    still = HeadMovement(4, 83, np.arange(50) / 5, np.zeros((50, 3)))
+@pytest.mark.parametrize("at_deg", [0.0, 179.9])
+def test_a_head_at_rest_is_no_evidence(monkeypatch, at_deg):
+    """Not where its mean is rounded either."""
+    still = HeadMovement(4, 83, np.arange(50) / 5, np.full((50, 3), at_deg))
     monkeypatch.setattr(viewport_splits, "load_split", lambda name: (still,))
     refuse_leaks([HeadMovement(1, 50, still.times_s, still.angles_deg)])
 

@@ -1,7 +1,10 @@
 """The grid of live viewings: paired, and with viewings that last as long as the video."""
 
+from pathlib import Path
+
 import pytest
 
+from testbed import vp
 from testbed.errors import UserError
 from testbed.records_vp import PredictionRow, SegmentRow, ViewingEndRow
 from testbed.spec import Experiment
@@ -36,6 +39,14 @@ def test_an_offset_goes_to_both_links_as_it_is():
 def test_more_chunks_than_any_viewing_lasts_are_refused():
     with pytest.raises(UserError, match=r"--chunks is 30, wanted fewer: that takes 150 samples, the longest viewing has 130"):
         grid([99, 130], chunks=30)
+
+
+def test_a_trace_that_is_shorter_than_the_video_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trace = tmp_path / "short.txt"
+    trace.write_text("0 2\n10 2\n")
+    monkeypatch.setattr(vp, "load_split", lambda name: (viewing(samples=60),))
+    told = [vp.prepare_viewings(Experiment(task="vp", trace=(str(trace),), policies="static", chunks=chunks)).notes for chunks in (10, 11)]
+    assert told == [(), ("shorter than the 11 s of video, so they wrap: short.txt (10 s)",)]
 
 
 def test_a_headset_that_got_no_core_makes_its_trial_invalid():
