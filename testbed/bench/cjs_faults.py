@@ -71,6 +71,8 @@ class Outcome:
     jobs_done: int
     tasks_done: int
     """Different tasks that ended."""
+    said: str
+    """What the run told of it."""
     wrong: tuple[str, ...]
     """What should have been otherwise, a sentence each."""
 
@@ -81,6 +83,7 @@ class Witness:
     def __init__(self, strike: Callable[[], None]) -> None:
         self.rows: list[Row] = []
         self.facts = PathFacts()
+        self.said = ""
         self._strike: Callable[[], None] | None = strike
         self._due_s = math.inf
 
@@ -113,10 +116,12 @@ class Witness:
         """Nor is the host."""
 
     def note(self, text: str) -> None:
-        """What the run tells the user is in the trial's row, too."""
+        """What the run tells the user."""
+        self.said += text + "\n"
 
     def log(self, text: str) -> None:
-        """So is what a process said at its end."""
+        """What a process said."""
+        self.said += text
 
 
 def faults(run: ClusterRun) -> dict[str, Fault]:
@@ -209,7 +214,7 @@ def _outcome(name: str, fault: Fault, prepared: PreparedSchedules, witness: Witn
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
     tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
     wanted = sum(stage.tasks for job in trial.workload.jobs for stage in job.stages)
-    return Outcome(name, row, jobs, len(tasks), tuple(wrongs(fault, witness.struck, row, witness.facts, jobs, len(tasks), wanted)))
+    return Outcome(name, row, jobs, len(tasks), witness.said, tuple(wrongs(fault, witness.struck, row, witness.facts, jobs, len(tasks), wanted)))
 
 
 def cjs_faults(settings: CjsFaultsSettings) -> str:

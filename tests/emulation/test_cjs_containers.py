@@ -82,6 +82,7 @@ def test_an_executor_that_is_killed_or_takes_too_much_memory_loses_no_job() -> N
     assert len({one.tasks_done for one in outcomes.values()}) == 1
     assert [one.row.executors_lost for one in outcomes.values()] == [0, 1, 1, 0]
     assert "e1 ran out of memory and was replaced" in outcomes["container out of memory"].said
+    assert [one.wrong for one in outcomes.values()] == [()] * 4
     assert left() == ([], {})
 
 
