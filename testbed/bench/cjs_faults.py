@@ -214,7 +214,8 @@ def _outcome(name: str, fault: Fault, prepared: PreparedSchedules, witness: Witn
     jobs = sum(isinstance(each, JobRow) and each.done_s is not None for each in witness.rows)
     tasks = {(each.job, each.stage, each.task) for each in witness.rows if isinstance(each, TaskRow) and each.outcome == "done"}
     wanted = sum(stage.tasks for job in trial.workload.jobs for stage in job.stages)
-    return Outcome(name, row, jobs, len(tasks), witness.said, tuple(wrongs(fault, witness.struck, row, witness.facts, jobs, len(tasks), wanted)))
+    wrong = tuple(wrongs(fault, witness.struck, row, witness.facts, jobs, len(tasks), wanted))
+    return Outcome(name, row, jobs, len(tasks), witness.said, wrong)
 
 
 def cjs_faults(settings: CjsFaultsSettings) -> str:
