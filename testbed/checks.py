@@ -18,11 +18,11 @@ STATIC = {
 """What runs before pytest, as the user, by name: a program of `.venv` and its arguments."""
 REAL_TIME = "tests/emulation"
 """One by one, because they must not wait for a core."""
-BESIDE = ("tests/guest", "tests/golden")
-"""What computes for minutes and looks at no clock, or at one of its own: with the CPU time that real time leaves."""
+BESIDE = ("tests/guest", "tests/golden", "tests/unit/test_learning.py", "tests/unit/test_genet.py")
+"""What computes for minutes and looks at no clock, or at one of its own: with the CPU time that real time leaves. First what takes longest."""
 SIDE_BY_SIDE = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 """File by file."""
-REST = tuple(f"--ignore={folder}" for folder in (REAL_TIME, *BESIDE))
+REST = tuple(f"--ignore={place}" for place in (REAL_TIME, *BESIDE))
 IDLE = ("chrt", "--idle", "0")
 """Runs a program only while nobody else wants the core."""
 

@@ -214,7 +214,7 @@ def test_workers_that_are_killed_or_hang_lose_no_job(cluster, controller_url, jo
 def test_a_run_uses_somebody_s_cluster_and_leaves_it_as_it_was(cluster, tmp_path):
     command = [sys.executable, "-m", "testbed.cli", "--task", "cjs", "--cluster", cluster.address]
     command += ["--jobs", "2", "--executors", str(EXECUTORS), "--time-scale", "40"]
-    options = ["--policies", "fair,fifo_half", "--repeats", "0", "--out", str(tmp_path)]
+    options = ["--policies", "fair,fifo_half", "--out", str(tmp_path)]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100, check=False)
     latest = tmp_path / "latest"
     summary = msgspec.json.decode((latest / "summary.json").read_bytes())

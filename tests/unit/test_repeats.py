@@ -33,7 +33,7 @@ from traces.trace import RateTrace
 VIDEO = Manifest("toy", 4.0, (300_000, 750_000), ((150_000, 375_000),) * 4)
 TRACES = [RateTrace(f"steady {mbps}", (0.0, 60.0), (mbps * 1e6,)) for mbps in (2.0, 1.0)]
 POLICIES = ("fixed+level=0", "fixed+level=1")
-LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007, over=20)}}, {"rate_errors": {"down": RateError(4.0, 100.0, 60.0)}}
+LATE, OFF = {"punctuality": {"down": Punctuality(1000, p99_s=0.007)}}, {"rate_errors": {"down": RateError(4.0, 100.0, 60.0)}}
 
 
 def report(trial_id: str, **changes) -> LinkReport:
