@@ -19,7 +19,7 @@ STATIC = {
 REAL_TIME = "tests/emulation"
 """One by one, because they must not wait for a core."""
 BESIDE = ("tests/guest", "tests/golden", "tests/unit/test_learning.py", "tests/unit/test_genet.py")
-"""What computes for minutes and looks at no clock, or at one of its own: with the CPU time that real time leaves. First what takes longest."""
+"""What computes for minutes and looks at no clock, or at one of its own: with the CPU time that real time leaves."""
 SIDE_BY_SIDE = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 """File by file."""
 REST = tuple(f"--ignore={place}" for place in (REAL_TIME, *BESIDE))
