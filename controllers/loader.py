@@ -23,14 +23,12 @@ from typing import Any
 
 from controllers.api import AbrPolicy, CjsPolicy, VpPolicy
 from controllers.options import typed_options
+from controllers.weights import weights_sha256
 from testbed.errors import AnswerError, UserError, suggestion
 from testbed.user import expanded
 
 RANDOM = ":random"
-"""After a backbone's folder: the same with weights drawn anew."""
-MOST_HASHED_BYTES = 1 << 28
-"""Larger files count by their size: a backbone's are not read for every run."""
-
+"""Ends the name of a language model whose weights are drawn anew: the ablation of what pre-training is worth."""
 TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 
 ABR_FOLDER = Path(__file__).parent / "abr"
@@ -101,9 +99,15 @@ class PolicyFactory:
 
     @property
     def options_sha256(self) -> str:
-        """Of the files and folders that options name, weights and adapters; empty where none does."""
-        named = [Path(value.removesuffix(RANDOM)) for _, value in self.reference.options if whole_path(value).startswith("/")]
-        return hashlib.sha256("".join(map(_digest, named)).encode()).hexdigest() if named else ""
+        """Of what options name, weights and adapters, as model cards have it: `weights 3f07..., llm 91c2...`; empty where none is a file.
+
+        Raises `UserError` for what can't be read.
+        """
+        named = {option: path for option, value in self.reference.options if (path := _named_by(value))}
+        try:
+            return ", ".join(f"{option} {weights_sha256(path)}" for option, path in named.items())
+        except OSError as error:
+            raise UserError(f"policy {self.name!r}: {error.filename}: can't be read: {error.strerror}") from None
 
     def __call__(self) -> Any:
         """A fresh policy; one serves one session at a time."""
@@ -136,20 +140,16 @@ def parse_reference(text: str, task: str = "abr") -> PolicyReference:
 
 
 def whole_path(value: str) -> str:
-    """An option's value; the path of what is there, whole. Names such as `decima-2` are no paths; a plus would end the option."""
+    """An option's value; the path of what is there, whole."""
+    path = _named_by(value)
+    return value if path is None else f"{path}{RANDOM if value.endswith(RANDOM) else ''}"
+
+
+def _named_by(value: str) -> Path | None:
+    """What is there under an option's value. Names such as `decima-2` are no paths, and a plus in a whole path would end the option."""
     path = value.removesuffix(RANDOM)
     whole = Path(os.path.expanduser(path)).absolute()
-    is_there = ("/" in path or Path(path).suffix) and whole.exists() and "+" not in str(whole)
-    return f"{whole}{value.removeprefix(path)}" if is_there else value
-
-
-def _digest(path: Path) -> str:
-    """Of a file's content; of a folder's files by name."""
-    if path.is_dir():
-        parts = [f"{each.relative_to(path)} {_digest(each)}\n" for each in sorted(path.rglob("*")) if each.is_file()]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
-    size = path.stat().st_size
-    return f"{size} bytes" if size > MOST_HASHED_BYTES else hashlib.sha256(path.read_bytes()).hexdigest()
+    return whole if ("/" in path or Path(path).suffix) and os.path.exists(whole) and "+" not in str(whole) else None
 
 
 def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:

@@ -1,5 +1,6 @@
 """Weights of small policy networks: safetensors files, read into numpy, with the story of their making in the header."""
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,28 @@ SHIPPED = Path(__file__).parent / "abr" / "weights"
 VP_SHIPPED = Path(__file__).parent / "vp" / "weights"
 CJS_SHIPPED = Path(__file__).parent / "cjs" / "weights"
 Weights = dict[str, np.ndarray]
+MOST_HASHED_BYTES = 1 << 28
+"""A backbone's files are not read for every run."""
 
 
 def find_weights(text: str, default: str, folder: Path = SHIPPED) -> Path:
     """The file that a policy's option `weights` means: a path, the name of a shipped file (`pensieve-2`), or nothing for `default`."""
     shipped = folder / f"{text or default}.safetensors"
     return shipped if shipped.is_file() or not text else Path(text).expanduser()
+
+
+def weights_sha256(path: Path) -> str:
+    """By which model cards, evaluations and runs name weights: of a file, or of a folder's safetensors (an adapter's matrices, encoders and
+    head), else of all that is in it.
+
+    Larger files than `MOST_HASHED_BYTES` count by their size.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(file.read_bytes() if size <= MOST_HASHED_BYTES else f"{size} bytes".encode())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> Weights:

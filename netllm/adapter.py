@@ -23,7 +23,8 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from netllm.backbone import DEFAULT_DTYPE, RANDOM, RANDOM_SEED, READABLE, is_here, load_backbone
+from controllers.loader import RANDOM
+from netllm.backbone import DEFAULT_DTYPE, RANDOM_SEED, READABLE, is_here, load_backbone
 from netllm.graph import CjsModel
 from netllm.lora import LoraSettings
 from netllm.model import TaskModel

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from controllers.loader import RANDOM
 from netllm.attention import register
 from testbed.cache import CACHE_VARIABLE, cache_folder
 from testbed.errors import UserError
@@ -35,8 +36,6 @@ DEFAULT_DTYPE = "bfloat16" if bf16_units() else "float32"
 """The quicker one here: without instructions for it, products in bfloat16 take many times as long (docs/dtypes.md)."""
 READABLE = 0o644
 """Safetensors writes files that only their owner reads; root may convert what a user's controller loads."""
-RANDOM = ":random"
-"""Ends the name of a language model whose weights are drawn anew: the ablation of what pre-training is worth."""
 RANDOM_SEED = 20240804
 STORED_DTYPE = torch.bfloat16
 """What the converted weights are kept in, so that every compute type sees the same ones."""

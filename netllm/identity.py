@@ -1,8 +1,6 @@
 """Who a policy is: hashes of the sources, options and weights that decide what it answers. Evaluations know stored sessions by it.
 
 Of a Python source what is run counts, not comments, docstrings and layout: sessions that took hours are not played again for a sentence.
-
-A model card and a report name weights by `weights_sha256`, the same in all of them.
 """
 
 import ast
@@ -48,7 +46,8 @@ def _backbone(factory: PolicyFactory, weights: Sequence[Path]) -> str:
 
 def _hash_backbone(llm: str) -> str:
     """Of the packaged weights, or a folder's; the name alone of what is neither."""
-    from netllm.backbone import EMBEDDED, RANDOM, embedded_folder
+    from controllers.loader import RANDOM
+    from netllm.backbone import EMBEDDED, embedded_folder
 
     source = llm.removesuffix(RANDOM)
     if source == EMBEDDED:
@@ -78,12 +77,6 @@ def defaults_of(factory: PolicyFactory) -> dict[str, object]:
     if factory.policy_class.__init__ is object.__init__:
         return {}
     return {name: parameter.default for name, parameter in inspect.signature(factory.policy_class).parameters.items()}
-
-
-def weights_sha256(path: Path) -> str:
-    """Of a file, or of an adapter's matrices, encoders and head."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache

@@ -33,7 +33,7 @@ class PolicyCard:
     source_sha256: str = ""
     """Of a user's file; empty for what is ours or the browser's."""
     options_sha256: str = ""
-    """Of the weights, adapters and whatever else its options name; empty where they name no file."""
+    """See `PolicyFactory.options_sha256`."""
     options: tuple[str, ...] = ()
     """`name=default`, as they are given."""
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from controllers.loader import RANDOM
 from netllm import ablations
 from netllm.ablations import REFERENCE, Change
 from netllm.abr.adapt import AdaptSettings, adapt
 from netllm.abr.experience import collect, read_header
-from netllm.backbone import RANDOM
 from testbed.errors import UserError
 
 CHANGES: dict[str, Change[AdaptSettings]] = {

@@ -7,8 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from controllers.weights import weights_sha256
 from netllm.cards import abr, cjs, vp
-from netllm.identity import weights_sha256
 
 CARD = "README.md"
 RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- end of results -->"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from controllers.loader import RANDOM
 from netllm import ablations
 from netllm.ablations import REFERENCE, Change
-from netllm.backbone import RANDOM
 from netllm.vp.adapt import VpAdaptSettings, adapt
 
 CHANGES: dict[str, Change[VpAdaptSettings]] = {

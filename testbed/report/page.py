@@ -239,9 +239,9 @@ class Page:
         rows += asked(header)
         rows.append(("Started", header.started_utc.replace("T", " ").replace("+00:00", " UTC")))
         rows.append(("Git commit", header.commit or "unknown"))
-        for key, label in (("source_sha256", "Own policies, sha256"), ("options_sha256", "Weights and adapters given, sha256")):
-            if hashes := [f"{name} {sha256[:12]}" for name, each in header.policies.items() if (sha256 := each.get(key))]:
-                rows.append((label, ", ".join(hashes)))
+        for key, label in (("source_sha256", "Own policies, sha256"), ("options_sha256", "Given to policies, sha256")):
+            if told := [f"{name}: {_short(hashes)}" for name, each in header.policies.items() if (hashes := each.get(key))]:
+                rows.append((label, "; ".join(told)))
         return rows
 
     def table(self) -> dict[str, Any]:
@@ -408,6 +408,11 @@ def _look(index: int, name: str, described: Mapping[str, str]) -> Look:
     colour = described.get("colour", "")
     shown = colour if _COLOUR.fullmatch(colour) else "#777777"  # it goes into a style sheet: nothing but a colour may pass
     return Look(index, name, described.get("label") or name, shown, described.get("citation", ""))
+
+
+def _short(hashes: str) -> str:
+    """Each hash's first twelve digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", hashes)
 
 
 def _fact(name: str, value: str, state: str) -> dict[str, str]:

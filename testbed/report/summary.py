@@ -6,7 +6,7 @@
 | video | of the chunks that were played: name, sha256 of durations, ladder and sizes; null for other tasks |
 | policies.NAME.trials | trials that ended, invalid ones among them; one that was played again is one trial |
 | policies.NAME.source_sha256 | of the file of a user's own policy; null for ours, which the commit tells |
-| policies.NAME.options_sha256 | of the weights, adapters and other files that its options name; null where they name none |
+| policies.NAME.options_sha256 | option and hash (as in model cards) of what its options name; null where they name no file |
 | policies.NAME.invalid | how many of them are invalid, the last attempt counting: shown, counted, and in no other number |
 | policies.NAME.failed | how many of those because the policy raised, hung, starved jobs, or left all decisions to the local rule. If any |
 | | did, its mean and all that rests on it are null and it is in no comparison: leaving out where it failed would flatter it |

@@ -1,5 +1,6 @@
 """References to policies: what they name, and one clear sentence for each way to get one wrong."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -354,9 +355,11 @@ def test_files_that_options_name_are_found_from_anywhere_and_told_apart(folder: 
     assert found.reference.canonical == f"{folder}/w.py+weights={folder}/a.npz+llm={folder}/backbone:random"
     assert dict(found.arguments)["weights"] == f"{folder}/a.npz"
     assert load("w.py+weights=median").reference.options == (("weights", "median"),), "a name, though a file is called like it"
-    assert (load("w.py").options_sha256, load("w.py+weights=missing.npz").options_sha256) == ("", "")
+    for nothing in ("", "+weights=missing.npz", "+weights=/missing/a.npz", "+weights=" + 300 * "a" + ".npz"):
+        assert load(f"w.py{nothing}").options_sha256 == ""
 
     before = found.options_sha256
+    assert before.startswith(f"weights {hashlib.sha256(b'first').hexdigest()}, llm ")
     monkeypatch.chdir("/")
     assert load(found.reference.canonical).options_sha256 == before
     (folder / "backbone" / "config.json").write_text("{ }")

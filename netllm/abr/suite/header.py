@@ -9,10 +9,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from controllers.weights import weights_sha256
 from netllm.abr.suite.contenders import NETLLM, Contender, Member
 from netllm.abr.suite.settings import Prepared
 from netllm.evaluation.origin import Origin, origin, without_folders
-from netllm.identity import weights_sha256
 from testbed.host import versions
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from controllers.cjs.netllm import NetLLM
 from controllers.loader import PolicyFactory
-from controllers.weights import CJS_SHIPPED
+from controllers.weights import CJS_SHIPPED, weights_sha256
 from netllm import identity as identities
 from netllm.adapter import SHIPPED
 from netllm.evaluation.origin import Origin, origin
@@ -26,7 +26,7 @@ def cjs_header(policies: Sequence[PolicyFactory], semantics: str) -> CjsHeader:
     return CjsHeader(
         **origin("netllm.cjs.suite.run.test"),
         semantics=semantics,
-        weights={each.name: identities.weights_sha256(found[0]) for each in policies if (found := weights_of(each))},
+        weights={each.name: weights_sha256(found[0]) for each in policies if (found := weights_of(each))},
     )
 
 

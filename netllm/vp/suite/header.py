@@ -6,10 +6,10 @@ from pathlib import Path
 
 from controllers.loader import PolicyFactory
 from controllers.vp.netllm import NetLLM
-from controllers.weights import VP_SHIPPED
+from controllers.weights import VP_SHIPPED, weights_sha256
 from netllm.adapter import SHIPPED
 from netllm.evaluation.origin import Origin, origin
-from netllm.identity import weights_of, weights_sha256
+from netllm.identity import weights_of
 from testbed.host import versions
 from traces.catalog import load_catalog
 from traces.viewport_splits import DATASET
