@@ -34,8 +34,11 @@ def host_stood_still() -> bool:
     return any(at_s >= _begun_s for at_s in _told_s)
 
 
-in_real_time = pytest.mark.flaky(reruns=3, condition=host_stood_still)
-"""For tests that judge milliseconds: one that failed is void and runs again if the host stood still meanwhile, else it has failed."""
+in_real_time = pytest.mark.flaky(reruns=3, reruns_delay=15, condition=host_stood_still)
+"""For tests that judge milliseconds: one that failed is void and runs again if the host stood still meanwhile, else it has failed.
+
+A host that is busy is so for seconds, mostly: four attempts in a row would meet the same moment.
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
