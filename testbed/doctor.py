@@ -46,7 +46,7 @@ LACKS = {
     "real-time scheduling": Lack("packets leave late on a busy host, and trials become invalid", "sudo; in a container CAP_SYS_NICE"),
     "timer lateness": Lack(
         "packets leave late; more than 1 ms is too much for a trial",
-        "an idle machine, with a processor of its own; a virtual one may do with --awake",
+        "an idle machine, with a processor of its own; a virtual one does better while it is kept awake (--awake, the default)",
     ),
     "relay in C": Lack("links use the Python relay, which is slower", "scripts/setup as root, which installs a compiler"),
     "netem": Lack("--link kernel can't delay packets; the default link doesn't need it", "modprobe sch_netem, or a kernel that has it"),

@@ -63,7 +63,7 @@ def host_facts() -> dict[str, object]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpu_model": cpu_field("model name") or platform.processor(),
-        "virtual_machine": "hypervisor" in cpu_field("flags").split(),
+        "virtual_machine": in_virtual_machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory_bytes(),
         "load_1min": round(os.getloadavg()[0], 2),
@@ -73,6 +73,11 @@ def host_facts() -> dict[str, object]:
         "timer_resolution_s": time.clock_getres(time.CLOCK_MONOTONIC),
         "bf16": bf16_units(),
     }
+
+
+def in_virtual_machine() -> bool:
+    """Whether the processor says so (x86)."""
+    return "hypervisor" in cpu_field("flags").split()
 
 
 def os_name() -> str:

@@ -68,7 +68,7 @@ class Lane:
 class Network:
     """Makes the lanes, and undoes all of it at any end: `with run_lock() as run, Network(4, PathSpec(), "cubic", run) as network:`.
 
-    `control` is what joins each client to the controller host; `awake` keeps the cores from halting while it is up.
+    `control` is what joins each client to the controller host; `awake` keeps a virtual machine's cores from halting while it is up.
     Entering raises UserError when the host can't give what is asked for: no root, no Mininet, no such congestion control, no netem.
     """
 
@@ -96,8 +96,7 @@ class Network:
             self._links = _open_links(self._path, self._spawner, self._run.folder)
             self._wires = Wires(self._spawner, self._run.folder)
             self._make(self._spawner, self._links, self._wires)
-            if self._awake:
-                keep_awake(self._spawner)
+            self.facts["awake"] = self._awake and keep_awake(self._spawner)
         except BaseException:
             self._undo()
             raise

@@ -103,8 +103,8 @@ class Experiment:
     """Back end of the links: the user-space relay, its readable reference in Python, or HTB and netem."""
     repeats: int = 1
     """How often a trial is played again, at the end of the run, because its link failed its verdict (which knows no QoE); 0: never."""
-    awake: bool = False
-    """Keep all cores spinning between packets, at the lowest priority: for a virtual machine whose host is slow to run a halted core again.
+    awake: bool = True
+    """In a virtual machine, keep all cores spinning between packets, at the lowest priority: a host may be slow to run a halted one again.
     What spins counts in the host's busy time and CPU pressure."""
     deadline_ms: float = 1000.0
     """A decision later than this is taken by the player's local rule, and recorded as a fallback."""

@@ -34,7 +34,7 @@ class Star:
 
     `with run_lock() as run, Star({"data": {"e0": WireSpec(20e6), "e1": WireSpec(20e6)}, "control": {"e0": WireSpec()}}, run) as star:`
 
-    `namespaces` gives a host the network namespace of a process that is there already; `awake` keeps the cores from halting.
+    `namespaces` gives a host the network namespace of a process that is there already; `awake` keeps a virtual machine's cores awake.
     Entering raises UserError when this machine can't give what is asked for.
     """
 
@@ -66,8 +66,7 @@ class Star:
             self._spawner = Spawner(self._run)
             self._wires = Wires(self._spawner, self._run.folder)
             self._make(self._spawner, self._wires)
-            if self._awake:
-                keep_awake(self._spawner)
+            self.facts["awake"] = self._awake and keep_awake(self._spawner)
         except BaseException:
             self._undo()
             raise

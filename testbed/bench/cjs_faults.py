@@ -187,7 +187,6 @@ def injected(settings: CjsFaultsSettings) -> Iterator[Outcome]:
         time_scale=settings.time_scale,
         seeds=(settings.seed,),
         containers=settings.containers,
-        awake=True,
     )
     prepared = prepare_schedules(experiment)
     with emulated(prepared) as run:

@@ -11,7 +11,7 @@ from typing import Any
 
 from testbed.clock import now_s
 from testbed.errors import TestbedError, UserError
-from testbed.host import namespace_made
+from testbed.host import in_virtual_machine, namespace_made
 from testbed.netns.owned import Run
 from testbed.setup import native
 
@@ -98,15 +98,17 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
         process.send_signal(number)
 
 
-def keep_awake(spawner: Spawner) -> None:
-    """Let no core halt from now on: a process spins on all of them, at the lowest priority. Raises UserError without the relay in C.
+def keep_awake(spawner: Spawner) -> bool:
+    """Let no core of a virtual machine halt from now on: a process spins on all of them, at the lowest priority. Whether one does.
 
-    A virtual machine's core that halts between two packets goes back to its host, and a busy host takes milliseconds to run it again.
+    A virtual core that halts between two packets goes back to its host, and a busy host takes milliseconds to run it again. Elsewhere, and
+    where the relay in C was not built, nothing is done.
     """
     program = native.built()
-    if not program:
-        raise UserError("--awake needs the relay in C, which was not built; scripts/setup builds it where there is a C compiler")
+    if not program or not in_virtual_machine():
+        return False
     spawner.spawn([str(program), "--awake"])
+    return True
 
 
 def make_host(spawner: Spawner, name: str, namespace_pid: int | None = None) -> Any:

@@ -63,7 +63,7 @@ def asked(header: RunHeader) -> list[tuple[str, str]]:
     """Label and value of each setting that was given or has a default."""
     rows = []
     for key, label, form in _SETTINGS:
-        value = header.spec.get(key)
+        value = header.host.get(key) if key == "awake" else header.spec.get(key)  # asked for, it is done in virtual machines
         unread = {
             "simulation": key in _EMULATION_ONLY or key in UNREAD.get(header.task, ()),
             "cluster": key in NOT_FOR_CLUSTER,

@@ -188,11 +188,12 @@ def _stolen(run: Run) -> list[str]:
     """What to do where links failed and the hypervisor took CPU time."""
     stolen_pct = _host_pct(run, "steal_share") if run.header.mode == "emulation" else None
     failed = any(verdict(trial) == "fail" for trial in run.trials)
-    if not stolen_pct or not failed or run.header.spec.get("awake"):
+    if not stolen_pct or not failed:
         return []
+    halting = "" if run.header.host.get("awake") else " Cores were let halt, and a host may be slow to run them again (--awake)."
     return [
-        f"The host of this virtual machine took {stolen_pct:.1f} % of its CPU time while links failed. Where it is slow to run a core "
-        "again that had halted, --awake helps; --repeats 6 plays a failed trial more often than once."
+        f"The host of this virtual machine took {stolen_pct:.1f} % of its CPU time while links failed: --repeats 6 plays a failed trial "
+        f"more often than once.{halting}"
     ]
 
 

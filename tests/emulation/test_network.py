@@ -14,7 +14,9 @@ from conftest import FOREIGN, descendants, interfaces, namespaces, network
 from quiet import in_real_time
 
 from testbed.errors import UserError
+from testbed.host import in_virtual_machine
 from testbed.link import PathSpec
+from testbed.netns import hosts
 from testbed.netns.owned import Run, clean, run_lock
 from testbed.network import ALLOWED, Network
 from testbed.setup import native
@@ -184,15 +186,23 @@ def test_kill_9_while_it_comes_up(child: Child, tmp_path: Path, after_s: float) 
     assert child.left() == NOTHING
 
 
-@pytest.mark.skipif(not native.built(), reason="no relay in C")
+@pytest.mark.skipif(not native.built() or not in_virtual_machine(), reason="no relay in C, or no virtual machine")
 def test_a_network_that_keeps_the_cores_awake_lets_them_sleep_afterwards(tmp_path: Path) -> None:
     before = spinners()
-    with run_lock("awake", tmp_path) as run, Network(1, PathSpec(), "cubic", run, awake=True):
+    with run_lock("awake", tmp_path) as run, Network(1, PathSpec(), "cubic", run, awake=True) as net:
+        assert net.facts["awake"] is True
         deadline = time.monotonic() + 10
         while not spinners() - before and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(spinners() - before) == 1
     assert spinners() == before
+
+
+def test_on_bare_metal_no_core_is_kept_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "in_virtual_machine", lambda: False)
+    before = spinners()
+    with run_lock("awake", tmp_path) as run, Network(1, PathSpec(), "cubic", run, awake=True) as net:
+        assert net.facts["awake"] is False and spinners() == before
 
 
 def spinners() -> set[int]:

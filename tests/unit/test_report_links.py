@@ -55,14 +55,15 @@ def test_a_trial_that_stayed_invalid_is_left_out_and_its_link_blamed(tmp_path):
 
 def test_where_the_host_took_time_and_links_failed_the_way_out_is_told(tmp_path):
     def told(run):
-        return [note for note in summarise(run)["notes"] if "--awake" in note]
+        return [note for note in summarise(run)["notes"] if "virtual machine" in note]
 
     failed = run_of(tmp_path / "failed", FakeRun(traces=4, invalid_every=7))
-    assert len(told(failed)) == 1 and told(failed)[0].startswith("The host of this virtual machine took ")
-    awake = msgspec.structs.replace(failed.header, spec=failed.header.spec | {"awake": True})
+    awake = msgspec.structs.replace(failed.header, host=failed.header.host | {"awake": True})
+    ((halted,), (kept,)) = told(failed), told(dataclasses.replace(failed, header=awake))
+    assert halted.startswith("The host of this virtual machine took ") and halted.endswith("(--awake).")
+    assert kept.endswith("--repeats 6 plays a failed trial more often than once.")
     simulated = msgspec.structs.replace(failed.header, mode="simulation")
-    assert not told(run_of(tmp_path / "sound", FakeRun(traces=4)))
-    assert not told(dataclasses.replace(failed, header=awake)) and not told(dataclasses.replace(failed, header=simulated))
+    assert not told(run_of(tmp_path / "sound", FakeRun(traces=4))) and not told(dataclasses.replace(failed, header=simulated))
 
 
 def test_drops_and_notes_are_told(tmp_path):
