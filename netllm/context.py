@@ -9,8 +9,8 @@ from netllm.decoder import Decoder
 from netllm.kernels import for_one_row, suits_one_row
 from netllm.past import new_past
 
-FEW_TOKENS, FEW_SESSIONS = 3, 8
-"""As many new tokens, of as many sessions, the decoder reads token by token in less time than one pass of transformers takes."""
+FEW_ROWS = 8
+"""As many new tokens, of all sessions, the decoder reads in less time than transformers' pass takes."""
 
 
 class Context:
@@ -31,15 +31,17 @@ class Context:
             raise ValueError(
                 f"{self.tokens + new} tokens are more than the {self._backbone.max_tokens} that {self._backbone.name} knows positions for"
             )
-        if self._decoder and batch <= FEW_SESSIONS and new <= FEW_TOKENS:
-            return torch.cat([self._decode(self._decoder, token) for token in torch.split(embeddings, 1, dim=1)], dim=1)
+        if self._decoder and batch * new <= FEW_ROWS:
+            return self._decode(self._decoder, embeddings)
         return self._pass(embeddings)
 
-    def _decode(self, decoder: Decoder, token: torch.Tensor) -> torch.Tensor:
-        """(B, 1, width) to (B, 1, width)."""
+    def _decode(self, decoder: Decoder, embeddings: torch.Tensor) -> torch.Tensor:
+        new, mask = embeddings.shape[1], None
+        if new > 1 or self._reach:
+            mask = allowed(new, self.tokens + new, self._reach, self._step_tokens, embeddings.dtype)
         with for_one_row():
-            hidden = decoder.read(token, self._past, seen(self.tokens, self._reach, self._step_tokens) if self._reach else 0)
-        self.tokens += 1
+            hidden = decoder.read(embeddings, self._past, mask)
+        self.tokens += new
         return hidden
 
     def _pass(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -57,20 +59,20 @@ class Context:
             self._past.batch_select_indices(places)
 
 
-def seen(place: int, reach: int, step_tokens: int) -> int:
-    """How many tokens the one at `place` attends to, itself included, when it looks `reach` steps back at most."""
-    return place + 1 - max(place // step_tokens - reach + 1, 0) * step_tokens
-
-
 def band(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Arguments that let the last `new` of `total` tokens attend to the past, and there to `reach` steps at most, their own included.
+    """Arguments of transformers' pass: `allowed`, and positions, for some models would work them out from a mask of another shape."""
+    mask = allowed(new, total, reach, step_tokens, dtype)
+    return {"attention_mask": mask[None, None], "position_ids": torch.arange(total - new, total)[None]}
 
-    With a `reach` of 0 that is all of the past. Positions are told, for some models would work them out from a mask of another shape.
+
+def allowed(new: int, total: int, reach: int, step_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """What lets the last `new` of `total` tokens attend to the past, and there to `reach` steps at most, their own included: a mask to add.
+
+    With a `reach` of 0 that is all of the past.
     """
     places = torch.arange(total)
     own = places[total - new :, None]
     seen = places <= own  # (new, total)
     if reach:
         seen &= own // step_tokens - places // step_tokens < reach
-    mask = torch.zeros(new, total, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-    return {"attention_mask": mask[None, None], "position_ids": places[None, total - new :]}
+    return torch.zeros(new, total, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

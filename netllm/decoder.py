@@ -1,4 +1,4 @@
-"""One new token of a few sessions, the pass that a live decision waits for, for decoders built as Llama is.
+"""A few new tokens, the pass that a live decision waits for, for decoders built as Llama is.
 
 transformers' own pass is right for any model and any batch, and is what training and large batches use. For few rows its Python takes
 longer than the products, and these read every weight in 16 or 32 bits. Here the products that share an input are one, weights of 16 levels
@@ -19,7 +19,7 @@ ARCHITECTURES = ("llama", "mistral")
 
 
 class Decoder:
-    """`model` with the adapter `adapter` merged into it; one token of each session at a time. `exact`: in the model's type throughout."""
+    """`model` with the adapter `adapter` merged into it, for few new tokens in all. `exact`: in the model's type throughout."""
 
     def __init__(self, model: PreTrainedModel, adapter: str, exact: bool = False) -> None:
         config = model.config
@@ -29,27 +29,33 @@ class Decoder:
         self._rotary, self._last_norm = model.get_submodule("rotary_emb"), model.get_parameter("norm.weight")
 
     @torch.inference_mode()
-    def read(self, embeddings: torch.Tensor, past: Cache, reach: int = 0) -> torch.Tensor:
-        """The outputs (B, 1, width) for the tokens (B, 1, width) after `past`, which they enter; they see its last `reach`, with 0 all."""
-        batch, width, heads, groups = len(embeddings), self._width, self._heads, self._groups
-        position = torch.full((1, 1), past.get_seq_length())
-        cos, sin = (each[0] for each in self._rotary(embeddings, position_ids=position))  # (1, size)
-        size = cos.shape[1]
-        sin = torch.cat([-sin[:, : size // 2], sin[:, size // 2 :]], 1)
-        hidden = embeddings.view(batch, width)
+    def read(self, embeddings: torch.Tensor, past: Cache, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The outputs (B, T, width) for the tokens (B, T, width) after `past`, which they enter; without a `mask` they see all of it.
+
+        The mask (T, all tokens) is added to what attention weighs. Several tokens need one, for none may see those after it.
+        """
+        batch, new, width = embeddings.shape
+        heads, groups = self._heads, self._groups
+        shared = heads // groups
+        positions = past.get_seq_length() + torch.arange(new)[None]
+        cos, sin = (each[0, :, None] for each in self._rotary(embeddings, position_ids=positions))  # (T, 1, size)
+        size = cos.shape[-1]
+        sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], -1)
+        seen_by_heads = mask.repeat(shared, 1) if mask is not None else None  # (shared * T, all tokens)
+        hidden = embeddings.reshape(batch * new, width)
         for i, layer in enumerate(self._layers):
-            mixed = layer.query_key_value(self._norm(hidden, layer.first_norm)).view(batch, heads + 2 * groups, size)
-            rotating = mixed[:, : heads + groups]
-            rotated = torch.addcmul(rotating * cos, rotating.roll(size // 2, 2), sin)
-            keys, values = past.update(rotated[:, heads:].unsqueeze(2), mixed[:, heads + groups :].unsqueeze(2), i)
-            queries = rotated[:, :heads].view(batch, groups, heads // groups, size)
-            if reach:
-                keys, values = keys[:, :, -reach:], values[:, :, -reach:]
-            seen = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=layer.scale)
-            hidden = hidden + layer.output(seen.reshape(batch, heads * size))
+            mixed = layer.query_key_value(self._norm(hidden, layer.first_norm)).view(batch, new, heads + 2 * groups, size)
+            rotating = mixed[:, :, : heads + groups]
+            rotated = torch.addcmul(rotating * cos, rotating.roll(size // 2, -1), sin)
+            keys, values = past.update(rotated[:, :, heads:].transpose(1, 2), mixed[:, :, heads + groups :].transpose(1, 2), i)
+            queries = rotated[:, :, :heads].view(batch, new, groups, shared, size).permute(0, 2, 3, 1, 4)
+            queries = queries.reshape(batch, groups, shared * new, size)  # heads that share keys are rows, like tokens
+            seen = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen_by_heads, scale=layer.scale)
+            seen = seen.view(batch, groups, shared, new, size).permute(0, 3, 1, 2, 4)
+            hidden = hidden + layer.output(seen.reshape(batch * new, heads * size))
             gate, up = layer.gate_up(self._norm(hidden, layer.second_norm)).chunk(2, 1)
             hidden = hidden + layer.down(nn.functional.silu(gate) * up)
-        return self._norm(hidden, self._last_norm).view(batch, 1, width)
+        return self._norm(hidden, self._last_norm).view(batch, new, width)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return nn.functional.rms_norm(hidden, (self._width,), weight, self._epsilon)

@@ -1,4 +1,4 @@
-"""The pass of one token: equal to transformers', whatever came before, and in 4 bits as near to float32 as bfloat16 is."""
+"""The pass of a few tokens: equal to transformers', whatever came before, and in 4 bits as near to float32 as bfloat16 is."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from transformers import DynamicCache
 
 from netllm.adapter import SHIPPED, load_adapter
 from netllm.backbone import load_backbone
-from netllm.context import FEW_SESSIONS
+from netllm.context import FEW_ROWS
 from netllm.decoder import ARCHITECTURES, suits
 from netllm.lora import LoraSettings
 from netllm.past import new_past
@@ -54,7 +54,7 @@ def test_decides_as_one_pass_over_the_whole_session(tiny, monkeypatch, targets, 
 
 @pytest.mark.parametrize("reach", [0, 4])
 def test_separate_tokens_look_back_as_far(tiny, reach):
-    """Several tokens a step: the limit is one of steps, and more tokens than are read one by one go through transformers' pass."""
+    """Several tokens a step: the limit is one of steps, and more tokens than a few go through transformers' pass."""
     model, session = lively(tiny, task=AbrTask(hidden=16, tokens="separate", context_steps=reach), name=f"separate {reach}"), played(2)
     expected = recomputed(model, session)
     model.merge()
@@ -118,7 +118,7 @@ def test_adapters_share_the_packed_weights(published_in_4_bits):
     np.testing.assert_array_equal(np.exp(read(models[0], session)), answers[0])
 
 
-@pytest.mark.parametrize("count", [2, FEW_SESSIONS, FEW_SESSIONS + 1])
+@pytest.mark.parametrize("count", [2, FEW_ROWS, FEW_ROWS + 1])
 @pytest.mark.parametrize("reach", [0, 4])
 def test_a_batch_decides_as_each_session_alone(tiny, monkeypatch, count, reach):
     """More sessions than a few go through transformers' pass."""
@@ -126,7 +126,7 @@ def test_a_batch_decides_as_each_session_alone(tiny, monkeypatch, count, reach):
     sessions = [played(seed, 20) for seed in range(count)]
     expected = recomputed(model, *sessions)
     model.merge()
-    if count <= FEW_SESSIONS:
+    if count <= FEW_ROWS:
         no_pass(model, monkeypatch)
     np.testing.assert_allclose(read(model, *sessions), expected, atol=2e-4)
 
