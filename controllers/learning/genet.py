@@ -35,7 +35,7 @@ GAP_SESSIONS = 32
 """Traces, each played once by model and baseline, that a gap is measured on (the paper: 10)."""
 FLAT = len(ROWS) * SAMPLES
 OPTIMISATION = PpoSettings(iterations=300, sessions=1024, minibatch=4096, entropy=0.01)
-"""Half of the usual entropy bonus: what is sampled in use should not be noisier than it must."""
+"""A fifth of the usual entropy bonus: what is sampled in use should not be noisier than it must."""
 
 
 class Actor(nn.Module):
