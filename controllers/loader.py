@@ -164,6 +164,8 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
         target = f"{path}:{wanted}" if wanted else str(path)
     elif ":" in target:
         module, _, wanted = target.partition(":")
+        if not (module and wanted) or module.startswith("."):
+            raise UserError(f"policy {reference.text!r} names no class of a module, wanted package.module:Class")
         found, stem = _class_in(_import_module(module, kind), module, wanted, kind), wanted
     else:
         found, stem = _class_in(_import_named(target, kind), target, "", kind), target
@@ -221,8 +223,12 @@ def _look_in(folder: Path) -> None:
 
 def _import_file(path: Path, kind: PolicyKind) -> ModuleType:
     """Run a user's file as a module, which may import its neighbours. It is registered by its path, so that two of one name don't meet."""
-    if not path.is_file():
-        raise UserError(f"policy file {path} does not exist, {_wanted_file(kind)}")
+    try:
+        lack = "" if path.is_file() else "is no file" if path.exists() else "does not exist"
+    except OSError as error:  # a folder that the user may not look into, a name that is too long
+        lack = f"can't be read ({error.strerror})"
+    if lack:
+        raise UserError(f"policy file {path!s:.300} {lack}, {_wanted_file(kind)}")
     _look_in(path.parent)
     name = f"user_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -248,8 +254,16 @@ def _told(error: BaseException, where: str, kind: PolicyKind) -> str:
         return f"{error.filename or where}:{error.lineno}: syntax error ({error.msg}), {_wanted_file(kind)}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
     place = f"{where}:{lines[-1]}" if lines else where
-    message = " ".join(str(error).split())
-    return f"{place}: importing it raised {type(error).__name__}: {message}, {_wanted_file(kind)}"
+    return f"{place}: importing it raised {type(error).__name__}: {_message(error)}, {_wanted_file(kind)}"
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, on one line that any file and terminal can hold."""
+    try:
+        said = str(error)
+    except Exception as another:  # of a class of the user's
+        said = f"a message that raised {type(another).__name__}"
+    return " ".join(said.split()).encode(errors="backslashreplace").decode()
 
 
 def _class_in(module: ModuleType, where: str, wanted: str, kind: PolicyKind) -> type[Any]:
@@ -282,5 +296,4 @@ def raised(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and not Path(frame.filename).is_relative_to(TESTBED)]
     frame = (own or frames)[-1]
-    message = " ".join(str(error).split())[:500]
-    return f"raised {type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"
+    return f"raised {type(error).__name__}: {_message(error)[:500]} ({Path(frame.filename).name}:{frame.lineno})"

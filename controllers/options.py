@@ -14,7 +14,8 @@ _TYPES: dict[type, str] = {int: "a whole number", float: "a finite number", str:
 def typed_options(policy: type[Any], options: tuple[tuple[str, str], ...], where: str) -> tuple[tuple[str, Any], ...]:
     """`options` as keyword arguments of `policy`; `where` begins each error.
 
-    Understood annotations: int, float, str, bool, Literal, and any of them `| None`. Without one an option is of its default's type.
+    Understood annotations: int, float, str, bool, Literal, and unions of them and None, whose first type that fits is taken. Without one
+    an option is of its default's type.
     """
     parameters = _parameters(policy)
     hints = _hints(policy, where) if options else {}
@@ -59,7 +60,17 @@ def _kind(default: object) -> type:
 
 def _value(text: str, hint: Any, where: str) -> Any:
     alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kind = next(arg for arg in alternatives if arg is not NoneType)  # `int | None` takes an int
+    kinds = [kind for kind in alternatives if kind is not NoneType] or [str]  # `int | None` takes an int
+    told: list[str] = []
+    for kind in kinds:
+        try:
+            return _of_kind(text, kind, where)
+        except UserError as error:
+            told.append(str(error))
+    raise UserError(" or ".join([told[0], *(each.rpartition(", wanted ")[2] for each in told[1:])]))
+
+
+def _of_kind(text: str, kind: Any, where: str) -> Any:
     if get_origin(kind) is Literal:
         return _choice(text, get_args(kind), where)
     if kind is bool:

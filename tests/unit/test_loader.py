@@ -15,7 +15,7 @@ from controllers.abr.fixed import Fixed
 from controllers.abr.robust_mpc import RobustMPC
 from controllers.api import AbrObservation, AbrPolicy
 from controllers.describe import Question
-from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, parse_reference
+from controllers.loader import ABR_FOLDER, PolicyReference, discover, load, load_all, parse_reference, raised
 from controllers.options import typed_options
 from testbed.errors import UserError
 from testbed.sim.abr import run_session
@@ -145,6 +145,12 @@ def test_an_importable_class() -> None:
         ("robust_mpc+jumps=some", "option 'jumps' is 'some', wanted one of all, adjacent"),
         ("none.py", "none.py does not exist, wanted a Python file with an AbrPolicy"),
         ("./folder/none", "none does not exist"),
+        (f"{'x' * 300}.py", "xxx can't be read (File name too long), wanted a Python file with an AbrPolicy"),
+        ("/.py", "policy file /.py does not exist"),
+        ("/proc/self/fd/", "policy file /proc/self/fd is no file"),
+        ("json:", "policy 'json:' names no class of a module, wanted package.module:Class"),
+        (":Class", "policy ':Class' names no class of a module"),
+        ("..sibling:Class", "policy '..sibling:Class' names no class of a module"),
         ("no.such.module:Class", "policy module 'no.such.module' can't be imported"),
         ("json:Decoder", "json: has no AbrPolicy 'Decoder', wanted a class that extends controllers.api.AbrPolicy"),
     ],
@@ -230,6 +236,20 @@ def test_options_take_the_annotated_types() -> None:
     for name, wanted in (("mode", "one of a, b"), ("first", "one of 1, 2"), ("flag", "true or false")):
         with pytest.raises(UserError, match=f"here: option '{name}' is 'zzz', wanted {wanted}"):
             typed_options(_OrNone, ((name, "zzz"),), "here")
+
+    class Either(AbrPolicy):
+        def __init__(self, level: int | str = 1, share: Literal["auto"] | float = "auto", nothing: None = None) -> None:
+            pass
+
+        def decide(self, observation: AbrObservation) -> int:
+            return 0
+
+    for text, level in (("3", 3), ("low", "low")):
+        assert typed_options(Either, (("level", text),), "here") == (("level", level),)
+    assert typed_options(Either, (("share", "auto"), ("nothing", "x")), "here") == (("share", "auto"), ("nothing", "x"))
+    assert typed_options(Either, (("share", "0.5"),), "here") == (("share", 0.5),)
+    with pytest.raises(UserError, match="here: option 'share' is 'wide', wanted one of auto or a finite number"):
+        typed_options(Either, (("share", "wide"),), "here")
 
     class Untold(AbrPolicy):
         def __init__(self, share=20.0, count=3, flag=True, mode="a", maybe=None, some=(1, 2)) -> None:  # type: ignore[no-untyped-def]
@@ -364,3 +384,21 @@ def test_files_that_options_name_are_found_from_anywhere_and_told_apart(folder: 
     assert load(found.reference.canonical).options_sha256 == before
     (folder / "backbone" / "config.json").write_text("{ }")
     assert load(found.reference.canonical).options_sha256 not in (before, "")
+
+
+@pytest.mark.parametrize(
+    ("decide", "told"),
+    [
+        ("raise ValueError('a \\udce9 b')", "raised ValueError: a \\udce9 b (odd.py:"),
+        ("raise Mute()", "raised Mute: a message that raised ZeroDivisionError (odd.py:"),
+    ],
+)
+def test_whatever_a_policy_raises_can_be_told(folder: Path, decide: str, told: str) -> None:
+    """A file name that is no UTF-8 stands in a message like that."""
+    mute = "class Mute(Exception):\n    def __str__(self): return 1 / 0\n"
+    body = f"class Odd(AbrPolicy):\n    def decide(self, observation): {decide}\n"
+    (folder / "odd.py").write_text(f"from controllers.api import AbrPolicy\n{mute}{body}")
+    with pytest.raises(Exception) as caught:
+        load("odd.py")().decide(None)
+    said = raised(caught.value)
+    assert said.startswith(told) and said.encode()
