@@ -89,7 +89,9 @@ def run(
         train(runs[key], seed, folder, begun)
         (folder / DONE).touch()
     groups = [f"{name}={','.join(str(folders[name, seed] / 'adapter') for seed in asked.seeds)}" for name in asked.names]
-    console.print(f"compare them: scripts/evaluate {task} --reference {asked.names[0]} --adapters {' '.join(groups)}", soft_wrap=True)
+    console.print(
+        f"compare them: scripts/evaluate {task} --reference {asked.names[0]} --adapters {' '.join(groups)}", markup=False, soft_wrap=True
+    )
     return [folder / "adapter" for folder in folders.values()]
 
 

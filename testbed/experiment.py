@@ -41,7 +41,7 @@ def run(experiment: Experiment, console: Console) -> None:
     check_base(expanded(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if experiment.simulate:
         _recorded(prepared, console, lambda recorder: simulate([prepared.job(trial) for trial in prepared.trials], recorder.row), {})
         return
@@ -99,7 +99,7 @@ def _recorded(
             folder.finish(reason)
             summary = _built(folder.path, folder.owner)
         print_summary(summary, console)
-        console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})", soft_wrap=True)
+        console.print(f"results: {folder.path}  (report: {folder.path / 'report.html'})", markup=False, soft_wrap=True)
     if summary["policies"] and all(row["failed"] for row in summary["policies"].values()):
         raise TestbedError("every policy failed, as the notes above say")
 
@@ -190,7 +190,7 @@ def report(folder: Path, figures: str | None, console: Console) -> None:
         raise UserError(f"--figures is {figures}, wanted pdf, png or svg")
     summary = _built(folder.resolve(), figures=figures)
     print_summary(summary, console)
-    console.print(f"report: {folder / 'report.html'}")
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _built(folder: Path, owner: User | None = None, figures: str | None = None) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def clean(console: Console) -> None:
     owned.require_root()
     cleaned = owned.clean()
     for item in cleaned.removed:
-        console.print(f"removed {item}")
+        console.print(f"removed {item}", markup=False)
     if cleaned.kept:
         raise TestbedError("; ".join(cleaned.kept))
     if not cleaned.removed:
@@ -216,6 +216,7 @@ def clean(console: Console) -> None:
 def list_all(console: Console) -> None:
     """Tasks, traces, videos and policies."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from controllers.loader import KINDS, discover
@@ -230,12 +231,12 @@ def list_all(console: Console) -> None:
     table = Table(copied("data set", 3), "kind", "splits (files)", "format", copied("where", 4), box=SIMPLE_HEAD)
     for item in list_sets():
         splits = ", ".join(f"{name or 'all'} ({files})" for name, files in item.splits)
-        table.add_row(item.name, item.kind, splits, item.format, item.where)
+        table.add_row(item.name, item.kind, splits, item.format, escape(item.where))
     console.print(table)
     table = Table("task", copied("policy", 2), copied("options", 3), "source", box=SIMPLE_HEAD)
     for task in LIVE_TASKS:
         for card in describe_policies(Experiment(task=task, policies=",".join(discover(KINDS[task].folder)))):
-            table.add_row(task, card.name, " ".join(f"+{option}" for option in card.options), card.citation)
+            table.add_row(task, card.name, escape(" ".join(f"+{option}" for option in card.options)), escape(card.citation))
     for name, rule in STOCK.items():
         table.add_row("abr", name, "", f"{rule.citation} (with --player dashjs)")
     console.print(table)

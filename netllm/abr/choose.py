@@ -88,7 +88,7 @@ def choose(settings: ChooseSettings, console: Console | None = None) -> Path:
     _show(tried, best, jobs, console)
     if settings.into:
         _ship(best, tried, settings.into, {"sessions": len(jobs), "commit": commit})
-        console.print(f"{best.folder} is in {settings.into}")
+        console.print(f"{best.folder} is in {settings.into}", markup=False, soft_wrap=True)
     return best.folder
 
 
@@ -117,7 +117,7 @@ def _show(tried: Sequence[Tried], best: Tried, jobs: Sequence[Job], console: Con
     for name in ("", "QoE", *best.score.families, "minus the best", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, each in enumerate(tried, 1):
-        console.print(f"{number}: {each.folder}", soft_wrap=True, highlight=False)
+        console.print(f"{number}: {each.folder}", markup=False, soft_wrap=True, highlight=False)
         families = [f"{qoe:.3f}" for qoe in each.score.families.values()]
         gap = [] if each is best else _gap(each, best, jobs)
         table.add_row(str(number), f"{each.score.qoe:.4f}", *families, *gap, style="bold" if each is best else "")

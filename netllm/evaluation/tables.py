@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOMY = 160
@@ -25,9 +26,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def print_table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """The same on the terminal: the first column to the left, the others to the right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=escape(title), title_justify="left")
     for i, heading in enumerate(headings):
         drawn.add_column(heading, justify="right" if i else "left")
     for row in rows:
-        drawn.add_row(*(cell.strip("`") for cell in row))
+        drawn.add_row(*(escape(cell.strip("`")) for cell in row))
     console.print(drawn)

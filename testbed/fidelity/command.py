@@ -127,9 +127,9 @@ def run(check: Check, console: Console) -> int:
     check_base(Path(check.out))
     ways, notes = find_ways(check)
     for note in notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     folder = _captured(check, ways, notes, console)
-    console.print(f"judging the captures in {folder}", soft_wrap=True)
+    console.print(f"judging the captures in {folder}", markup=False, soft_wrap=True)
     command = [sys.executable, "-m", "testbed.cli", "fidelity", str(folder)]
     with popen_tied(invoking_user(), command) as process:
         return process.wait()

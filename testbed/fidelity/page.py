@@ -86,7 +86,7 @@ def judge(folder: Path, console: Console) -> int:
         raise UserError(f"{error.filename}: {error.strerror}, wanted a folder in which the judgement can be written") from None
     give(folder, invoking_user())
     show(found, audits, console)
-    console.print(f"results: {folder}  (page: {folder / 'fidelity.html'})", soft_wrap=True)
+    console.print(f"results: {folder}  (page: {folder / 'fidelity.html'})", markup=False, soft_wrap=True)
     return 0 if told["passed"] else 1
 
 

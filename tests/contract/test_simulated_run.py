@@ -132,6 +132,19 @@ def test_a_folder_of_traces_may_hold_a_readme_and_its_folders_are_named(folder: 
     assert "mine: the files in it are read, not its folders (deeper)" in summary["notes"]
 
 
+def test_brackets_in_names_of_folders_are_told_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The terminal's markup is in brackets, too."""
+    (folder / "day[/1]" / "deeper").mkdir(parents=True)
+    (folder / "day[/1]" / "step.txt").write_text((folder / "step.txt").read_text())
+    assert main(["--simulate", "--trace", "day[/1]", "--policies", "bba", "--chunks", "4", "--out", "found[/1]"]) == 0
+    made = (folder / "found[/1]" / "latest").resolve().relative_to(folder)
+    said = capsys.readouterr().out
+    assert f"results: {made}  (report: {made}/report.html)" in said
+    assert "note: day[/1]: the files in it are read, not its folders (deeper)" in said
+    assert main(["report", str(made)]) == 0
+    assert f"report: {made}/report.html" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["doctor", "list", "clean", "report"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:

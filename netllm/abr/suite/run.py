@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from netllm.abr.suite import markdown, page, paper, terminal
@@ -85,7 +86,7 @@ def test(settings: EvaluateSettings | None = None, console: Console | None = Non
     facts = header(prepared, who, samples, settings.quick, notes, _seconds(cells))
     _write(settings, analysis, facts, cells)
     terminal.show(analysis, facts, console)
-    console.print(f"report: {settings.out / 'report.html'}")
+    console.print(f"report: {settings.out / 'report.html'}", markup=False, soft_wrap=True)
     return analysis
 
 
@@ -125,7 +126,7 @@ def _play(settings: EvaluateSettings, prepared: Sequence[Prepared], who: Sequenc
         row = bar.add_task("evaluate")
 
         def told(task: Task, done: int, total: int) -> None:
-            bar.update(row, completed=done, total=total, description=f"{task.setting.name}: {task.policy}")
+            bar.update(row, completed=done, total=total, description=escape(f"{task.setting.name}: {task.policy}"))
 
         store = CellStore(settings.out / "cells")
         asked = [each.setting for each in prepared]

@@ -65,7 +65,7 @@ def test(settings: CjsEvaluateSettings | None = None, console: Console | None = 
     header = cjs_header(policies, settings.semantics)
     _write(settings, results, header, with_card)
     page.show(results, console)
-    console.print(f"results: {settings.out}")
+    console.print(f"results: {settings.out}", markup=False, soft_wrap=True)
     return results
 
 

@@ -86,7 +86,7 @@ def test(settings: VpEvaluateSettings | None = None, console: Console | None = N
     header = vp_header([*policies, *further], settings.split)
     _write(settings, evaluation, header, with_card)
     page.show(evaluation, console)
-    console.print(f"results: {settings.out}")
+    console.print(f"results: {settings.out}", markup=False, soft_wrap=True)
     return results
 
 
