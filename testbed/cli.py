@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import itertools
+import operator
 import os
 import re
 import signal
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _UNUSABLE or error.filename is None:
             raise
         return _say("error", f"{str(error.filename)[:200]}: {error.strerror}, wanted a path that can be used", 2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        return _say("error", f"{error.object!a:.200} is no text in UTF-8, wanted a name that is", 2)
     except KeyboardInterrupt:
         return _say("interrupted", "what was made is undone", 130)
 
@@ -103,7 +108,8 @@ def _parse(kind: type, arguments: Sequence[str], **settings: Any) -> Any:
 def _sentence(box: str) -> str:
     """The first paragraph of tyro's box, and the option it suggests."""
     lines = [line.strip(_BOX + " ") for line in _ANSI.sub("", box).splitlines()[1:]]
-    told = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    lines = ["" if set(line) == {"-"} else line for line in lines]  # the rules of a box where standard output isn't called utf-8
+    told = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
     hints = [line.split()[0] for before, line in itertools.pairwise(lines) if before == "Perhaps you meant:"]
     return told + (f"; did you mean {hints[0]}?" if hints else "")
 

@@ -10,7 +10,7 @@ from traces.store import TraceSet, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check a split; exit code 0 when clean, 1 when something leaks, 2 when the input can't be used."""
+    """Check a split; exit code 0 when clean, 1 when something leaks, 2 when the input can't be used, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="check_split", description="Do training and test traces share anything?")
     parser.add_argument("train", help="a catalogued split (fcc/train), a file or a folder")
     parser.add_argument("test", help="likewise")
@@ -19,9 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train, test = _measured(options.train), _measured(options.test)
         leaks = find_leaks(train.traces, test.traces, options.run)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"check_split: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("check_split: interrupted\n")
+        return 130
     _say(_report(train, test, leaks))
     return 1 if leaks else 0
 

@@ -11,6 +11,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from controllers.describe import COLOUR
 from testbed import stats
 from testbed.drawing import figures
 from testbed.drawing.figures import Look
@@ -48,7 +49,6 @@ LEAST_TRIALS_FOR_CDF = 5
 LEAST_TRACES_FOR_SCATTER = 4
 MOST_TWINS = 40
 """Trials listed beside their twins, those farthest apart first."""
-_COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -406,7 +406,7 @@ class Page:
 
 def _look(index: int, name: str, described: Mapping[str, str]) -> Look:
     colour = described.get("colour", "")
-    shown = colour if _COLOUR.fullmatch(colour) else "#777777"  # it goes into a style sheet: nothing but a colour may pass
+    shown = colour if COLOUR.fullmatch(colour) else "#777777"  # it goes into a style sheet: nothing but a colour may pass
     return Look(index, name, described.get("label") or name, shown, described.get("citation", ""))
 
 

@@ -1,5 +1,7 @@
 """Bad input: one sentence (what, where, seen, wanted), exit code 2, nothing started and nothing left behind."""
 
+import io
+import sys
 from pathlib import Path
 
 import polars
@@ -28,6 +30,8 @@ TABLE = [
     ("missing language model", ["--policies", "netllm", "--llm", "{folder}/nowhere"], ["nowhere: no such folder"]),
     ("language model for no policy", ["--policies", "bba", "--llm", "x"], ["--llm is x, wanted nothing, or netllm", "they are bba"]),
     ("missing adapter", ["--policies", "netllm+adapter={folder}/nowhere"], ["nowhere"]),
+    ("empty language model", ["--llm", ""], ["--llm is '', wanted a name or a folder"]),
+    ("empty address", ["--task", "cjs", "--policies", "fair", "--cluster", " "], ["--cluster is ' ', wanted an address"]),
     ("unknown video", ["--video", "video9"], ["video9", "video1"]),
     ("too many chunks", ["--chunks", "49"], ["--chunks is 49, wanted 2 to 48"]),
     ("no number of trials", ["--trials", "0"], ["--trials is 0"]),
@@ -41,6 +45,8 @@ TABLE = [
     ("seed too large", ["--seeds", "99999999999999999999"], ["--seeds", "2^63"]),
     ("a name too long for a file", ["--out", "{folder}/" + "x" * 300], ["File name too long", "wanted a path that can be used"]),
     ("an option of another task", ["--executors", "5"], ["--executors is 5, wanted nothing: it is for --task cjs"]),
+    ("results in a folder whose name is no UTF-8", ["--out", "{folder}/\udce9"], ["\\udce9", "no text in UTF-8"]),
+    ("trace whose name is no UTF-8", ["--trace", "{odd}"], ["\\udce9.txt", "no text in UTF-8"]),
     ("results where a file is", ["--out", "{empty}"], ["empty.txt is a file, wanted a folder"]),
     ("unknown command", ["reprot"], ["reprot", "did you mean report"]),
     ("report of no result folder", ["report", "{folder}"], ["folder", "not a result folder"]),
@@ -64,6 +70,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     """Things that a user may hand in by mistake."""
     contents = {
         "empty": ("empty.txt", b""),
+        "odd": ("\udce9.txt", b"0 1\n100 1\n"),
         "backwards": ("backwards.txt", b"0 1\n1 1\n0.5 1\n2 1\n"),
         "dead": ("dead.txt", b"0 0\n1 0\n2 0\n"),
         "garbage": ("garbage.bin", bytes(range(256))),
@@ -101,6 +108,23 @@ def test_bad_input(
     for word in wanted:
         assert word in said
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "1,a"], "Error parsing --seeds: '1,a' is not a list of integers such as 1,2,3"),
+        (["--chunkz", "3"], "Unrecognized options: --chunkz, 3; did you mean --chunks?"),
+        (["--rtt-ms"], "Missing value for argument '--rtt-ms'. Expected 1 values."),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8"])
+def test_one_sentence_whatever_the_terminal_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str, encoding: str
+) -> None:
+    """Boxes are drawn otherwise, with rules between their paragraphs, where standard output isn't called utf-8."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert (main(["--simulate", *arguments]), capsys.readouterr().err) == (2, f"error: {said}\n")
 
 
 def test_a_trace_that_ends_early_wraps_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,10 +73,18 @@ def test_a_policy_that_answers_no_level_has_invalid_trials(
         (f"{MINE}    def __init__(self):\n        sys.stderr.write('noise'); raise OSError('no\\nfile')\n", ["no file (mine.py:11)"]),
         (MINE + "    def reset(self, session, seed):\n        raise KeyError(session.chunks)\n", ["raised KeyError: 5 (mine.py:11)"]),
         (MINE.replace('"Mine"', "5"), ["policy 'mine': label is 5, wanted a text"]),
+        (MINE + '    colour = "orange"\n', ["policy 'mine': colour is 'orange', wanted #rrggbb"]),
         (MINE + "    def reset(self):\n        pass\n", ["raised TypeError", "reset()"]),
         ("import threading\nthreading.Event().wait()\n", ["mine.py", "took over 2 s"]),
     ],
-    ids=["can't be made", "can't be reset", "has a label that is none", "has another reset", "never ends its import"],
+    ids=[
+        "can't be made",
+        "can't be reset",
+        "has a label that is none",
+        "has a colour that no page shows",
+        "has another reset",
+        "never ends its import",
+    ],
 )
 def test_a_policy_that_can_not_start_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: list[str]

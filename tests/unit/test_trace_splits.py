@@ -125,6 +125,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells(tmp_path, capsys):
     assert lines[2] == "leaks: 2 training traces against 1 test traces: 1 findings in 1 training and 1 test traces"
     assert check_split.main([str(train), str(leaky), "--run", "30"]) == 0
     assert check_split.main([str(train), "no/such"]) == 2 and "no/such" in capsys.readouterr().err
+    assert check_split.main([str(train), "x" * 300]) == 2 and "check_split: [Errno 36] File name too long" in capsys.readouterr().err
     assert check_split.main([str(train), str(leaky), "--run", "1"]) == 2 and "wanted at least 2" in capsys.readouterr().err
 
 
