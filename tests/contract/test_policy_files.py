@@ -89,7 +89,7 @@ def test_a_policy_that_answers_no_level_has_invalid_trials(
 def test_a_policy_that_can_not_start_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: list[str]
 ) -> None:
-    monkeypatch.setattr(policycards, "LOAD_S", 2.0)
+    monkeypatch.setattr(policycards, "LOAD_S", 2.0 if "wait()" in content else 60.0)
     code, latest = run(tmp_path, content)
     said = capsys.readouterr().err
     assert (code, said.count("\n"), os.path.lexists(latest)) == (2, 1, False), said
