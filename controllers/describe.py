@@ -1,7 +1,6 @@
 """What policies are called, and whether they start. Main, which may be root, asks a user process: `python -m controllers.describe`."""
 
 import os
-import re
 from typing import Any
 
 import msgspec
@@ -11,9 +10,6 @@ from controllers.loader import KINDS, PolicyFactory, load_all, raised
 from controllers.options import options_of
 from controllers.stdio import Fault, claim_stdout, take_stdin
 from testbed.errors import UserError
-
-COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
-"""What a report shows a policy in."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,12 +32,6 @@ def describe(question: Question) -> list[dict[str, Any]]:
             shipped = factory.policy_class.__module__ == f"{KINDS[question.task].package}.netllm" and not factory.arguments
             if not shipped:  # what ships starts, and would take torch and seconds to say so
                 _try(factory, session, question.seed)
-    for factory in found:
-        for name in ("label", "colour", "citation"):
-            if not isinstance(value := getattr(factory, name), str):
-                raise UserError(f"policy {factory.name!r}: {name} is {value!r:.100}, wanted a text")
-        if not COLOUR.fullmatch(factory.colour):
-            raise UserError(f"policy {factory.name!r}: colour is {factory.colour!r:.100}, wanted #rrggbb")
     return [
         {
             "name": each.name,

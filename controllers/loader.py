@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from testbed.user import expanded
 
 RANDOM = ":random"
 """Ends the name of a language model whose weights are drawn anew: the ablation of what pre-training is worth."""
+COLOUR = re.compile(r"#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
+"""What style sheets and figures for papers both understand."""
 TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 
 ABR_FOLDER = Path(__file__).parent / "abr"
@@ -170,6 +173,7 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
     else:
         found, stem = _class_in(_import_named(target, kind), target, "", kind), target
     name = PolicyReference("", stem, reference.options).canonical
+    _check_look(found, name)
     reference = PolicyReference(reference.text, target, tuple((option, whole_path(value)) for option, value in reference.options))
     return PolicyFactory(
         name=name,
@@ -180,6 +184,15 @@ def load(reference: str | PolicyReference, task: str = "abr") -> PolicyFactory:
         policy_class=found,
         arguments=typed_options(found, reference.options, f"policy {reference.text!r}"),
     )
+
+
+def _check_look(policy: type[Any], name: str) -> None:
+    """Raise `UserError` unless tables and figures can show the policy."""
+    for field in ("label", "colour", "citation"):
+        if not isinstance(value := getattr(policy, field), str):
+            raise UserError(f"policy {name!r}: {field} is {value!r:.100}, wanted a text")
+    if not COLOUR.fullmatch(policy.colour):
+        raise UserError(f"policy {name!r}: colour is {policy.colour!r:.100}, wanted #rrggbb")
 
 
 def load_all(references: Sequence[str], task: str = "abr") -> tuple[PolicyFactory, ...]:

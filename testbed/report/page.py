@@ -11,7 +11,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from controllers.describe import COLOUR
+from controllers.loader import COLOUR
 from testbed import stats
 from testbed.drawing import figures
 from testbed.drawing.figures import Look

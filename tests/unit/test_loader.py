@@ -172,6 +172,8 @@ def test_what_is_wrong_is_said_in_one_sentence(reference: str, sentence: str) ->
         ("from controllers.api import AbrPolicy\nclass Lazy(AbrPolicy):\n    pass\n", "broken.py: holds no policy"),
         ("import sys\nsys.exit(3)\n", "broken.py:2: importing it raised SystemExit: 3"),
         ("raise ValueError('a\\nb')\n", "broken.py:1: importing it raised ValueError: a b"),
+        (MINE + "    citation = None\n", "policy 'broken': citation is None, wanted a text"),
+        (MINE + "    colour = 'rgb(1, 2, 3)'\n", "policy 'broken': colour is 'rgb(1, 2, 3)', wanted #rrggbb"),
     ],
 )
 def test_a_users_file_that_cannot_be_used(folder: Path, content: str, sentence: str) -> None:
