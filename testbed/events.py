@@ -68,6 +68,9 @@ VIEWING_TABLES: dict[str, type[msgspec.Struct]] = {
 }
 """The same of a run that predicts viewports."""
 TABLES_BY_TASK = {"abr": TABLES, "cjs": SCHEDULE_TABLES, "vp": VIEWING_TABLES}
+_IN_NO_TABLE = {
+    RunHeader, EndRow, TraceRow, LatenessRow, SimulatedRow, OptimumRow, PlaybackEndRow, ScheduleBeginRow, ScheduleEndRow, ViewingEndRow,
+}  # fmt: skip
 _DTYPES: dict[type, type[pl.DataType]] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
 _BATCH_ROWS = 50_000
 """Rows held as structs before they become columns: a long run has millions of link rows."""
@@ -148,6 +151,7 @@ class _Reader:
     def _lay_out(self, tables: dict[str, type[msgspec.Struct]]) -> None:
         self._tables = tables
         self._names = {row: name for name, row in tables.items()}
+        self._fitting = _IN_NO_TABLE | set(self._names)
         self._rows: dict[str, list[msgspec.Struct]] = {name: [] for name in tables}
         self._frames: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
 
@@ -165,6 +169,10 @@ class _Reader:
                     raise UserError(f"{self.path}, line {number}: {error}, wanted one event of a run as JSON") from None
                 if (number == 1) != isinstance(event, RunHeader):
                     raise UserError(f"{self.path}, line {number}: {type(event).__name__}, wanted the header on line 1 and nowhere else")
+                if isinstance(event, RunHeader) and event.task not in TABLES_BY_TASK:
+                    raise UserError(f"{self.path}, line 1: task is {event.task!r:.100}, wanted one of {', '.join(TABLES_BY_TASK)}")
+                if type(event) not in self._fitting:
+                    raise UserError(f"{self.path}, line {number}: {type(event).__name__}, wanted no row of another task than the header's")
                 yield event
 
     def take(self, event: Event) -> None:
@@ -172,7 +180,7 @@ class _Reader:
         match event:
             case RunHeader():
                 self.header = event
-                self._lay_out(TABLES_BY_TASK.get(event.task, TABLES))
+                self._lay_out(TABLES_BY_TASK[event.task])
             case EndRow():
                 self.end = event
             case TraceRow():

@@ -32,7 +32,10 @@ def build(folder: Path, owner: User | None = None, figures: str | None = None) -
     if figures is not None:
         from testbed.report.paper import export  # matplotlib takes a second to load
 
-        export(run, folder / "figures", figures)
+        try:
+            export(run, folder / "figures", figures)
+        except OSError as error:
+            raise TestbedError(f"{error.filename or folder / 'figures'}: {error.strerror or error}; make room for figures") from error
     give(folder, owner or invoking_user())
     return summary
 

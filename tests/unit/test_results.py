@@ -17,9 +17,9 @@ from fake_run import FakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.errors import UserError
+from testbed.errors import TestbedError, UserError
 from testbed.events import TABLES, frame, read_run, schema
-from testbed.records import ChunkRow, EndRow, Event, SimulatedRow, TrialRow
+from testbed.records import ChunkRow, EndRow, Event, SimulatedRow, TraceRow, TrialRow
 from testbed.report.build import build
 from testbed.results import ResultFolder, trace_row
 from traces.trace import MIN_MEAN_RATE_BPS, OpportunityTrace, RateTrace
@@ -142,6 +142,28 @@ def test_line_spoilt_in_the_middle_is_named(tmp_path):
     (path / "events.jsonl").write_bytes(b"".join(lines))
     with pytest.raises(UserError, match=r"events\.jsonl, line 5: .*wanted one event"):
         build(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("dns", r"line 1: task is 'dns', wanted one of abr, cjs, vp"),
+        ("cjs", r"line 3: ChunkRow, wanted no row of another task than the header's"),
+    ],
+)
+def test_header_of_another_task_is_named(tmp_path, task, told):
+    folder = ResultFolder.create(tmp_path, msgspec.structs.replace(SMALL.header(), task=task), NOW)
+    folder.extend(event for event in SMALL.events() if isinstance(event, TraceRow | ChunkRow))
+    folder.close()
+    with pytest.raises(UserError, match=told):
+        build(folder.path)
+
+
+def test_figures_that_can_not_be_written_are_one_sentence(tmp_path):
+    path = written(tmp_path).path
+    (path / "figures").touch()
+    with pytest.raises(TestbedError, match="figures: File exists; make room for figures"):
+        build(path, figures="svg")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello\n", b'{"event":"end","ended_utc":"","reason":""}\n'])
