@@ -10,6 +10,8 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from controllers.loader import RANDOM
@@ -81,8 +83,7 @@ _LOADING = threading.Lock()
 
 @cache
 def _load(llm: str, dtype: str) -> Backbone:
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown, wanted one of {', '.join(DTYPES)}")
+    _check_dtype(dtype)
     source = llm.removesuffix(RANDOM)
     model = _pretrained(prepare_embedded() if source == EMBEDDED else _checked_folder(source), source, DTYPES[dtype])
     embedding = cast(nn.Embedding, model.get_input_embeddings())
@@ -109,6 +110,20 @@ def randomised(model: nn.Module, seed: int = RANDOM_SEED) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * rms)
 
 
+def check_backbone(llm: str, dtype: str) -> None:
+    """Raise `UserError` for what `load_backbone` will not find; no weights are read. Empty is what it takes by itself."""
+    if dtype:
+        _check_dtype(dtype)
+    source = llm.removesuffix(RANDOM)
+    if source and source != EMBEDDED:
+        _configured(_checked_folder(source), source)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown, wanted one of {', '.join(DTYPES)}")
+
+
 def is_here(llm: str) -> bool:
     """Whether `llm` is the embedded model or a folder, its random form included."""
     source = llm.removesuffix(RANDOM)
@@ -133,12 +148,27 @@ def _checked_folder(llm: str) -> str:
 
 def _pretrained(source: str | Path, llm: str, dtype: torch.dtype) -> PreTrainedModel:
     """Load from disk only; never a pickle, never code that comes with the weights."""
+    config = _configured(source, llm)
+    with _told(llm):
+        model: PreTrainedModel = AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
+        return model
+
+
+def _configured(source: str | Path, llm: str) -> PretrainedConfig:
+    """The configuration of a causal language model."""
     _silence_transformers()
+    with _told(llm):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
+    if config.is_encoder_decoder:
+        raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
+    return config
+
+
+@contextmanager
+def _told(llm: str) -> Iterator[None]:
+    """What can't be loaded is one sentence."""
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-        if config.is_encoder_decoder:
-            raise UserError(f"language model {llm} is an encoder-decoder ({config.model_type}), wanted a causal language model")
-        return AutoModel.from_pretrained(source, config=config, dtype=dtype, local_files_only=True, use_safetensors=True)
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

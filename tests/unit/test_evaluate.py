@@ -263,6 +263,12 @@ def test_the_results_of_an_adapter_go_into_its_own_card(settings, adapters, tmp_
         (("--adapters", "no-lora"), "adapters 'no-lora': name or folder is missing, wanted NAME=FOLDER"),
         (("--adapters", "a=/nowhere"), "adapters 'a=/nowhere': /nowhere is no folder, wanted one made by scripts/adapt"),
         (("--policies", "netllm+adapter={mine}"), "adapter .*mine.py: has no netllm.json, wanted a folder made by scripts/adapt"),
+        (("--policies", "bba", "netllm", "--llm", "./nowhere"), "language model ./nowhere: no such folder"),
+        (("--policies", "bba", "netllm", "--llm", "nowhere"), "language model nowhere can't be loaded"),
+        (("--policies", "bba", "netllm", "--dtype", "int8"), "dtype 'int8' is unknown, wanted one of bfloat16, float32"),
+        (("--llm", "./nowhere"), "--llm is ./nowhere, wanted nothing, or netllm without options among the policies: they are bba"),
+        (("--adapter", "./mine"), "--adapter is mine, wanted nothing, or netllm"),
+        (("--reference", "none"), "--reference is none, wanted nothing without --adapters"),
         (("--settings", "moon"), "setting 'moon' is unknown"),
         (("--samples", "0"), "--samples is 0, wanted at least 1"),
         (("--figures", "bmp"), "--figures is bmp, wanted one of pdf, png, svg"),
@@ -279,6 +285,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(settings, mine, capsys, more,
     assert evaluate_command([*arguments, *(part.format(mine=mine) for part in more)]) == 2
     printed = capsys.readouterr().err
     assert re.search(said, printed) and printed.count("\n") == 1
+    if "Broken" not in said:
+        assert not settings.out.exists(), "something was played before the mistake was told"
 
 
 def test_an_adapter_of_another_task_is_refused_by_name(settings, adapters, tmp_path):

@@ -178,9 +178,12 @@ def _member(factory: PolicyFactory) -> Member:
 
 def _check_adapter(reference: PolicyReference) -> None:
     """Now, not when all others have been played."""
-    folder = _adapter(reference)
+    from netllm.backbone import check_backbone  # imports torch
+
+    folder, given = _adapter(reference), dict(reference.options)
     if not (folder / "netllm.json").is_file():
         raise UserError(f"adapter {folder}: has no netllm.json, wanted a folder made by scripts/adapt")
+    check_backbone(given.get("llm", ""), given.get("dtype", ""))
 
 
 def _adapter(reference: PolicyReference) -> Path:

@@ -77,6 +77,7 @@ def test(settings: EvaluateSettings | None = None, console: Console | None = Non
         raise UserError(f"--reference is {settings.reference!r}, wanted one of {', '.join(each.name for each in who)}")
     if settings.card:
         _check_card(settings.adapter or SHIPPED, who[0])
+    _check_read(settings)
     prepared = [prepare(each, settings.quick) for each in named]
     if any(each.kind == NETLLM for each in who):
         _set_threads(settings.threads)
@@ -102,6 +103,17 @@ def _check(settings: EvaluateSettings) -> None:
         raise UserError(f"--write and --card are for test traces, seen --settings {own[0]}, wanted some of {', '.join(SETTINGS)}")
     if settings.out.exists() and not settings.out.is_dir():
         raise UserError(f"{settings.out}: is a file, wanted a folder for the results")
+
+
+def _check_read(settings: EvaluateSettings) -> None:
+    """Refuse what nobody reads: an evaluation must not seem to have been made with it."""
+    plain = not settings.policies or NETLLM in settings.policies
+    read = {"adapter": plain or settings.card, "llm": plain or settings.adapters, "dtype": plain or settings.adapters}
+    if given := [name for name, by in read.items() if getattr(settings, name) and not by]:
+        wanted = f"wanted nothing, or {NETLLM} without options among the policies: they are {', '.join(settings.policies)}"
+        raise UserError(f"--{given[0]} is {getattr(settings, given[0])}, {wanted}")
+    if settings.reference != NETLLM and not settings.adapters:
+        raise UserError(f"--reference is {settings.reference}, wanted nothing without --adapters, which are measured against it")
 
 
 def _check_card(folder: Path, main: Contender) -> None:
