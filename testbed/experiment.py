@@ -143,7 +143,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
     from testbed.doctor import host_facts, versions
 
     experiment = prepared.experiment
-    sets = prepared.traces
+    sets = list({(s.name, s.split, s.sha256): s for s in prepared.traces}.values())  # named twice, counts once
     uplink, video = (prepared.uplink, prepared.video) if isinstance(prepared, PreparedPlaybacks) else (None, None)
     return RunHeader(
         task=experiment.task,
@@ -158,7 +158,7 @@ def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
         policies={card.name: _described(card) for card in prepared.policies},
         trace={
             "name": "+".join(s.name for s in sets),
-            "split": "+".join(s.split for s in sets),
+            "split": "+".join(s.split for s in sets) if any(s.split for s in sets) else "",
             "source": "+".join(sorted({s.source for s in sets})),
             "traces": prepared.cells,
             "sha256": "+".join(s.sha256 for s in sets),

@@ -98,7 +98,14 @@ def _answered(process: subprocess.Popen[bytes], question: Question) -> bytes:
 
 
 def from_any_folder(experiment: Experiment, policies: Sequence[PolicyCard]) -> Experiment:
-    """The experiment with references that lead to these policies and to its backbone from any folder."""
+    """The experiment with references that lead to these policies and to its backbone from any folder.
+
+    Raises `UserError` for what `--policies` could not name: `experiment.toml` would not run again.
+    """
+    for card in policies:
+        if "," in card.reference:
+            told = f"policy {card.name!r} is {card.reference}, whose path has a comma, which parts policies in --policies"
+            raise UserError(f"{told}, wanted a path without")
     llm = whole_path(experiment.llm) if experiment.llm else None
     return dataclasses.replace(experiment, policies=",".join(card.reference for card in policies), llm=llm)
 

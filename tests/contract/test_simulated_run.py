@@ -105,6 +105,20 @@ def test_experiment_toml_runs_again_from_another_folder(folder: Path, tmp_path: 
 def test_a_trace_named_twice_counts_once(folder: Path) -> None:
     assert main(["--simulate", "--trace", "step.txt", "--trace", "./step.txt", "--policies", "bba"]) == 0
     assert trials(folder / "results").height == 1
+    trace = json.loads((folder / "results" / "latest" / "summary.json").read_text())["trace"]
+    assert (trace["name"], trace["split"]) == ("step.txt", "")
+
+
+def test_a_folder_that_policies_can_not_name_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its `experiment.toml` could not be run again."""
+    (folder / "mine, too").mkdir()
+    (folder / "mine, too" / "mine.py").write_text(MINE)
+    monkeypatch.chdir(folder / "mine, too")
+    assert main(["--simulate", "--trace", "../step.txt", "--policies", "mine.py"]) == 2
+    assert "policy 'mine' is" in (said := capsys.readouterr().err) and "has a comma" in said and said.count("\n") == 1
+    assert not Path("results").exists()
 
 
 def test_a_decision_that_no_player_waits_for_is_told(folder: Path) -> None:
