@@ -130,7 +130,7 @@ class AbrPolicy(ABC):
     label: ClassVar[str] = ""
     """Name in tables and figures."""
     colour: ClassVar[str] = "#777777"
-    """Colour in every figure."""
+    """In every figure: #rrggbb."""
     citation: ClassVar[str] = ""
     """Paper, section or equation."""
 
@@ -200,7 +200,7 @@ class VpPolicy(ABC):
     label: ClassVar[str] = ""
     """Name in tables and figures."""
     colour: ClassVar[str] = "#777777"
-    """Colour in every figure."""
+    """In every figure: #rrggbb."""
     citation: ClassVar[str] = ""
     """Paper, section or equation."""
 
@@ -328,7 +328,7 @@ class CjsPolicy(ABC):
     label: ClassVar[str] = ""
     """Name in tables and figures."""
     colour: ClassVar[str] = "#777777"
-    """Colour in every figure."""
+    """In every figure: #rrggbb."""
     citation: ClassVar[str] = ""
     """Paper, section or equation."""
 
