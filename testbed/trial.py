@@ -40,7 +40,15 @@ class Trial:
     @property
     def loss_seed(self) -> int:
         """Of the random losses: the same for all policies, another for each trace, because an interval takes traces for independent."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed} {self.trace.sha256}".encode()).digest()[:6], "big")
+        return self._drawn("")
+
+    @property
+    def policy_seed(self) -> int:
+        """Of what a policy draws: the same for all policies, another for each trace, for the same reason."""
+        return self._drawn(" policy")
+
+    def _drawn(self, purpose: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {self.trace.sha256}{purpose}".encode()).digest()[:6], "big")
 
 
 def spread(traces: Sequence[Trace], trials: int | Literal["all"]) -> tuple[Trace, ...]:

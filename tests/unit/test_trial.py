@@ -28,8 +28,10 @@ def test_the_grid_is_paired(trials: int, seeds: int, policies: int, offset_s: fl
         cells = list(members)
         assert [cell.policy for cell in cells] == in_turn(names, cells[0].group)
         assert len({(cell.trace, cell.offset_s, cell.seed) for cell in cells}) == 1
-        assert len({cell.loss_seed for cell in cells}) == 1
-    assert len({trial.loss_seed for trial in grid}) == len({trial.group for trial in grid}), "losses of one trace say nothing of another's"
+        assert len({cell.loss_seed for cell in cells}) == len({cell.policy_seed for cell in cells}) == 1
+    groups = len({trial.group for trial in grid})
+    assert len({trial.loss_seed for trial in grid}) == groups, "losses of one trace say nothing of another's"
+    assert len({trial.policy_seed for trial in grid} | {trial.loss_seed for trial in grid}) == 2 * groups, "nor do a policy's draws"
 
 
 def test_the_help_names_the_lanes_that_there_are() -> None:
