@@ -153,7 +153,8 @@ def test_executors_links_keep_outages_shorter_than_a_second() -> None:
 
 
 def test_a_report_of_somebodys_cluster_shows_no_option_of_links() -> None:
-    header = SimpleNamespace(task="cjs", mode="cluster", spec=dataclasses.asdict(Experiment(task="cjs", cluster="tcp://a:1")))
+    spec = dataclasses.asdict(Experiment(task="cjs", cluster="tcp://a:1"))
+    header = SimpleNamespace(task="cjs", mode="cluster", spec=spec, host={"awake": False})
     labels = [label for label, _ in asked(header)]  # type: ignore[arg-type]
     assert "Dask cluster" in labels and "Time scale" in labels
     assert not {"Round-trip time", "Queue", "Congestion control", "Executors in containers", "Repeats where a link fails"} & {*labels}
