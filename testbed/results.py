@@ -1,5 +1,6 @@
 """The result folder of a run: written while it runs. All else in it is made from its `events.jsonl` (`testbed/report/build.py`)."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ class ResultFolder:
         self._lock = threading.Lock()
         self._encoder = msgspec.json.Encoder()
         self._file = (path / "events.jsonl").open("xb")
+        self._fault = ""
+        """Why a write failed. Behind what may be half a line nothing more is written: so it is the last one, which readers forgive."""
 
     @classmethod
     def create(cls, base: Path, header: RunHeader, now: datetime, owner: User | None = None) -> "ResultFolder":
@@ -51,16 +54,19 @@ class ResultFolder:
         self._write(b"".join(self._encoder.encode(event) + b"\n" for event in events))
 
     def _write(self, data: bytes) -> None:
-        try:
-            with self._lock:
-                self._file.write(data)
-                self._file.flush()
-        except OSError as error:
-            raise TestbedError(f"{self.path}: {error.strerror}; `run.py report {self.path}` shows what is written") from error
+        with self._lock:
+            if not self._fault:
+                try:
+                    self._file.write(data)
+                    self._file.flush()
+                except OSError as error:
+                    self._fault = error.strerror or str(error)
+            if self._fault:
+                raise TestbedError(f"{self.path}: {self._fault}; `run.py report {self.path}` shows what is written")
 
     def close(self) -> None:
         """Close the event file without an end line, as after a failure: what it has can be reported. Closing twice does nothing."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # `append` has told
             self._file.close()
 
     def finish(self, reason: str = "complete") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -120,6 +121,24 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert summary["unfinished"] == 1
     assert any("cut short" in note for note in summary["notes"])
     assert "cut short" in (tmp_path / "latest" / "report.html").read_text()
+
+
+def test_behind_a_line_that_could_not_be_written_whole_comes_nothing(tmp_path):
+    folder = ResultFolder.create(tmp_path, SMALL.header(), NOW)
+    events = list(SMALL.events())[1:]
+    full = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder.path / "events.jsonl").stat().st_size + 10_001, full[1]))  # as on a full disk
+    try:
+        with pytest.raises(TestbedError, match="too large"):
+            folder.extend(events * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, full)  # and there is room again
+    for write in (lambda: folder.append(events[0]), folder.finish):
+        with pytest.raises(TestbedError, match="too large"):
+            write()
+    folder.close()
+    run = read_run(folder.path)
+    assert run.truncated and run.end is None
 
 
 @settings(max_examples=30, deadline=None)
