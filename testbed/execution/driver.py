@@ -10,6 +10,7 @@ failed runs again. An executor that doesn't answer long after its tasks should h
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,13 +100,13 @@ class Driver:
         self._sum = Account(left=len(config.workload.jobs))
         self._unread: dict[tuple[tuple[int, int], int], float] = {}
         """(Job, stage) and executor from which it has not been able to read: since when."""
-        self._start_s = 0.0
+        self._start_s = math.inf  # not begun: whatever happens is at 0 of the workload's time
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # The clock
 
     def _workload_s(self, wall_s: float) -> float:
-        return (wall_s - self._start_s) * self._scale
+        return max((wall_s - self._start_s) * self._scale, 0.0)
 
     def _wall_s(self, workload_s: float) -> float:
         return self._start_s + workload_s / self._scale
@@ -337,8 +338,9 @@ class Driver:
         except Vanished as vanished:
             report = Report(failed=str(vanished))
         except ExecutorGone as gone:
-            self._cluster.give_up(sent.executor)
-            self._lose(sent.executor, str(gone))
+            if sent in self._flying:  # else it was lost before, and the executor may be back
+                self._cluster.give_up(sent.executor)
+                self._lose(sent.executor, str(gone))
             return
         if report.failed:
             await asyncio.sleep(SETTLE_S)
@@ -481,9 +483,9 @@ class Driver:
         self._spawn(self._join(executor))
 
     async def _join(self, executor: int) -> None:
-        if executor not in self._lost:
-            return
         await self._noted[executor].wait()
+        if executor not in self._lost:
+            return  # it came back twice meanwhile
         self._lost.discard(executor)
         self._emit_executor(executor, "joined", "")
         self._tell(ExecutorJoined(executor), self._workload_s(self._clock()))

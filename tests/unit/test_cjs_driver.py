@@ -119,14 +119,14 @@ class Executors:
 class Answers:
     """Stands in for `SchedulingClient`: a policy in this process, or what it raises."""
 
-    def __init__(self, decide: Callable[[CjsObservation], CjsAction]) -> None:
-        self._decide = decide
+    def __init__(self, decide: Callable[[CjsObservation], CjsAction], opens_s: float = 0.0, decides_s: float = 0.001) -> None:
+        self._decide, self._opens_s, self._decides_s = decide, opens_s, decides_s
 
     async def open(self, deadline_s: float) -> None:
-        """There is nothing to open."""
+        await asyncio.sleep(self._opens_s)
 
     async def decide(self, seen: CjsObservation, deadline_s: float) -> AnswerCjs:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(self._decides_s)
         action = self._decide(seen)
         return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=0.001)
 
@@ -151,6 +151,7 @@ async def schedule(
     executors: int = 3,
     meanwhile: Callable[[Executors], Awaitable[None]] | None = None,
     scale: float = SCALE,
+    **controller: float,
 ) -> tuple[list[Row], Driver, Executors]:
     config = DriverConfig(
         trial_id="t0",
@@ -168,7 +169,7 @@ async def schedule(
     )
     rows: list[Row] = []
     cluster = Executors(executors)
-    driver = Driver(config, cluster, Answers(decide), Fixed(), rows.append)  # type: ignore[arg-type]
+    driver = Driver(config, cluster, Answers(decide, **controller), Fixed(), rows.append)  # type: ignore[arg-type]
     tell = driver._tell
 
     def checked(*event: Any) -> None:
@@ -251,6 +252,51 @@ async def test_what_an_executor_has_lost_runs_again_and_outputs_are_made_again()
     assert end.executors_lost == 2
     assert end.tasks_run_again > 0
     assert end.tasks > TWO_JOBS.tasks, "some ended twice: their first output was gone"
+
+
+async def test_an_executor_may_come_and_go_before_the_schedule_begins():
+    async def blink(cluster: Executors) -> None:
+        await asyncio.sleep(0.02)
+        cluster.lose(0)
+        await asyncio.sleep(0.02)
+        cluster.bring_back(0)
+
+    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink, opens_s=0.1)
+    check_whole(rows, TWO_JOBS)
+    assert [(row.what, row.at_s) for row in rows if isinstance(row, ExecutorRow)] == [("lost", 0.0), ("joined", 0.0)]
+    assert end_of(rows).makespan_s is not None and end_of(rows).makespan_s < 1000
+
+
+async def test_an_executor_that_comes_back_twice_while_a_decision_is_awaited_joins_once():
+    async def blink_twice(cluster: Executors) -> None:
+        await asyncio.sleep(0.02)
+        for _ in range(2):
+            cluster.lose(0)
+            await asyncio.sleep(0.01)
+            cluster.bring_back(0)
+            await asyncio.sleep(0.01)
+
+    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink_twice, decides_s=0.1)
+    check_whole(rows, TWO_JOBS)
+    assert [row.what for row in rows if isinstance(row, ExecutorRow)] == ["lost", "joined"]
+
+
+async def test_what_a_lost_executor_still_had_to_say_is_no_loss_of_the_one_that_is_back():
+    async def fall_silent(cluster: Executors) -> None:
+        await asyncio.sleep(0.03)
+        cluster.stopped.add(0)
+        await asyncio.sleep(0.05)
+        earlier = cluster.gone[0]
+        cluster.blocks[0].clear()
+        cluster.on_lost(0, "its connection broke")
+        cluster.bring_back(0)
+        await asyncio.sleep(0.005)
+        earlier.set()  # only now the connection breaks over which its bundle was to be answered
+
+    rows, _, cluster = await schedule(TWO_JOBS, meanwhile=fall_silent)
+    check_whole(rows, TWO_JOBS)
+    assert end_of(rows).executors_lost == 1
+    assert cluster.told_gone == []
 
 
 async def test_a_task_whose_reading_fails_runs_again_until_it_can_be_had(monkeypatch):
