@@ -62,7 +62,8 @@ class Client:
                 await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
             pass  # the service forgets idle sessions by itself
-        await self._http.close()
+        finally:
+            await self._http.close()
 
     async def _opened(self, deadline_s: float) -> None:
         status, answer = await self._post("/sessions", self._open, deadline_s)

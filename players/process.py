@@ -1,6 +1,7 @@
 """A player's process, whatever it plays: its config from the command line, rows on stdout, an end when it is told to stop."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -53,4 +54,5 @@ async def _until_told(playback: Coroutine[Any, Any, None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    await playing
+    with contextlib.suppress(asyncio.CancelledError):  # its last row was written before
+        await playing

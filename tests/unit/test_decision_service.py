@@ -621,6 +621,19 @@ async def test_nobody_listens_and_nobody_accepts() -> None:
     assert (failed.reason, failed.message) == ("unreachable", f"http://127.0.0.1:{port}: Connect call failed ('127.0.0.1', {port})")
 
 
+async def test_a_client_that_is_stopped_while_it_says_goodbye_closes_its_connection() -> None:
+    """The service reads, and answers nothing."""
+    came = asyncio.Event()
+    server = await asyncio.start_server(lambda *_: came.set(), "127.0.0.1", 0)
+    async with server:
+        asking = DecisionClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", SESSION, "dice", 1)
+        closing = asyncio.create_task(asking.close(60.0))
+        await came.wait()
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert asking._http.closed
+
+
 async def test_a_controller_that_accepts_no_connection_is_unreachable_not_late() -> None:
     """A full backlog drops every further SYN, as a controller that is gone without a word does."""
     with socket.socket() as full, contextlib.ExitStack() as filling:

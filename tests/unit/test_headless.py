@@ -501,6 +501,22 @@ def test_a_bad_config_ends_the_process_with_code_2() -> None:
         assert player.wait() == (2, [], "PlayerConfig: Object missing required field `trial_id`\n")
 
 
+def test_a_player_that_is_told_to_stop_when_its_last_row_is_written_ends_well() -> None:
+    code = """
+import asyncio, os, signal, sys
+from players.config import PlayerConfig
+from players.process import run
+async def play(config, emit):
+    emit(config)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(60)  # as for the controller's answer to its goodbye
+sys.exit(run(PlayerConfig, play))
+"""
+    done = subprocess.run([sys.executable, "-c", code, msgspec.json.encode(CONFIG).decode()], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert msgspec.json.decode(done.stdout, type=PlayerConfig) == CONFIG
+
+
 def test_the_player_is_light_and_configs_are_lighter() -> None:
     """What main (root) imports has no aiohttp, and no process of a lane has torch."""
     for modules, banned in (
