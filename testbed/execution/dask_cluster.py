@@ -40,6 +40,11 @@ class _Reached:
         self.refused = False
         """Whether this process is not to come back: another takes its place."""
 
+    def abort(self) -> None:
+        """Break its connections: whatever is asked over them fails at once."""
+        for comm in [*self.rpc.comms]:
+            comm.abort()
+
     async def close(self) -> None:
         """End its connections."""
         if self.future is not None:
@@ -149,6 +154,7 @@ class DaskCluster:
     def _drop(self, executor: int, reached: _Reached) -> None:
         if self._reached.get(executor) is reached:
             del self._reached[executor]
+            reached.abort()
             if reached.future is not None:
                 reached.future.release()
                 reached.future = None
@@ -157,8 +163,7 @@ class DaskCluster:
         """Break the line, so that it is lost. One of ours that hangs is replaced; others may be back as they are."""
         if reached := self._reached.get(executor):
             reached.refused = hangs and not self._leaves_it
-            for comm in [*reached.rpc.comms]:
-                comm.abort()
+            reached.abort()
 
     def data_address(self, executor: int) -> str:
         """Where others fetch from it. Raises `ExecutorGone`."""

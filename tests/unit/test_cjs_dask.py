@@ -10,20 +10,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import polars
 import pytest
 from distributed import Client, Worker
+from distributed.comm.core import CommClosedError
 
 from controllers.api import CjsSession
 from controllers.config import ControllerConfig
 from testbed.cjs_cluster import TUNED
 from testbed.clock import now_s
 from testbed.execution.config import HUNG, DriverConfig, ExecutorPlace
-from testbed.execution.dask_cluster import clock_offset_s
-from testbed.execution.executor import NAME
+from testbed.execution.dask_cluster import DaskCluster, ExecutorGone, _Reached, clock_offset_s
+from testbed.execution.executor import NAME, Bundle
 from testbed.records import ExecutorRow, JobRow, Row, ScheduleBeginRow, ScheduleEndRow, TaskRow, TransferRow
 from tests.unit.loopback import running
 from traces.tpch import load_profiles
@@ -161,6 +163,40 @@ def begin(process: subprocess.Popen[bytes]) -> None:
     while not (line := process.stdout.readline()).strip():  # type: ignore[union-attr]
         assert line, "the driver has ended"
     time.sleep(1.0)
+
+
+async def test_what_a_worker_was_asked_fails_as_its_line_breaks():
+    """Its other connections may take minutes to break, as behind a link that is cut."""
+    cut, aborted = asyncio.Event(), asyncio.Event()
+
+    class Peer:
+        comms = (SimpleNamespace(abort=aborted.set),)
+
+        async def cjs_stay(self) -> None:
+            await cut.wait()
+            raise CommClosedError
+
+        async def cjs_run(self, **_: Any) -> None:
+            await aborted.wait()
+            raise CommClosedError
+
+    async def identity(**_: Any) -> dict[str, Any]:
+        return {"workers": {}}
+
+    cluster = DaskCluster("", [ExecutorPlace(name="w0")], 1, "t0")
+    future = SimpleNamespace(release=lambda: None)
+    cluster._client = SimpleNamespace(scheduler=SimpleNamespace(identity=identity), submit=lambda *_, **__: future)  # type: ignore[assignment]
+    reached = cluster._reached[0] = _Reached("tcp://127.0.0.1:1", "", "", "", 0.0)
+    reached.rpc = Peer()  # type: ignore[assignment]
+    lost: list[int] = []
+    minding = asyncio.create_task(cluster._mind(0, lambda executor, reason: lost.append(executor), lost.append))
+    running = asyncio.create_task(cluster.run(0, Bundle(1, 0, 0, 0.0, (1.0,), 0.0, ())))
+    await asyncio.sleep(0)
+    cut.set()
+    with pytest.raises(ExecutorGone):
+        await asyncio.wait_for(running, 2.0)
+    assert lost == [0]
+    minding.cancel()
 
 
 async def test_the_offset_of_a_clock_is_that_of_the_quickest_answer():
