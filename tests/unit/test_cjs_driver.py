@@ -41,6 +41,7 @@ class Executors:
         self.gone: dict[int, asyncio.Event] = {executor: asyncio.Event() for executor in range(count)}
         self.stopped: set[int] = set()
         self.bundles: list[Bundle] = []
+        self.asked: Counter[int] = Counter()
         self.unreachable: set[int] = set()
         self.hangs_when_read = False
         self.told_gone: list[tuple[int, bool]] = []
@@ -70,6 +71,7 @@ class Executors:
 
     async def run(self, executor: int, bundle: Bundle) -> Report:
         self.bundles.append(bundle)
+        self.asked[executor] += 1
         gone = asyncio.ensure_future(self.gone[executor].wait())
         running = asyncio.ensure_future(self._run(executor, bundle))
         await asyncio.wait((gone, running), return_when=asyncio.FIRST_COMPLETED)
@@ -119,14 +121,19 @@ class Executors:
 class Answers:
     """Stands in for `SchedulingClient`: a policy in this process, or what it raises."""
 
-    def __init__(self, decide: Callable[[CjsObservation], CjsAction], opens_s: float = 0.0, decides_s: float = 0.001) -> None:
-        self._decide, self._opens_s, self._decides_s = decide, opens_s, decides_s
+    def __init__(
+        self, decide: Callable[[CjsObservation], CjsAction], opens: asyncio.Event | None = None, decides: asyncio.Event | None = None
+    ) -> None:
+        self._decide, self._opens, self._decides = decide, opens, decides
 
     async def open(self, deadline_s: float) -> None:
-        await asyncio.sleep(self._opens_s)
+        if self._opens:
+            await self._opens.wait()
 
     async def decide(self, seen: CjsObservation, deadline_s: float) -> AnswerCjs:
-        await asyncio.sleep(self._decides_s)
+        await asyncio.sleep(0.001)
+        if self._decides:
+            await self._decides.wait()
         action = self._decide(seen)
         return AnswerCjs(stage=action.stage, executors=action.executors, policy_s=0.001)
 
@@ -151,7 +158,7 @@ async def schedule(
     executors: int = 3,
     meanwhile: Callable[[Executors], Awaitable[None]] | None = None,
     scale: float = SCALE,
-    **controller: float,
+    **controller: asyncio.Event,
 ) -> tuple[list[Row], Driver, Executors]:
     config = DriverConfig(
         trial_id="t0",
@@ -255,37 +262,41 @@ async def test_what_an_executor_has_lost_runs_again_and_outputs_are_made_again()
 
 
 async def test_an_executor_may_come_and_go_before_the_schedule_begins():
-    async def blink(cluster: Executors) -> None:
-        await asyncio.sleep(0.02)
-        cluster.lose(0)
-        await asyncio.sleep(0.02)
-        cluster.bring_back(0)
+    opens = asyncio.Event()
 
-    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink, opens_s=0.1)
+    async def blink(cluster: Executors) -> None:
+        cluster.lose(0)
+        cluster.bring_back(0)
+        await asyncio.sleep(0.01)
+        opens.set()
+
+    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink, opens=opens)
     check_whole(rows, TWO_JOBS)
     assert [(row.what, row.at_s) for row in rows if isinstance(row, ExecutorRow)] == [("lost", 0.0), ("joined", 0.0)]
     assert end_of(rows).makespan_s is not None and end_of(rows).makespan_s < 1000
 
 
 async def test_an_executor_that_comes_back_twice_while_a_decision_is_awaited_joins_once():
+    decides = asyncio.Event()
+
     async def blink_twice(cluster: Executors) -> None:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
         for _ in range(2):
             cluster.lose(0)
-            await asyncio.sleep(0.01)
             cluster.bring_back(0)
             await asyncio.sleep(0.01)
+        decides.set()
 
-    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink_twice, decides_s=0.1)
+    rows, _, _ = await schedule(TWO_JOBS, meanwhile=blink_twice, decides=decides)
     check_whole(rows, TWO_JOBS)
     assert [row.what for row in rows if isinstance(row, ExecutorRow)] == ["lost", "joined"]
 
 
 async def test_what_a_lost_executor_still_had_to_say_is_no_loss_of_the_one_that_is_back():
     async def fall_silent(cluster: Executors) -> None:
-        await asyncio.sleep(0.03)
         cluster.stopped.add(0)
-        await asyncio.sleep(0.05)
+        while not cluster.asked[0]:
+            await asyncio.sleep(0.001)
         earlier = cluster.gone[0]
         cluster.blocks[0].clear()
         cluster.on_lost(0, "its connection broke")
