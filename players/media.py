@@ -104,9 +104,9 @@ def check_length(video: Manifest, chunks: int) -> None:
         )
 
 
-def default_manifest(root: str | Path | None = None, fetch: bool = True) -> tuple[Manifest, str]:
+def default_manifest(root: str | Path | None = None) -> tuple[Manifest, str]:
     """`video1`, fetched if need be; or the synthetic video and a sentence that says so (empty for `video1`)."""
-    folder, lack = obtain(DEFAULT_VIDEO, root, fetch)
+    folder, lack = obtain(DEFAULT_VIDEO, root)
     if folder is not None:
         return _read_manifest(DEFAULT_VIDEO, folder), ""
     return synthetic_manifest(), f"chunk sizes are those of our synthetic video: {DEFAULT_VIDEO} is not on this machine ({lack})"

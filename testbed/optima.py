@@ -16,7 +16,7 @@ SILENCE_S = 600.0
 """It is our own code, compiled the first time: only a machine that has no time for it lets it be silent for so long."""
 
 
-def optima(prepared: PreparedPlaybacks, on_row: Callable[[OptimumRow], None], grid_s: float = OPTIMUM_GRID_S) -> None:
+def optima(prepared: PreparedPlaybacks, on_row: Callable[[OptimumRow], None]) -> None:
     """One row for each trace and offset of the run goes to `on_row` (called from several threads) as it is made.
 
     What can't be computed is a row that says why.
@@ -31,18 +31,18 @@ def optima(prepared: PreparedPlaybacks, on_row: Callable[[OptimumRow], None], gr
 
     def take(row: Row) -> None:
         if isinstance(row, PlaybackEndRow):
-            tell(_without(cells[row.trial_id], grid_s, row.end_reason), row.trial_id)
+            tell(_without(cells[row.trial_id], row.end_reason), row.trial_id)
         elif isinstance(row, ChunkRow):
             chunks = found[row.trial_id]
             chunks.append(row)
             if len(chunks) == prepared.experiment.chunks:
-                tell(optimum_row(cells[row.trial_id], chunks, grid_s), row.trial_id)
+                tell(optimum_row(cells[row.trial_id], chunks), row.trial_id)
 
     try:
-        simulate([job(prepared, trial, optimum_grid_s=grid_s) for trial in cells.values()], take, SILENCE_S)
+        simulate([job(prepared, trial, optimum_grid_s=OPTIMUM_GRID_S) for trial in cells.values()], take, SILENCE_S)
     except (TestbedError, UserError, OSError) as error:
         for cell in cells.keys() - told:
-            tell(_without(cells[cell], grid_s, str(error)), cell)
+            tell(_without(cells[cell], str(error)), cell)
 
 
 def one_a_cell(trials: Sequence[Trial]) -> list[Trial]:
@@ -50,7 +50,7 @@ def one_a_cell(trials: Sequence[Trial]) -> list[Trial]:
     return list({(trial.trace.sha256, trial.offset_s): trial for trial in reversed(trials)}.values())[::-1]
 
 
-def optimum_row(trial: Trial, chunks: Sequence[ChunkRow], grid_s: float) -> OptimumRow:
+def optimum_row(trial: Trial, chunks: Sequence[ChunkRow]) -> OptimumRow:
     """The best playback of the trial's trace; means are over chunks 1 .. N-1, as in `TrialRow`."""
     rated = chunks[1:]
     bitrates_mbps = [mbps_from_bps(chunk.bitrate_bps) for chunk in chunks]
@@ -58,7 +58,7 @@ def optimum_row(trial: Trial, chunks: Sequence[ChunkRow], grid_s: float) -> Opti
         trace=trial.trace.name,
         trace_sha256=trial.trace.sha256,
         offset_s=trial.offset_s,
-        grid_s=grid_s,
+        grid_s=OPTIMUM_GRID_S,
         qoe=_mean([chunk.qoe for chunk in rated]),
         bitrate_mbps=_mean(bitrates_mbps[1:]),
         rebuffer_s=_mean([chunk.rebuffer_s for chunk in rated]),
@@ -71,9 +71,9 @@ def optimum_row(trial: Trial, chunks: Sequence[ChunkRow], grid_s: float) -> Opti
     )
 
 
-def _without(trial: Trial, grid_s: float, reason: str) -> OptimumRow:
+def _without(trial: Trial, reason: str) -> OptimumRow:
     return OptimumRow(
-        trace=trial.trace.name, trace_sha256=trial.trace.sha256, offset_s=trial.offset_s, grid_s=grid_s, qoe=None, reason=reason
+        trace=trial.trace.name, trace_sha256=trial.trace.sha256, offset_s=trial.offset_s, grid_s=OPTIMUM_GRID_S, qoe=None, reason=reason
     )
 
 

@@ -117,10 +117,8 @@ def _share(before_s: float | None, after_s: float | None, window_s: float) -> fl
 class Sampler:
     """`with Sampler(take):` hands a `HostRow` to `take` every `period_s`, from its own thread; its end raises what `take` raised."""
 
-    def __init__(
-        self, take: Callable[[HostRow], None], relay_pid: int | None = None, period_s: float = PERIOD_S, proc: Path = PROC
-    ) -> None:
-        self._take, self._period_s, self._host = take, period_s, Host(relay_pid, proc)
+    def __init__(self, take: Callable[[HostRow], None], relay_pid: int | None = None, period_s: float = PERIOD_S) -> None:
+        self._take, self._period_s, self._host = take, period_s, Host(relay_pid)
         self._over = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="pressure", daemon=True)

@@ -34,9 +34,9 @@ class ResultFolder:
         """Why a write failed. Behind what may be half a line nothing more is written: so it is the last one, which readers forgive."""
 
     @classmethod
-    def create(cls, base: Path, header: RunHeader, now: datetime, owner: User | None = None) -> "ResultFolder":
+    def create(cls, base: Path, header: RunHeader, now: datetime) -> "ResultFolder":
         """Make a new folder below `base`, write the header and `experiment.toml`, and point `base/latest` at it. Never reuses a folder."""
-        owner = owner or invoking_user()
+        owner = invoking_user()
         path = new_folder(base, f"{now:%Y%m%dT%H%M%SZ}-{header.task}", owner)
         folder = cls(path, owner)
         folder.append(header)

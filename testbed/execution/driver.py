@@ -77,10 +77,9 @@ class Driver:
         durations: Durations,
         emit: Callable[[Row], None],
         flush: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = now_s,
     ) -> None:
         self._config, self._cluster, self._controller, self._durations, self._emit = config, cluster, controller, durations, emit
-        self._clock, self._scale, self._told_begin = clock, config.time_scale, flush
+        self._scale, self._flush = config.time_scale, flush
         self._slack_s = SLACK_S / self._scale
         self.engine = Engine(config.session.executors, CONSERVING)
         self._pools = {(job.number, stage): StagePool(each.tasks) for job in config.workload.jobs for stage, each in enumerate(job.stages)}
@@ -118,7 +117,7 @@ class Driver:
             self._timers.discard(handle)
             self._guarded(call, *arguments)
 
-        handle = asyncio.get_running_loop().call_later(max(wall_s - self._clock(), 0.0), fire)
+        handle = asyncio.get_running_loop().call_later(max(wall_s - now_s(), 0.0), fire)
         self._timers.add(handle)
         return handle
 
@@ -152,9 +151,9 @@ class Driver:
         await self._cluster.gather(self._config.gather_s, lambda *loss: self._guarded(self._lose, *loss), self._back)
         with contextlib.suppress(DecisionFailed):  # the first decision tries again
             await self._controller.open(self._config.open_deadline_s)
-        self._start_s = self._clock()
+        self._start_s = now_s()
         self._emit(ScheduleBeginRow(trial_id=self._config.trial_id, began_at_s=self._start_s))
-        self._told_begin()
+        self._flush()
         for job in self._config.workload.jobs:
             self._at(self._wall_s(job.arrival_s), self._tell, JobArrived(job), job.arrival_s)
         watch = asyncio.create_task(self._watch())
@@ -176,7 +175,7 @@ class Driver:
                 continue
             if not self._lost:
                 self._over.set_result(STARVED)
-            elif self._clock() - self._lost_at_s > self._config.rejoin_s:
+            elif now_s() - self._lost_at_s > self._config.rejoin_s:
                 alone = len(self._lost) == self._config.session.executors
                 self._over.set_result(NO_EXECUTORS if alone else STARVED)
 
@@ -186,7 +185,7 @@ class Driver:
                 self._emit(job_row(self._config.trial_id, job))
         for row in self._sum.transfer_rows(self._config.trial_id):
             self._emit(row)
-        now = self._clock()
+        now = now_s()
         self._emit(
             self._sum.end_row(
                 self._config.trial_id,
@@ -236,13 +235,13 @@ class Driver:
     async def _decide(self, asked_s: float) -> None:
         seen = observe(self.engine, self._config.session, asked_s)
         rows = [(stage.job, stage.number) for stage in active_stages(self.engine)]
-        begin_s, policy_s, reason = self._clock(), None, ""
+        begin_s, policy_s, reason = now_s(), None, ""
         try:
             answer = await self._controller.decide(seen, self._config.deadline_s)
             action, policy_s = CjsAction(answer.stage, answer.executors), answer.policy_s
         except DecisionFailed as failure:
             action, reason = own_rule(seen), failure.reason
-        latency_s = self._clock() - begin_s
+        latency_s = now_s() - begin_s
         job, stage = rows[action.stage] if action.stage >= 0 else (-1, -1)
         self._emit(
             ScheduleDecisionRow(
@@ -363,7 +362,7 @@ class Driver:
         offset_s = self._cluster.clock_offset_s(sent.executor)
         bundle = Bundle(sent.number, sent.job, sent.stage, sent.due_s + offset_s, tuple(sent.durations_s), self._slack_s, reads)
         running = asyncio.ensure_future(self._cluster.run(sent.executor, bundle))
-        wait_s = max(sent.planned_end_s(len(sent.tasks) - 1) - self._clock(), 0.0) + PATIENCE_S
+        wait_s = max(sent.planned_end_s(len(sent.tasks) - 1) - now_s(), 0.0) + PATIENCE_S
         try:
             while not (await asyncio.wait((running,), timeout=wait_s))[0]:
                 for executor in (sent.executor, *{part.holder for part in parts}):
@@ -428,18 +427,18 @@ class Driver:
     def _failed(self, sent: Sent, report: Report) -> None:
         """A bundle came to nothing, because what it reads can't be had: all of it runs again, after what is gone of its parents."""
         if report.holder >= 0:
-            since_s = self._unread.setdefault((sent.place, report.holder), self._clock())
-            if self._clock() - since_s > UNREAD_S:
+            since_s = self._unread.setdefault((sent.place, report.holder), now_s())
+            if now_s() - since_s > UNREAD_S:
                 raise TestbedError(f"executor {sent.executor} can't read from {report.holder}, for {UNREAD_S:g} s now: {report.failed}")
         self._let_go(sent)
         self._undo(sent, "failed")
         self._claim_outputs(wanted_by=sent)
         if not sent.halted:
-            self._tell(TaskFailed(sent.executor), self._workload_s(self._clock()))
+            self._tell(TaskFailed(sent.executor), self._workload_s(now_s()))
 
     def _undo(self, sent: Sent, outcome: str) -> None:
         """Hand the tasks of a bundle back, and take from the engine those that it believes to have ended."""
-        now = self._clock()
+        now = now_s()
         self._pools[sent.place].give_back(sent.tasks)
         self._tell_tasks(sent, [min(sent.planned_end_s(i), now) for i in range(sent.begun)], outcome)
         ended = sent.engine_tasks if sent.halted else sent.engine_tasks[:-1]
@@ -458,12 +457,12 @@ class Driver:
                 tasks = self._outputs.claim(place)
                 self._sum.again += len(tasks)
                 self._pools[place].give_back(tasks)
-                self._tell(OutputsLost(*place, tuple(self._aliases[place][task] for task in tasks)), self._workload_s(self._clock()))
+                self._tell(OutputsLost(*place, tuple(self._aliases[place][task] for task in tasks)), self._workload_s(now_s()))
 
     def _lose(self, executor: int, reason: str) -> None:
         if executor in self._lost or self._over.done():
             return
-        now = self._clock()
+        now = now_s()
         self._lost.add(executor)
         self._lost_at_s = now
         self._sum.losses += 1
@@ -488,10 +487,10 @@ class Driver:
             return  # it came back twice meanwhile
         self._lost.discard(executor)
         self._emit_executor(executor, "joined", "")
-        self._tell(ExecutorJoined(executor), self._workload_s(self._clock()))
+        self._tell(ExecutorJoined(executor), self._workload_s(now_s()))
 
     def _emit_executor(self, executor: int, what: str, reason: str) -> None:
-        at_s = self._workload_s(self._clock())
+        at_s = self._workload_s(now_s())
         self._emit(ExecutorRow(trial_id=self._config.trial_id, executor=executor, at_s=at_s, what=what, reason=reason))
 
 

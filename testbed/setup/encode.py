@@ -33,9 +33,9 @@ X264 = "scenecut=0:open-gop=0:stitchable=1"
 (`write_btrt`), one initialisation segment fits all levels of the ladder."""
 
 
-def scenes(seed: int = SEED, total_s: int = CHUNKS * CHUNK_S) -> list[str]:
-    """Sources of ffmpeg (libavfilter), one after another, that last `total_s` in all. The same seed gives the same film."""
-    rng, found, left_s = random.Random(seed), list[str](), total_s
+def scenes(seed: int = SEED) -> list[str]:
+    """Sources of ffmpeg (libavfilter), one after another, that fill the film. The same seed gives the same one."""
+    rng, found, left_s = random.Random(seed), list[str](), CHUNKS * CHUNK_S
     size = f"size={WIDTH}x{HEIGHT}:rate={FRAMES_PER_S}"
     while left_s:
         number, length_s = 1 + int(rng.random() * 2**30), min(SCENE_S[0] + int(rng.random() * (SCENE_S[1] - SCENE_S[0] + 1)), left_s)
