@@ -113,9 +113,7 @@ class Refusal(Exception):
 def decode_open(body: bytes) -> Open:
     """A checked `Open`; `Refusal` names the first field that is wrong."""
     message = decode(body, Open)
-    check_version(message.version)
-    check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
-    check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
+    check_opening(message.version, message.policy, message.seed)
     check_session(message.session)
     return message
 
@@ -123,17 +121,15 @@ def decode_open(body: bytes) -> Open:
 def decode_decide(body: bytes) -> Decide:
     """A `Decide` with finite numbers in range; whether it fits its session says `observation`."""
     message = decode(body, Decide)
-    check_version(message.version)
-    check("buffer_s", message.buffer_s, 0 <= message.buffer_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
-    check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+    check_asking(message.version, message.deadline_s)
+    check_s("buffer_s", message.buffer_s)
     for i, chunk in enumerate(message.history):
         field = f"history[{i}]"
         check(f"{field}.index", chunk.index, chunk.index == i, f"{i}")
         check(f"{field}.size_bytes", chunk.size_bytes, 1 <= chunk.size_bytes <= 2**40, "1 to 2^40")
         check(f"{field}.download_s", chunk.download_s, 0 < chunk.download_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
         for name in ("rebuffer_s", "buffer_s", "waited_s"):
-            seconds = getattr(chunk, name)
-            check(f"{field}.{name}", seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
+            check_s(f"{field}.{name}", getattr(chunk, name))
     return message
 
 
@@ -148,12 +144,12 @@ def observation(session: AbrSession, message: Decide) -> AbrObservation:
 
 def check_session(session: AbrSession) -> None:
     """A `Refusal` names the first field of a session that is out of range."""
-    check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
+    check_session_id(session.session_id)
     check_manifest(session.video, "session.video")
     most = len(session.video.sizes_bytes)
     check("session.chunks", session.chunks, 1 <= session.chunks <= most, f"1 to {most}")
     check("session.buffer_cap_s", session.buffer_cap_s, 0 < session.buffer_cap_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
-    check("session.rtt_s", session.rtt_s, 0 <= session.rtt_s <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
+    check_s("session.rtt_s", session.rtt_s)
     _check_level("session.first_level", session.first_level, session.video)
 
 
@@ -176,9 +172,36 @@ def _check_level(field: str, level: int, video: Manifest) -> None:
     check(field, level, 0 <= level < video.levels, f"0 to {video.levels - 1}")
 
 
-def check_version(version: int) -> None:
-    """`Refusal` for another version."""
+def check_opening(version: int, policy: str, seed: int) -> None:
+    """What the openings of all tasks say."""
+    _check_version(version)
+    check("policy", len(policy), 1 <= len(policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
+    check("seed", seed, 0 <= seed < 2**63, "0 to 2^63 - 1")
+
+
+def check_session_id(session_id: str) -> None:
+    """As it may stand in a path."""
+    check("session.session_id", session_id[:200], bool(SESSION_ID.fullmatch(session_id)), "1 to 128 of A-Za-z0-9._:-")
+
+
+def check_asking(version: int, deadline_s: float) -> None:
+    """What the questions of all tasks say."""
+    _check_version(version)
+    check("deadline_s", deadline_s, 0 < deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+
+
+def check_policy_s(policy_s: float) -> None:
+    """What the answers of all tasks say."""
+    check("policy_s", policy_s, policy_s >= 0 and math.isfinite(policy_s), "0 or more")
+
+
+def _check_version(version: int) -> None:
     check("version", version, version == VERSION, f"{VERSION}")
+
+
+def check_s(field: str, seconds: float) -> None:
+    """A time that may be 0."""
+    check(field, seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")
 
 
 def check(field: str, seen: Any, ok: bool, wanted: str) -> None:
@@ -202,7 +225,7 @@ def decode_answer(body: bytes, session: AbrSession) -> Answer:
     try:
         answer = decode(body, Answer)
         _check_level("level", answer.level, session.video)
-        check("policy_s", answer.policy_s, answer.policy_s >= 0 and math.isfinite(answer.policy_s), "0 or more")
+        check_policy_s(answer.policy_s)
     except Refusal as refusal:
         raise Refusal("invalid", refusal.message) from None
     return answer

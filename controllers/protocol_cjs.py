@@ -4,7 +4,6 @@ A `DecideCjs` holds the whole observation, so a session that the service lost go
 afresh: its random draws begin anew).
 """
 
-import math
 from dataclasses import fields
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ import msgspec
 import numpy as np
 
 from controllers.api import CjsAction, CjsObservation, CjsSession
-from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
+from controllers.protocol import VERSION, Refusal, check, check_asking, check_opening, check_policy_s, check_s, check_session_id, decode
 from testbed.cluster.observe import checked, fits
 from testbed.errors import AnswerError
 
@@ -79,22 +78,19 @@ def question(observation: CjsObservation, deadline_s: float) -> DecideCjs:
 def decode_open(body: bytes) -> OpenCjs:
     """A checked `OpenCjs`; `Refusal` names the first field that is wrong."""
     message = decode(body, OpenCjs)
-    check_version(message.version)
-    check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
-    check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
+    check_opening(message.version, message.policy, message.seed)
     session = message.session
-    check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
+    check_session_id(session.session_id)
     check("session.executors", session.executors, 1 <= session.executors <= MAX_EXECUTORS, f"1 to {MAX_EXECUTORS}")
-    _check_s("session.moving_delay_s", session.moving_delay_s)
+    check_s("session.moving_delay_s", session.moving_delay_s)
     return message
 
 
 def decode_decide(body: bytes) -> DecideCjs:
     """A checked `DecideCjs`: lengths agree, numbers are in range, stages lie by job, and edges lead to later stages of the same job."""
     message = decode(body, DecideCjs)
-    check_version(message.version)
-    check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
-    _check_s("now_s", message.now_s)
+    check_asking(message.version, message.deadline_s)
+    check_s("now_s", message.now_s)
     jobs, stages = len(message.job_id), len(message.stage_id)
     for names, rows in ((_JOB_ROWS, jobs), (_STAGE_ROWS, stages)):
         for name in names:
@@ -115,7 +111,7 @@ def decode_decide(body: bytes) -> DecideCjs:
             check(name, value, least <= value <= MAX_COUNT, f"{least} to {MAX_COUNT}")
     for name in _REALS:
         for value in getattr(message, name):
-            _check_s(name, value)
+            check_s(name, value)
     check("schedulable", "none", any(message.schedulable), "at least one")
     return message
 
@@ -148,11 +144,7 @@ def decode_answer(body: bytes, seen: CjsObservation) -> AnswerCjs:
     try:
         message = decode(body, AnswerCjs)
         check("stage", message.stage, fits(CjsAction(message.stage, message.executors), seen), "-1, or a schedulable row with executors")
-        check("policy_s", message.policy_s, message.policy_s >= 0 and math.isfinite(message.policy_s), "0 or more")
+        check_policy_s(message.policy_s)
     except Refusal as refusal:
         raise Refusal("invalid", refusal.message) from None
     return message
-
-
-def _check_s(name: str, seconds: float) -> None:
-    check(name, seconds, 0 <= seconds <= MAX_SECONDS, f"0 to {MAX_SECONDS:g} s")

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from controllers.api import VpObservation, VpSession
-from controllers.protocol import MAX_SECONDS, MAX_TEXT, SESSION_ID, VERSION, Refusal, check, check_version, decode
+from controllers.protocol import MAX_SECONDS, VERSION, Refusal, check, check_asking, check_opening, check_policy_s, check_session_id, decode
 from testbed.errors import unread
 
 MAX_SAMPLES = 10_000
@@ -50,11 +50,9 @@ class AnswerVp(msgspec.Struct, frozen=True, kw_only=True):
 def decode_open(body: bytes) -> OpenVp:
     """A checked `OpenVp`; `Refusal` names the first field that is wrong."""
     message = decode(body, OpenVp)
-    check_version(message.version)
-    check("policy", len(message.policy), 1 <= len(message.policy) <= MAX_TEXT, f"1 to {MAX_TEXT} characters")
-    check("seed", message.seed, 0 <= message.seed < 2**63, "0 to 2^63 - 1")
+    check_opening(message.version, message.policy, message.seed)
     session = message.session
-    check("session.session_id", session.session_id[:200], bool(SESSION_ID.fullmatch(session.session_id)), "1 to 128 of A-Za-z0-9._:-")
+    check_session_id(session.session_id)
     check("session.horizon", session.horizon, 1 <= session.horizon <= MAX_SAMPLES, f"1 to {MAX_SAMPLES}")
     check("session.rate_hz", session.rate_hz, 0 < session.rate_hz <= MAX_RATE_HZ, f"more than 0, at most {MAX_RATE_HZ:g}")
     front_deg = session.front_deg
@@ -65,8 +63,7 @@ def decode_open(body: bytes) -> OpenVp:
 def decode_decide(body: bytes) -> DecideVp:
     """A checked `DecideVp`: as many angles as rising times, all of them finite."""
     message = decode(body, DecideVp)
-    check_version(message.version)
-    check("deadline_s", message.deadline_s, 0 < message.deadline_s <= MAX_SECONDS, f"more than 0, at most {MAX_SECONDS:g} s")
+    check_asking(message.version, message.deadline_s)
     count = len(message.history_deg)
     check("history_deg", count, 1 <= count <= MAX_SAMPLES, f"1 to {MAX_SAMPLES} samples")
     check("times_s", len(message.times_s), len(message.times_s) == count, f"{count} times")
@@ -103,7 +100,7 @@ def decode_answer(body: bytes, session: VpSession) -> AnswerVp:
         check("predicted_deg", count, count == session.horizon, f"{session.horizon} samples")
         finite = all(math.isfinite(angle) for angles in message.predicted_deg for angle in angles)
         check("predicted_deg", "not finite", finite, "finite degrees")
-        check("policy_s", message.policy_s, message.policy_s >= 0 and math.isfinite(message.policy_s), "0 or more")
+        check_policy_s(message.policy_s)
     except Refusal as refusal:
         raise Refusal("invalid", refusal.message) from None
     return message
