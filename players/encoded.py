@@ -39,8 +39,7 @@ class Film:
     def head(self, chunk: int, level: int, size_bytes: int) -> bytes:
         """What a chunk of `size_bytes` begins with: the segment, then the header of the `free` box that fills the rest."""
         segment = _read(self.folder / str(level) / f"{chunk}.m4s")
-        padding_bytes = size_bytes - len(segment)
-        return segment + padding_bytes.to_bytes(4, "big") + b"free" if padding_bytes else segment
+        return segment + (size_bytes - len(segment)).to_bytes(4, "big") + b"free"
 
     def check(self, video: Manifest, chunks: int | None = None) -> None:
         """Raise `UserError` unless each of the manifest's first `chunks` chunks (default: all) has room for its segment."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -15,6 +16,8 @@ from testbed.clock import now_s
 from testbed.errors import UserError
 
 KEEP_ALIVE_S = 3600.0
+
+Video = TypeVar("Video", Manifest, TiledVideo)
 
 
 class PlaybackEnded(Exception):
@@ -35,10 +38,6 @@ class Download:
     size_bytes: int
 
 
-def _unread(piece: bytes) -> None:
-    """Nobody looks into a chunk."""
-
-
 class OriginClient:
     """Fetches the manifest and the chunks of one playback; what can't be had is `PlaybackEnded`."""
 
@@ -52,56 +51,51 @@ class OriginClient:
 
     async def manifest(self) -> Manifest:
         """The video's manifest, checked."""
-        body = bytearray()
-        path = f"{self._config.video}/manifest.json"
-        await self._get(path, now_s(), body.extend, body.clear)
-        try:
-            video = msgspec.json.decode(bytes(body), type=Manifest)
-            check_manifest(video)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise PlaybackEnded("origin_error", f"{path}: {error}") from None
-        except Refusal as refusal:
-            raise PlaybackEnded("origin_error", f"{path}: {refusal.message}") from None
-        return video
+        return await self._described("manifest.json", Manifest, check_manifest)
 
-    async def chunk(self, index: int, level: int, size_bytes: int, request_s: float, took: Callable[[bytes], None] = _unread) -> Download:
+    async def chunk(self, index: int, level: int, size_bytes: int, request_s: float, took: Callable[[bytes], None]) -> Download:
         """Download a chunk that is asked for at `request_s`, that is now; each piece goes to `took`."""
-        path = f"{self._config.video}/{level}/{index}"
-        download = await self._get(path, request_s, took)
-        if download.size_bytes != size_bytes:
-            raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
-        return download
+        return await self._media(f"{level}/{index}", size_bytes, request_s, took)
 
     async def tiled(self) -> TiledVideo:
         """The manifest of a tiled video, checked."""
-        body = bytearray()
-        path = f"{self._config.video}/tiles.json"
-        await self._get(path, now_s(), body.extend, body.clear)
-        try:
-            video = msgspec.json.decode(bytes(body), type=TiledVideo)
-            check_tiled(video)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as error:
-            raise PlaybackEnded("origin_error", f"{path}: {error}") from None
-        return video
+        return await self._described("tiles.json", TiledVideo, check_tiled)
 
     async def tiles(self, segment: int, wanted: str, size_bytes: int, took: Callable[[bytes], None], again: Callable[[], None]) -> Download:
         """Download the tiles `wanted` (`13.2,14.2,0.0`: tile and level, in this order) of a segment; each piece goes to `took`.
 
         `again` is called before the first piece, also when all begins anew because a connection broke.
         """
-        path = f"{self._config.video}/tiles/{segment}/{wanted}"
-        download = await self._get(path, now_s(), took, again)
-        if download.size_bytes != size_bytes:
-            raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
-        return download
+        return await self._media(f"tiles/{segment}/{wanted}", size_bytes, now_s(), took, again)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._http.close()
 
-    async def _get(
-        self, path: str, request_s: float, took: Callable[[bytes], None] = _unread, again: Callable[[], None] = lambda: None
+    async def _described(self, name: str, kind: type[Video], check: Callable[[Video], None]) -> Video:
+        """A manifest of the video."""
+        body, path = bytearray(), f"{self._config.video}/{name}"
+        await self._get(path, now_s(), body.extend, body.clear)
+        try:
+            video = msgspec.json.decode(bytes(body), type=kind)
+            check(video)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as error:
+            raise PlaybackEnded("origin_error", f"{path}: {error}") from None
+        except Refusal as refusal:
+            raise PlaybackEnded("origin_error", f"{path}: {refusal.message}") from None
+        return video
+
+    async def _media(
+        self, name: str, size_bytes: int, request_s: float, took: Callable[[bytes], None], again: Callable[[], None] = lambda: None
     ) -> Download:
+        """What has to have `size_bytes`."""
+        path = f"{self._config.video}/{name}"
+        download = await self._get(path, request_s, took, again)
+        if download.size_bytes != size_bytes:
+            raise PlaybackEnded("origin_error", f"{path}: {download.size_bytes} bytes came, wanted the manifest's {size_bytes}")
+        return download
+
+    async def _get(self, path: str, request_s: float, took: Callable[[bytes], None], again: Callable[[], None]) -> Download:
         """Fetch `path`; each piece goes to `took`. A broken connection is tried again after a pause, a refusal or a silent one is not."""
         for left in range(self._config.retries, -1, -1):
             try:

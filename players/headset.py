@@ -148,8 +148,8 @@ class Headset:
         predicted_deg, newest = brought_up(predicted_deg, newest, self._angles_deg, self._newest(now_s()))
         samples = self._viewing.samples
         ahead = segment * samples + np.arange(samples) - newest - 1  # places of the segment's samples in the prediction
-        known = np.where(ahead[:, None] < 0, self._angles_deg[np.clip(newest + 1 + ahead, 0, newest)], 0.0)
-        expected_deg = np.where(ahead[:, None] < 0, known, predicted_deg[np.clip(ahead, 0, len(predicted_deg) - 1)])
+        known_deg = self._angles_deg[np.clip(newest + 1 + ahead, 0, newest)]
+        expected_deg = np.where(ahead[:, None] < 0, known_deg, predicted_deg[np.clip(ahead, 0, len(predicted_deg) - 1)])
         shares = shares_in_view(expected_deg, self._video.rows, self._video.columns).mean(axis=0)
         bytes_per_s = bytes_per_s_from_bps(self._estimate.average_bps or 0.0)
         budget_bytes = SAFETY * bytes_per_s * self._video.segment_s
