@@ -23,7 +23,7 @@ from testbed.spec import Experiment
 from testbed.trial import Trial, plan, wrap_note
 from testbed.twin import SimulationJob
 from testbed.units import mbps_from_bps, s_from_ms
-from testbed.verdict import MOST_STARVED_S, WALL_TOLERANCE_S, PathFacts, most_bytes, starved
+from testbed.verdict import MOST_STARVED_S, WALL_TOLERANCE_S, PathFacts, measured, most_bytes, starved
 from traces.store import TraceSet, resolve, resolve_uplink
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
@@ -225,14 +225,11 @@ def trial_row(
     chunks = [row for row in rows if isinstance(row, ChunkRow)]
     decisions = [row for row in rows if isinstance(row, DecisionRow)]
     end = next((row for row in rows if isinstance(row, PlaybackEndRow)), None)
-    faults = [path.fault] if path.fault else []
-    problems = [*path.reasons, *faults, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
+    problems = [*path.problems, *_broken_invariants(trial, playback, chunks, decisions, end, mode)]
     rated = chunks[1:]
     bitrates_bps = [chunk.bitrate_bps for chunk in chunks]
     switches_bps = [abs(b - a) for a, b in pairwise(bitrates_bps)]
-    measured = {**vars(path), **vars(strain)}
-    del measured["reasons"], measured["fault"]
-    measured["trace_wraps"] = path.trace_wraps if mode == "emulation" else _wraps(trial, playback, chunks)
+    wraps = path.trace_wraps if mode == "emulation" else _wraps(trial, playback, chunks)
     return TrialRow(
         trial_id=trial.trial_id,
         policy=trial.policy,
@@ -255,7 +252,7 @@ def trial_row(
         fallbacks=sum(row.source == "fallback" for row in decisions),
         wall_s=end.wall_s if end else None,
         simulated_qoe=None,
-        **measured,
+        **(measured(path, strain) | {"trace_wraps": wraps}),
     )
 
 

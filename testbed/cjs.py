@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from controllers.api import CjsSession
 from controllers.loader import KINDS, discover
@@ -22,7 +21,7 @@ from testbed.sim.cjs import COMPLETE
 from testbed.spec import Experiment
 from testbed.trial import in_turn, spread
 from testbed.twin_cjs import ScheduleJob
-from testbed.verdict import PathFacts
+from testbed.verdict import PathFacts, measured
 from traces.store import resolve
 from traces.tpch_own import find_profiles
 from traces.trace import RateTrace, Trace
@@ -165,13 +164,10 @@ def schedule_row(
     end = next((row for row in rows if isinstance(row, ScheduleEndRow)), None)
     jobs = [row for row in rows if isinstance(row, JobRow)]
     decisions = [row for row in rows if isinstance(row, ScheduleDecisionRow)]
-    faults = [path.fault] if path.fault else []
-    problems = [*path.reasons, *faults, *broken_invariants(trial, jobs, decisions, end)]
+    problems = [*path.problems, *broken_invariants(trial, jobs, decisions, end)]
     if end and end.executors_lost and not losses_meant:
         whom = {f"executor {row.executor}: {row.reason}" for row in rows if isinstance(row, ExecutorRow) and row.what == "lost"}
         problems.append(f"executors were lost {end.executors_lost} times, which nobody meant ({'; '.join(sorted(whom))})")
-    measured: dict[str, Any] = {**vars(path), **vars(strain)}
-    del measured["reasons"], measured["fault"]
     told = end or ScheduleEndRow(
         trial_id=trial.trial_id,
         end_reason="the driver died",
@@ -211,7 +207,7 @@ def schedule_row(
         tasks_run_again=told.tasks_run_again,
         late_task_share=told.late_task_share,
         time_scale=experiment.time_scale,
-        **measured,
+        **measured(path, strain),
     )
 
 

@@ -1,7 +1,9 @@
 """What speaks for or against a trial, whatever it plays: what its path measured, and rules that all tasks share."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from testbed.pressure import Strain
 from testbed.records_trial import Drops, TrialBase
 from testbed.trial import Trial
 
@@ -39,6 +41,16 @@ class PathFacts:
     controller_restarts: int = 0
     began_at_s: float | None = None
     ended_at_s: float | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What of it speaks against the trial."""
+        return [*self.reasons, *([self.fault] if self.fault else [])]
+
+
+def measured(path: PathFacts, strain: Strain) -> dict[str, Any]:
+    """What goes into a trial's row under the same names."""
+    return {name: value for name, value in (vars(path) | vars(strain)).items() if name not in ("reasons", "fault")}
 
 
 def only_its_link_failed(row: TrialBase, path: PathFacts) -> bool:

@@ -33,7 +33,7 @@ from testbed.spec import Experiment
 from testbed.trial import Trial, in_turn, partner, spread, wrap_note
 from testbed.twin_vp import ViewerJob
 from testbed.units import mbps_from_bps, s_from_ms
-from testbed.verdict import WALL_TOLERANCE_S, PathFacts, most_bytes, starved
+from testbed.verdict import WALL_TOLERANCE_S, PathFacts, measured, most_bytes, starved
 from traces.store import resolve, resolve_uplink
 from traces.trace import Trace
 from traces.viewport_splits import DATASET, TEST, find_split, load_split
@@ -138,9 +138,8 @@ class PreparedViewings(PreparedInLanes):
         problems = _broken_invariants(trial, self.experiment.chunks, segments, predictions, end)
         qualities = [mbps_from_bps(segment.quality_bps) for segment in segments]
         carried = sum(segment.size_bytes for segment in segments)
-        measured = _measured(path, strain)
         return ViewingRow(
-            **_common(trial, trial.trace.name, trial.trace.sha256, predictions, end, [*path.reasons, *_fault(path), *problems]),
+            **_common(trial, trial.trace.name, trial.trace.sha256, predictions, end, [*path.problems, *problems]),
             offset_s=trial.offset_s,
             mode="emulation",
             attempt=attempt,
@@ -154,7 +153,7 @@ class PreparedViewings(PreparedInLanes):
             wasted_share=sum(segment.wasted_bytes for segment in segments) / carried if carried else None,
             startup_s=end.startup_s if end else None,
             segments=len(segments),
-            **measured,
+            **measured(path, strain),
         )
 
 
@@ -210,7 +209,7 @@ class PreparedPredictions(Prepared):
             wasted_share=None,
             startup_s=None,
             segments=0,
-            **_measured(path, strain),
+            **measured(path, strain),
         )
 
 
@@ -306,16 +305,6 @@ def _common(
         "mae_deg": _mean([row.mae_deg for row in predictions if row.mae_deg is not None]),
         "wall_s": end.wall_s if end else None,
     }
-
-
-def _fault(path: PathFacts) -> list[str]:
-    return [path.fault] if path.fault else []
-
-
-def _measured(path: PathFacts, strain: Strain) -> dict[str, Any]:
-    measured: dict[str, Any] = {**vars(path), **vars(strain)}
-    del measured["reasons"], measured["fault"]
-    return measured
 
 
 def _broken_invariants(
