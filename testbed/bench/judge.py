@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from testbed.units import MTU_BYTES
 from traces.trace import OpportunityTrace, RateTrace, Trace
 
 WINDOW_S = 0.1
@@ -128,20 +127,6 @@ def _least(error: Callable[[float], float], low_s: float, high_s: float) -> floa
 def allowed_by(trace: Trace, at_s: NDArray[Any]) -> Floats:
     """Bytes that the trace allows up to each time (at least 0)."""
     return np.asarray(trace.bytes_by(np.maximum(at_s, 0.0)), dtype=float)
-
-
-def ideal_arrivals(trace: Trace, seconds: float, size_bytes: int = MTU_BYTES) -> Floats:
-    """When packets of a size leave an ideal link whose queue never empties, from its trace's beginning on."""
-    count = int(float(trace.bytes_by(seconds)) // size_bytes)
-    done = size_bytes * np.arange(1, count + 1)
-    if isinstance(trace, OpportunityTrace):
-        laps, index = np.divmod((done + MTU_BYTES - 1) // MTU_BYTES - 1, len(trace.times_s))
-        return np.asarray(laps * trace.duration_s + np.asarray(trace.times_s)[index.astype(int)])
-    ticks_s = np.linspace(0.0, seconds, round(seconds / 1e-4) + 1)
-    edges_s = np.unique(np.concatenate([ticks_s, [e for e in trace.edges_s if e < seconds]]))
-    carried = allowed_by(trace, edges_s)
-    keep = np.concatenate([[True], np.diff(carried) > 0])  # flat in an outage: a packet leaves at the end of service before it
-    return np.asarray(np.interp(done, carried[keep], edges_s[keep]))
 
 
 def cut(trace: Trace, begin_s: float, seconds: float) -> Trace:
