@@ -37,8 +37,6 @@ TESTBED = Path(__file__).resolve().parents[1] / "testbed"
 ABR_FOLDER = Path(__file__).parent / "abr"
 """Each file in it is a policy, named like the file."""
 
-ABR_PACKAGE = "controllers.abr"
-
 
 @dataclass(frozen=True)
 class PolicyKind:
@@ -59,7 +57,7 @@ class PolicyKind:
 
 
 KINDS = {
-    "abr": PolicyKind(AbrPolicy, ABR_PACKAGE),
+    "abr": PolicyKind(AbrPolicy, "controllers.abr"),
     "cjs": PolicyKind(CjsPolicy, "controllers.cjs"),
     "vp": PolicyKind(VpPolicy, "controllers.vp"),
 }

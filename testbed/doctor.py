@@ -18,8 +18,6 @@ from testbed.host import host_facts, versions
 from testbed.setup import dashjs, encode, install, native
 from testbed.units import ms_from_s
 
-__all__ = ["Finding", "examine", "host_facts", "main", "versions"]
-
 GIGABYTE = 1e9
 MOST_LATE_S = 1e-3
 """A trial is invalid when more than a hundredth of its packets is later than that."""

@@ -16,8 +16,9 @@ from testbed.abr import PreparedPlaybacks
 from testbed.clock import utc_now
 from testbed.commit import checkout_commit
 from testbed.errors import TestbedError, UserError
-from testbed.live import LiveView, View, print_summary
-from testbed.netns.owned import require_root, undisturbed
+from testbed.host import host_facts, versions
+from testbed.live import LiveView, View
+from testbed.netns import owned
 from testbed.optima import one_a_cell, optima
 from testbed.policycards import PolicyCard, describe_policies
 from testbed.prepared import Prepared, PreparedInLanes
@@ -28,6 +29,7 @@ from testbed.shapers.userspace import NOT_BUILT
 from testbed.simulation import simulate
 from testbed.spec import Experiment
 from testbed.tasks import prepare
+from testbed.terminal import print_summary
 from testbed.user import User, expanded
 from traces.store import TraceSet
 
@@ -37,7 +39,7 @@ LIVE_TASKS: tuple[Literal["abr", "cjs", "vp"], ...] = ("abr", "cjs", "vp")
 def run(experiment: Experiment, console: Console) -> None:
     """Run an experiment and leave its result folder; the summary is printed."""
     if not (experiment.simulate or experiment.cluster):
-        require_root()
+        owned.require_root()
     check_base(expanded(experiment.out))
     prepared = prepare(experiment)
     for note in prepared.notes:
@@ -95,7 +97,7 @@ def _recorded(
         reason = "interrupted"
         raise
     finally:
-        with undisturbed():
+        with owned.undisturbed():
             folder.finish(reason)
             summary = _built(folder.path, folder.owner)
         print_summary(summary, console)
@@ -140,8 +142,6 @@ def _add_optima(prepared: PreparedPlaybacks, view: View, folder: ResultFolder) -
 
 
 def _header(prepared: Prepared, facts: dict[str, Any]) -> RunHeader:
-    from testbed.doctor import host_facts, versions
-
     experiment = prepared.experiment
     sets = list({(s.name, s.split, s.sha256): s for s in prepared.traces}.values())  # named twice, counts once
     uplink, video = (prepared.uplink, prepared.video) if isinstance(prepared, PreparedPlaybacks) else (None, None)
@@ -201,8 +201,6 @@ def _built(folder: Path, owner: User | None = None, figures: str | None = None) 
 
 def clean(console: Console) -> None:
     """Remove what a killed run left, and nothing else. Raises `TestbedError` when containers may be left."""
-    from testbed.netns import owned
-
     owned.require_root()
     cleaned = owned.clean()
     for item in cleaned.removed:

@@ -17,10 +17,8 @@ from rich.text import Text
 from testbed.clock import now_s
 from testbed.records import AnyTrialRow, ChunkRow, DecisionRow, JobRow, Row, ScheduleDecisionRow
 from testbed.records_vp import PredictionRow, SegmentRow
-from testbed.terminal import print_summary
 from testbed.units import ms_from_s
 
-__all__ = ["LiveView", "print_summary"]
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKS = 24
 """Chunks whose levels are shown."""

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from testbed import host
 from testbed.errors import TestbedError, UserError
+from testbed.user import DIE_WITH_STARTER
 
 FLAGS = (
     "--headless",
@@ -184,7 +185,7 @@ def chromium(
     from_browser, child_out = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, prefix="netllm-browser-") as profile:
         whole = WHOLE_GROUP if os.geteuid() == 0 else ()
-        command = ["setpriv", "--pdeathsig", "KILL", *whole, found, *FLAGS, *flags]
+        command = [*DIE_WITH_STARTER, *whole, found, *FLAGS, *flags]
         process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"],
             pass_fds=(3, 4),

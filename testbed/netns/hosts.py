@@ -14,6 +14,7 @@ from testbed.errors import TestbedError, UserError
 from testbed.host import in_virtual_machine, namespace_made
 from testbed.netns.owned import Run
 from testbed.setup import native
+from testbed.user import DIE_WITH_STARTER
 
 TERM_S = 1.0
 """From SIGTERM to SIGKILL."""
@@ -22,7 +23,6 @@ KILL_S = 5.0
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
 NEW_NAMESPACE = ["mnexec", "-cdn"]
 """How Mininet begins a host's shell."""
-DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class Spawner:
@@ -48,11 +48,11 @@ class Spawner:
         **popen: Any,
     ) -> subprocess.Popen[bytes]:
         """Start `argv` in a session of its own, in the namespaces of `namespace_pid` (else ours), as `user` (uid, gid; else root)."""
-        command = [*DIE_WITH_PARENT]
+        command = [*DIE_WITH_STARTER]
         if namespace_pid is not None:
             command += ["mnexec", "-da", str(namespace_pid)]
         if user is not None:  # changing the user forgets the death signal
-            command += [*DIE_WITH_PARENT, "--reuid", str(user[0]), "--regid", str(user[1]), "--clear-groups"]
+            command += [*DIE_WITH_STARTER, "--reuid", str(user[0]), "--regid", str(user[1]), "--clear-groups"]
         popen.setdefault("stdin", subprocess.DEVNULL)
         popen["start_new_session"] = namespace_pid is None  # else mnexec makes the session
         return self.start([*command, *argv], env=env, **popen)
@@ -155,7 +155,7 @@ def _host_class() -> type:
         def _popen(self, cmd: Sequence[str], **params: Any) -> subprocess.Popen[bytes]:
             if self._namespace_pid is not None and list(cmd[:2]) == NEW_NAMESPACE:
                 cmd = ["nsenter", "--target", str(self._namespace_pid), "--net", "mnexec", "-cd", *cmd[2:]]
-            return self._spawner.start([*DIE_WITH_PARENT, *cmd], **params)
+            return self._spawner.start([*DIE_WITH_STARTER, *cmd], **params)
 
     return OwnedHost
 

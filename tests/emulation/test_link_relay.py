@@ -12,11 +12,12 @@ from conftest import inside, network
 
 from testbed.errors import TestbedError
 from testbed.link import LinkReport, PathSpec
-from testbed.netns.hosts import DIE_WITH_PARENT, Spawner
+from testbed.netns.hosts import Spawner
 from testbed.netns.owned import run_lock
 from testbed.network import Network
 from testbed.setup import native
 from testbed.shapers.userspace import RelaySet
+from testbed.user import DIE_WITH_STARTER
 from traces.trace import RateTrace
 
 pytestmark = pytest.mark.emulation
@@ -181,7 +182,7 @@ def test_without_real_time_rights_the_relay_runs_on_and_says_so(tmp_path: Path) 
         spawner = Spawner(run)
 
         def spawn(argv: list[str], **popen: Any) -> subprocess.Popen[bytes]:
-            return spawner.start([*DIE_WITH_PARENT, "--bounding-set", "-sys_nice,-ipc_lock", *argv], **popen)
+            return spawner.start([*DIE_WITH_STARTER, "--bounding-set", "-sys_nice,-ipc_lock", *argv], **popen)
 
         relay = RelaySet(spawn, run.folder)
         try:

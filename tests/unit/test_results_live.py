@@ -8,10 +8,11 @@ from fake_run import FakeRun
 from rich.console import Console
 
 from testbed.events import read_run
-from testbed.live import LiveView, print_summary
+from testbed.live import LiveView
 from testbed.records import TrialRow
 from testbed.report.summary import summarise
 from testbed.results import ResultFolder
+from testbed.terminal import print_summary
 
 FAKE = FakeRun(traces=2, policies=("netllm", "bba"), chunks=10, link_rows=False, fallback_share=0.3)
 
