@@ -115,7 +115,7 @@ class PreparedViewings(PreparedInLanes):
             origin_url=origin_url,
             controller_url=controller_url,
             policy=self.references[trial.policy],
-            seed=trial.seed,
+            seed=trial.policy_seed,
             video=self.video.name,
             chunks=experiment.chunks,
             rtt_s=s_from_ms(experiment.rtt_ms),
