@@ -11,6 +11,7 @@ from rich.console import Console
 from controllers.api import Manifest
 from testbed import experiment
 from testbed.abr import PreparedPlaybacks, job
+from testbed.netns import owned
 from testbed.policycards import PolicyCard
 from testbed.recorder import Recorder
 from testbed.spec import Experiment
@@ -60,6 +61,7 @@ def test_the_network_is_down_before_twins_and_optima_are_computed(
         "_add_optima": noted("optima"),
     }.items():
         monkeypatch.setattr(experiment, name, stand_in)
+    monkeypatch.setattr(owned, "require_root", noted("root"))
     with pytest.raises(fault) if fault else contextlib.nullcontext():
         experiment.run(wanted, Console(quiet=True))
     assert happened == ["root", "up", "play", "down", *([] if fault else ["twins", "optima"])]
