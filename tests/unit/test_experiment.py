@@ -54,7 +54,6 @@ def test_the_network_is_down_before_twins_and_optima_are_computed(
         return lambda *_: happened.append(what)
 
     for name, stand_in in {
-        "require_root": noted("root"),
         "prepare": lambda _: prepared,
         "_emulated": emulated,
         "_add_twins": noted("twins"),
