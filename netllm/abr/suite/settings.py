@@ -60,8 +60,14 @@ SETTINGS: dict[str, Setting] = {
     for each in (
         Setting(DEFAULT, "FCC, video1", "fcc/test", "video1", ""),
         Setting("video2", "FCC, video2", "fcc/test", "video2", "the video"),
-        Setting("norway", "Norway 3G, video1", "norway/test", "video1", "the traces; 39 of the 70 are of rides that norway/train knows"),
-        Setting("norway-apart", "Norway 3G, other rides, video1", "norway/apart", "video1", "the rides"),
+        Setting("norway", "Norway 3G, video1", "norway/test", "video1", "the traces; 60 of the 70 are of rides that norway/train knows"),
+        Setting(
+            "norway-apart",
+            "Norway 3G, norway/apart, video1",
+            "norway/apart",
+            "video1",
+            "the traces; 21 of the 31 are of rides that norway/train knows",
+        ),
         Setting("norway-video2", "Norway 3G, video2", "norway/test", "video2", "the traces, as above, and the video"),
         Setting(
             "lte", "US LTE, video1", LTE, "video1", "the kind of network: packet-delivery opportunities of cellular links", note=_LTE_NOTE
