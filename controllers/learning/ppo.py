@@ -170,7 +170,7 @@ class Learner:
 
     def _loss(self, experience: Experience, rows: torch.Tensor, entropy_weight: float) -> tuple[torch.Tensor, float]:
         allowed, actions = experience.allowed[rows], experience.actions[rows]
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(bf16_units())):  # emulated, it takes eight times as long as float32
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(bf16_units())):  # emulated, it takes far longer than float32
             logits, (value, spread) = self.actor(experience.inputs[rows]), self.critic(experience.critic_inputs[rows])
         log_chances = torch.log_softmax(logits.float().masked_fill(~allowed, -1e9), -1)  # (rows, actions)
         chosen = log_chances.gather(1, actions[:, None]).squeeze(1)
